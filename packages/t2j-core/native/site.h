@@ -1,0 +1,56 @@
+// One call site of a compiled program: the torch function and the prepared description of its operands and results.
+#pragma once
+#include <Python.h>
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "dlpack.h"
+#include "xla_ffi.h"
+
+namespace t2j {
+
+enum class Pass : uint8_t {
+  kBorrow = 0,   // a tensor over XLA's buffer; must not be written
+  kClone = 1,    // a private copy, because the function writes into it
+  kMutable = 2,  // a tensor over a buffer that XLA aliases to a result
+};
+
+struct Operand {
+  dl::Tensor tensor{};          // template: everything but data and device
+  std::vector<int64_t> layout;  // shape, then strides
+  int64_t bytes = 0;
+  Pass pass = Pass::kBorrow;
+};
+
+// Python objects the call path uses, set once by `setup` and never freed.
+struct Hooks {
+  const dl::ExchangeApi* exchange = nullptr;  // null: torch older than 2.10, capsules instead
+  PyObject *tensor_type, *parameter_type, *from_dlpack, *to_dlpack, *is_conj, *is_neg, *clone, *copy, *collect_garbage;
+  PyObject* state_getters;  // functions that are all false while torch's thread-local state is the default
+  PyObject *is_grad_enabled, *enter_state, *leave_state, *enter_stream, *leave_stream;
+  PyObject *resolve, *check_output, *check_results, *raise_mutated, *raise_escaped, *report;
+};
+extern Hooks hooks;
+
+struct Site {
+  PyObject* target = nullptr;  // called with one tensor per operand (and per result, if `pass_results`)
+  PyObject* label = nullptr;   // for the hooks that word errors
+  std::vector<Operand> operands, results;
+  bool single = false;        // the target returns a tensor, not a tuple
+  bool pass_results = false;  // the target is handed tensors over the result buffers
+  bool may_overlap = false;   // a returned tensor may live in a result buffer
+  std::atomic<bool> called{false};
+
+  // From what the `resolve` hook answers for the attributes of the frame. Null with a Python error set.
+  static std::unique_ptr<Site> from_attributes(const ffi::Attrs& attrs);
+  ~Site();  // needs the GIL
+};
+
+// False once the interpreter is closing: the GIL must not be taken any more.
+bool python_is_alive();
+
+extern std::atomic<int64_t> live_sites;
+
+}  // namespace t2j

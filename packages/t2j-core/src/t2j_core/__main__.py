@@ -1,0 +1,23 @@
+"""`python -m t2j_core`: what is installed, and one call that shows whether it works."""
+
+from __future__ import annotations
+
+import sys
+
+from ._info import environment_info, self_test
+
+
+def main() -> int:
+    """Print the environment and the outcome of a self-test; 1 if the test fails."""
+    for key, value in environment_info().items():
+        print(f"{key:>14}: {value}")
+    try:
+        print(f"\n     self-test: passed: {self_test()}")
+    except Exception as error:
+        print(f"\n     self-test: FAILED: {type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

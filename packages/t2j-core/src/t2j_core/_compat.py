@@ -1,0 +1,207 @@
+"""What differs between versions of JAX and torch. Features are detected, versions are only held against the floor.
+
+`jax.core`, `jax.interpreters` and `jax.extend` are outside JAX's compatibility promise: every use of them is here.
+To drop support for a version, delete the branch that its comment names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.extend.core
+import torch
+from jax.core import ShapedArray as ShapedArray
+from jax.core import Tracer as Tracer
+from jax.extend.core import Primitive as Primitive
+from jax.interpreters import ad as ad
+from jax.interpreters import batching as batching
+from jax.interpreters import mlir as mlir
+from torch.utils._python_dispatch import TorchDispatchMode
+
+JAX_FLOOR = (0, 6, 2)
+TORCH_FLOOR = (2, 6, 0)
+
+
+def _check_floor(name: str, version: str, floor: tuple[int, int, int]) -> None:
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if numbers < floor:
+        wanted = ".".join(map(str, floor))
+        raise ImportError(
+            f"t2j-core needs {name} {wanted} or newer.\n  Got: {name} {version}\n"
+            f"Run `pip install -U '{name}>={wanted}'`."
+        )
+
+
+_check_floor("jax", jax.__version__, JAX_FLOOR)
+_check_floor("torch", torch.__version__, TORCH_FLOOR)
+
+# jax before 0.7 has no caches that hold parameters of primitives, so nothing needs to be told to hold them weakly.
+try:
+    from jax._src.util import weakref_cache_key_types as _weak_key_types
+except ImportError:
+    _weak_key_types = set()
+
+
+def hold_weakly(cls: type) -> None:
+    """Let JAX's caches hold instances of `cls` by weak reference, so that a dropped function is freed."""
+    _weak_key_types.add(cls)
+
+
+# The error an executable raises: jax before 0.8 names it differently.
+JaxRuntimeError: type[Exception] = jax.errors.JaxRuntimeError
+
+
+def is_exporting(ctx: Any) -> bool:
+    """Whether a lowering is made for `jax.export`."""
+    return bool(ctx.module_context.lowering_parameters.for_export)
+
+
+def keep_alive(ctx: Any, value: object) -> None:
+    """Let the lowered program own `value` until it is compiled."""
+    ctx.module_context.add_keepalive(value)
+
+
+def varying_axes(aval: Any) -> frozenset[str]:
+    """The manual mesh axes (of `jax.shard_map`) that a value varies over."""
+    manual = getattr(aval, "mat", None)  # jax 0.10 and newer
+    return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
+
+
+def vary_alike(operands: Sequence[Any]) -> list[Any]:
+    """Cast every operand to vary over the union of the operands' manual axes.
+
+    Differentiating that cast inserts the one `psum` which the gradient of a replicated operand needs.
+    """
+    axes = [varying_axes(jax.typeof(x)) for x in operands]
+    union = frozenset().union(*axes)
+    return [
+        _cast_to_varying(x, tuple(sorted(union - own))) if union - own else x
+        for x, own in zip(operands, axes, strict=True)
+    ]
+
+
+def _cast_to_varying(x: Any, axes: tuple[str, ...]) -> Any:
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, axes, to="varying")
+    return jax.lax.pvary(x, axes)  # type: ignore[attr-defined]  # jax before 0.8
+
+
+def result_aval(shape: tuple[int, ...], dtype: Any, operands: Sequence[Any]) -> Any:
+    """The abstract value of a result: replicated over the mesh, varying over the manual axes of the operands."""
+    template = max(operands, key=lambda aval: len(varying_axes(aval)), default=None)
+    if template is None:
+        return ShapedArray(shape, dtype)
+    sharding = ShapedArray(shape, dtype).sharding
+    if template.sharding.mesh is not None:
+        spec = jax.sharding.PartitionSpec(*(None for _ in shape))
+        sharding = jax.sharding.NamedSharding(template.sharding.mesh, spec)
+    return template.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
+
+
+def explicit_spec(aval: Any) -> Any | None:
+    """The partition spec in the type of `aval` if it shards a dimension over an Explicit mesh axis, else None."""
+    spec = getattr(getattr(aval, "sharding", None), "spec", None)
+    return spec if spec is not None and any(part is not None for part in spec) else None
+
+
+def is_concrete_array(x: object) -> bool:
+    """Whether `x` is a JAX array with values, not a tracer."""
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer)
+
+
+class _Refuse(jax.core.Trace if hasattr(jax.core, "Trace") else object):  # type: ignore[misc]
+    """A JAX trace under which every operation raises."""
+
+    def __init__(self, error: Callable[[str], Exception]) -> None:
+        super().__init__()
+        self._error = error
+
+    def process_primitive(self, primitive: Any, *_: Any) -> Any:
+        raise self._error(str(primitive))
+
+    def is_valid(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def refusing_jax(error: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise `error(operation)` when JAX computes something within, on this thread."""
+    enter: Any = getattr(jax.extend.core, "set_current_trace", None)
+    if enter is None:  # jax before 0.8.2
+        enter = getattr(jax.core, "set_current_trace", contextlib.nullcontext)
+    with enter(_Refuse(error)):
+        yield
+
+
+def torch_exchange_api() -> Any | None:
+    """Torch's table of DLPack functions (torch 2.10 and newer), else None."""
+    return getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+
+def ffi_version() -> str:
+    """The version of XLA's FFI that the installed jaxlib speaks, read from the header it ships."""
+    import jaxlib
+
+    header = Path(jaxlib.__file__).parent / "include" / "xla" / "ffi" / "api" / "c_api.h"
+    found = re.findall(r"#define XLA_FFI_API_M[AJINOR]+ (\d+)", header.read_text()) if header.exists() else []
+    return ".".join(found) or "unknown"
+
+
+def dynamo_is_loaded() -> bool:
+    """Whether something in this process may have been compiled with `torch.compile`."""
+    return "torch._dynamo" in sys.modules
+
+
+class DispatchMode(TorchDispatchMode):
+    """A dispatch mode that leaves `torch.compile` alone: entering it neither imports nor switches off the compiler."""
+
+    compiler_works_inside = hasattr(TorchDispatchMode, "ignore_compile_internals")  # torch before 2.10
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled functions run compiled; the mode sees the operations outside them."""
+        return True
+
+
+def without_compilation() -> contextlib.AbstractContextManager[Any]:
+    """Run compiled torch functions eagerly: nothing is gained by compiling for tensors without data."""
+    return torch.compiler.set_stance("force_eager") if dynamo_is_loaded() else contextlib.nullcontext()
+
+
+def state_getters() -> tuple[Callable[[], Any], ...]:
+    """Functions that are all false while this thread's torch state is the default (grad mode apart)."""
+    return (
+        torch._C._is_any_autocast_enabled,
+        torch.is_inference_mode_enabled,
+        torch._C._len_torch_function_stack,
+        torch._C._len_torch_dispatch_stack,
+    )
+
+
+@contextlib.contextmanager
+def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
+    """Torch's thread-local state as a new thread has it: grad mode on, everything else off."""
+    from torch.overrides import _pop_mode, _push_mode
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device_type in device_types:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        modes = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
+        for mode in modes:
+            stack.callback(_push_mode, mode)
+        if torch._C._len_torch_dispatch_stack():
+            stack.enter_context(_disable_current_modes())
+        yield

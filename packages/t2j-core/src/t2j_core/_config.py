@@ -1,0 +1,33 @@
+"""Every environment switch of t2j, read once and checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+def _integer(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise ValueError(f"The environment variable {name} must be a non-negative integer.\n  Got: {text!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Config:
+    """Switches, each with the environment variable that sets it."""
+
+    auto_output_bytes: int = _integer("T2J_AUTO_OUTPUT_BYTES", 1 << 20)
+    """T2J_AUTO_OUTPUT_BYTES: from this many bytes of output `outputs="auto"` tries to avoid the copy."""
+
+    kept_errors: int = _integer("T2J_KEPT_ERRORS", 64)
+    """T2J_KEPT_ERRORS: how many exceptions of torch functions are kept for `last_error()`."""
+
+
+config = Config()

@@ -1,0 +1,130 @@
+"""The one table of dtypes that JAX, PyTorch and DLPack share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from ._errors import DTypeError, describe
+
+
+class Row(NamedTuple):
+    """A dtype under its names in JAX and torch, and as DLPack's (code, bits)."""
+
+    jax: np.dtype[Any]
+    torch: torch.dtype
+    code: int
+    bits: int
+    short: str
+
+
+# DLPack's type codes.
+_INT, _UINT, _FLOAT, _BFLOAT, _COMPLEX, _BOOL = 0, 1, 2, 4, 5, 6
+_E4M3FN, _E4M3FNUZ, _E5M2, _E5M2FNUZ, _E8M0FNU = 10, 11, 12, 13, 14
+
+_NAMES: tuple[tuple[str, int, int, str], ...] = (
+    ("bool", _BOOL, 8, "bool"),
+    ("int8", _INT, 8, "i8"),
+    ("int16", _INT, 16, "i16"),
+    ("int32", _INT, 32, "i32"),
+    ("int64", _INT, 64, "i64"),
+    ("uint8", _UINT, 8, "u8"),
+    ("uint16", _UINT, 16, "u16"),
+    ("uint32", _UINT, 32, "u32"),
+    ("uint64", _UINT, 64, "u64"),
+    ("float16", _FLOAT, 16, "f16"),
+    ("bfloat16", _BFLOAT, 16, "bf16"),
+    ("float32", _FLOAT, 32, "f32"),
+    ("float64", _FLOAT, 64, "f64"),
+    ("complex64", _COMPLEX, 64, "c64"),
+    ("complex128", _COMPLEX, 128, "c128"),
+    ("float8_e4m3fn", _E4M3FN, 8, "f8_e4m3fn"),
+    ("float8_e4m3fnuz", _E4M3FNUZ, 8, "f8_e4m3fnuz"),
+    ("float8_e5m2", _E5M2, 8, "f8_e5m2"),
+    ("float8_e5m2fnuz", _E5M2FNUZ, 8, "f8_e5m2fnuz"),
+    ("float8_e8m0fnu", _E8M0FNU, 8, "f8_e8m0fnu"),
+)
+
+
+def _rows() -> list[Row]:
+    rows = []
+    for name, code, bits, short in _NAMES:
+        scalar = getattr(jnp, "bool_" if name == "bool" else name, None)
+        dtype = getattr(torch, name, None)
+        if scalar is not None and dtype is not None:  # float8_e8m0fnu is missing from torch 2.6
+            rows.append(Row(np.dtype(scalar), dtype, code, bits, short))
+    return rows
+
+
+ROWS = _rows()
+_BY_JAX = {row.jax: row for row in ROWS}
+_BY_TORCH = {row.torch: row for row in ROWS}
+
+
+def row_of_jax(dtype: Any) -> Row:
+    """The table's row for a JAX dtype. Raises `DTypeError` where torch has none."""
+    try:
+        return _BY_JAX[np.dtype(dtype)]
+    except (KeyError, TypeError):
+        raise DTypeError(_unsupported(dtype)) from None
+
+
+def row_of_torch(dtype: torch.dtype) -> Row:
+    """The table's row for a torch dtype. Raises `DTypeError` where JAX has none."""
+    try:
+        return _BY_TORCH[dtype]
+    except KeyError:
+        raise DTypeError(_unsupported(dtype)) from None
+
+
+def _unsupported(dtype: object) -> str:
+    return describe(
+        f"The dtype {dtype} does not exist in both JAX and PyTorch.",
+        expected="one of " + ", ".join(str(row.jax) for row in ROWS),
+        got=dtype,
+        remedy="Convert to one of these dtypes first.",
+    )
+
+
+def dtype_j2t(dtype: Any) -> torch.dtype:
+    """The torch dtype of a JAX (or NumPy) dtype.
+
+    Raises `DTypeError` for a dtype that torch does not have.
+
+    >>> dtype_j2t("bfloat16")
+    torch.bfloat16
+    """
+    return row_of_jax(dtype).torch
+
+
+def dtype_t2j(dtype: torch.dtype) -> np.dtype[Any]:
+    """The JAX dtype of a torch dtype, 64-bit ones included.
+
+    Raises `DTypeError` for a dtype that JAX does not have (quantised ones, `torch.complex32`, ...).
+
+    >>> dtype_t2j(torch.float16)
+    dtype('float16')
+    """
+    return row_of_torch(dtype).jax
+
+
+def canonical(dtype: Any) -> np.dtype[Any]:
+    """The dtype that JAX stores values of `dtype` in: 32-bit while x64 is off."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def aval_text(shape: tuple[int, ...], dtype: Any) -> str:
+    """A shape and dtype as JAX prints them.
+
+    >>> aval_text((8, 3), "float32")
+    'f32[8,3]'
+    """
+    try:
+        short = row_of_jax(dtype).short
+    except DTypeError:
+        short = str(dtype)
+    return f"{short}[{','.join(map(str, shape))}]"

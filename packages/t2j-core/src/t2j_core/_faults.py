@@ -1,0 +1,240 @@
+"""What happens when a torch function misbehaves: the hooks that the native call path enters then."""
+
+from __future__ import annotations
+
+import collections
+import gc
+import itertools
+import logging
+import re
+import traceback
+from typing import Any
+
+import torch
+
+from ._config import config
+from ._dtypes import aval_text, canonical, dtype_t2j
+from ._errors import DTypeError, OutputError, TensorEscapeError, TensorMutationError, describe
+from ._signature import Leaf, Signature
+
+logger = logging.getLogger("t2j_core")
+
+_DEVICE_TYPES = {1: "cpu", 2: "cuda", 10: "cuda"}  # DLPack's numbers; torch calls ROCm "cuda"
+
+# --- results that are not plain ------------------------------------------------------------------------------------
+
+
+def check_results(signature: Signature, answer: object) -> None:
+    """Raise for an answer whose tree is not the one declared or inferred."""
+    n = len(signature.outputs.leaves)
+    got = f"{len(answer)} tensors" if isinstance(answer, (tuple, list)) else f"a {type(answer).__name__}"
+    raise OutputError(
+        describe(
+            f"{signature.name} did not return what it should.",
+            expected="one tensor" if signature.outputs.single else f"{n} tensors in the declared tree",
+            got=got,
+            remedy="Correct `output_shapes`, or return the same tree for every input of a signature.",
+        )
+    )
+
+
+def check_output(signature: Signature, index: int, value: Any, device_type: int, device_id: int) -> torch.Tensor:
+    """Raise for an output that cannot be right; answer one that torch can copy into the result buffer."""
+    leaf = signature.outputs.leaves[index]
+    path = signature.outputs.paths()[index]
+    where = _DEVICE_TYPES[device_type]
+    if not isinstance(value, torch.Tensor):
+        raise OutputError(
+            _wrong(signature, path, f"{leaf} as a torch.Tensor", type(value).__name__, "Return a tensor.")
+        )
+    if value.layout != torch.strided:
+        raise OutputError(_wrong(signature, path, f"{leaf}, dense", f"{value.layout}", "Return `tensor.to_dense()`."))
+    if value.is_quantized:
+        raise OutputError(_wrong(signature, path, str(leaf), f"{value.dtype}", "Return `tensor.dequantize()`."))
+    if value.is_meta or not _has_storage(value):
+        raise OutputError(
+            _wrong(signature, path, str(leaf), f"a {_kind(value)} without data", "Return a tensor that holds values.")
+        )
+    if value.device.type != where or (where != "cpu" and value.device.index != device_id):
+        expected = where if where == "cpu" else f"{where}:{device_id}"
+        raise OutputError(
+            _wrong(
+                signature,
+                path,
+                f"{leaf} on {expected}",
+                f"a tensor on {value.device}",
+                f"Return `tensor.to('{expected}')`.",
+            )
+        )
+    if tuple(value.shape) != leaf.shape or not _stores_as(value.dtype, leaf):
+        got = f"{_short(value)}"
+        raise OutputError(
+            _wrong(
+                signature, path, str(leaf), got, "Correct `output_shapes`, or the shape and dtype the function returns."
+            )
+        )
+    return value.as_subclass(torch.Tensor)
+
+
+def _wrong(signature: Signature, path: str, expected: str, got: str, remedy: str) -> str:
+    return describe(f"{signature.name} returned a wrong {path}.", expected=expected, got=got, remedy=remedy)
+
+
+def _kind(value: torch.Tensor) -> str:
+    return "meta tensor" if value.is_meta else type(value).__name__
+
+
+def _has_storage(value: torch.Tensor) -> bool:
+    try:
+        return value.numel() == 0 or value.data_ptr() != 0
+    except Exception:  # wrapper subclasses and fake tensors
+        return False
+
+
+def _stores_as(dtype: torch.dtype, leaf: Leaf) -> bool:
+    try:
+        return canonical(dtype_t2j(dtype)) == leaf.dtype
+    except DTypeError:
+        return False
+
+
+def _short(value: torch.Tensor) -> str:
+    try:
+        return aval_text(tuple(value.shape), dtype_t2j(value.dtype))
+    except DTypeError:
+        return f"{value.dtype}{list(value.shape)}"
+
+
+# --- operands -----------------------------------------------------------------------------------------------------
+
+
+def raise_mutated(signature: Signature, index: int) -> None:
+    """Raise for a borrowed operand that was written into."""
+    path = signature.operand_paths()[index]
+    raise TensorMutationError(
+        describe(
+            f"{signature.name} changed {path} in place, so the JAX array that was passed HAS BEEN CHANGED.",
+            expected=f"{path} {signature.operands[index]} left as it was",
+            got="an in-place operation on it (found by the tensor's version counter)",
+            remedy="Work on `tensor.clone()`, or list the argument in `mutable_argnums` and return it.",
+        )
+    )
+
+
+def raise_escaped(signature: Signature, ranges: list[tuple[int, int]], raising: bool) -> None:
+    """Move tensors that outlive their call to memory of their own, and raise."""
+    moved = _make_safe(ranges)
+    logger.debug("%s: moved %d escaped storages", signature.name, moved)
+    if not raising:
+        return
+    raise TensorEscapeError(
+        describe(
+            f"{signature.name} keeps one of its arguments, or a view of one, beyond the call. "
+            "Its memory belongs to XLA, which may reuse or free it.",
+            expected="every tensor over an argument gone when the function returns",
+            got="a tensor, view, NumPy array, autograd graph or stored exception that still refers to one",
+            remedy="Store `tensor.clone()` instead (with `.detach()` if an autograd graph would keep it).",
+        )
+    )
+
+
+def _make_safe(ranges: list[tuple[int, int]]) -> int:
+    """Give CPU storages inside `ranges` memory of their own; every view of them follows."""
+    moved = 0
+    for tensor in [obj for obj in gc.get_objects() if issubclass(type(obj), torch.Tensor)]:
+        for candidate in (tensor, *_saved_tensors(tensor)):
+            try:
+                pointer = candidate.untyped_storage().data_ptr()
+                if candidate.device.type == "cpu" and any(a <= pointer < a + max(n, 1) for a, n in ranges):
+                    candidate.untyped_storage().share_memory_()
+                    moved += 1
+            except Exception:  # tensors without storage
+                continue
+    return moved
+
+
+def _saved_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """What the autograd graph behind `tensor` saved for its backward."""
+    found: list[torch.Tensor] = []
+    queue, seen = [tensor.grad_fn], set()
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for attribute in dir(node):
+            if attribute.startswith("_saved_"):
+                try:
+                    value = getattr(node, attribute)
+                except RuntimeError:  # already freed by a backward
+                    continue
+                found += [
+                    v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, torch.Tensor)
+                ]
+        queue += [edge for edge, _ in node.next_functions]
+    return found
+
+
+# --- exceptions ---------------------------------------------------------------------------------------------------
+
+_kept: collections.OrderedDict[int, BaseException] = collections.OrderedDict()
+_numbers = itertools.count(1)
+_TAG = re.compile(r"\[t2j error (\d+)\]")
+_LIMIT = 8000  # nested calls embed each other's text; without a limit it doubles with every level
+
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (KeyboardInterrupt, 1),
+    (NotImplementedError, 12),
+    (MemoryError, 8),
+    (IndexError, 11),
+    ((ValueError), 3),
+    ((TypeError), 3),
+)
+
+
+def report(signature: Signature | None, error: BaseException) -> tuple[int, str]:
+    """Keep an exception for `last_error` and word it for XLA: (status code, message)."""
+    number = next(_numbers)
+    text = "".join(traceback.format_exception(error))
+    _clear_frames(error)
+    _kept[number] = error
+    while len(_kept) > config.kept_errors:
+        _kept.popitem(last=False)
+    if len(text) > _LIMIT:
+        text = f"{text[: _LIMIT // 2]}\n  [...]\n{text[-_LIMIT // 2 :]}"
+    name = signature.name if signature else "a torch function"
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), 13)
+    first = f"{type(error).__name__}: {error}"[:2000]
+    return code, f"[t2j error {number}] {first}\n\nRaised in the torch function {name}:\n{text}"
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Frames keep the argument tensors, and with them XLA's memory, alive."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        item = queue.pop()
+        if item is None or id(item) in seen:
+            continue
+        seen.add(id(item))
+        traceback.clear_frames(item.__traceback__)
+        queue += [item.__cause__, item.__context__]
+        if isinstance(item, BaseExceptionGroup):
+            queue += item.exceptions
+
+
+def original_of(error: BaseException) -> BaseException | None:
+    """The exception of the torch function behind an error of XLA, if it is still kept."""
+    found = _TAG.findall(str(error))
+    return _kept.get(int(found[-1])) if found else None
+
+
+def last_error() -> BaseException | None:
+    """The newest exception that a torch function raised, with its type and traceback; None if there was none.
+
+    Under your own `jax.jit` XLA turns every exception into a `JaxRuntimeError`; this has the original.
+
+    >>> last_error() is None or isinstance(last_error(), BaseException)
+    True
+    """
+    return next(reversed(_kept.values()), None) if _kept else None

@@ -1,0 +1,196 @@
+"""`module2jax`: an `nn.Module` as a pure function of its parameters and buffers."""
+
+from __future__ import annotations
+
+import collections
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from ._convert import j2t, t2j
+from ._dtypes import canonical, dtype_t2j
+from ._errors import ArgumentError, describe
+from ._wrap import TorchFunction, torch2jax
+
+Variables = dict[str, dict[str, Any]]
+
+
+def module2jax(
+    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
+) -> tuple[TorchFunction, Variables]:
+    """An `nn.Module` as a pure JAX function and its variables.
+
+    Args:
+      module: any module; it is not changed. Tied parameters stay tied: they appear once, under their first name.
+      train: run in training (True) or evaluation (False) mode; None keeps the mode the module is in.
+      mutable: also return the new buffers, such as the running statistics of BatchNorm. Without it changes of
+        buffers are dropped.
+      **options: those of `torch2jax`. With `rng=True` a JAX key comes first: `apply(key, variables, x)`.
+
+    Returns:
+      `(apply, variables)`: `variables` is `{"params": {name: array}, "buffers": {name: array}}`, over the module's own
+      memory where DLPack allows; `apply(variables, *args, **kwargs)` calls the module with them and returns its
+      output, or `(output, buffers)` if `mutable`. Calls may run on several devices or threads at once.
+
+    Raises:
+      ArgumentError: if `module` is not a module, or cannot be copied.
+
+    >>> import jax, jax.numpy as jnp, torch
+    >>> apply, variables = module2jax(torch.nn.Linear(3, 2))
+    >>> jax.jit(apply)(variables, jnp.ones((4, 3))).shape
+    (4, 2)
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise ArgumentError(
+            describe(
+                "`module2jax` takes a module.",
+                expected="torch.nn.Module",
+                got=type(module).__name__,
+                remedy="Wrap a function with `torch2jax`.",
+            )
+        )
+    pool = _Pool(module, module.training if train is None else train)
+    variables = {
+        "params": {name: t2j(tensor) for name, tensor in module.named_parameters()},
+        "buffers": {name: t2j(tensor) for name, tensor in module.named_buffers()},
+    }
+
+    def call(variables: Mapping[str, Mapping[str, torch.Tensor]], *args: Any, **kwargs: Any) -> Any:
+        output, buffers = pool.call(variables, args, kwargs)
+        return (output, buffers) if mutable else output
+
+    call.__name__ = type(module).__name__
+    call.__doc__ = f"The module {type(module).__name__} as a function of its variables and arguments."
+    return torch2jax(call, **options), variables
+
+
+def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write variables back into the module they came from, so that `state_dict()` saves them.
+
+    Args:
+      module: the module that was given to `module2jax`, or one of the same architecture.
+      variables: `{"params": {...}, "buffers": {...}}` of concrete JAX arrays; either part may be missing.
+
+    Raises:
+      ArgumentError: for a name or shape the module does not have; nothing is written then.
+
+    >>> import jax, torch
+    >>> layer = torch.nn.Linear(1, 1)
+    >>> apply, variables = module2jax(layer)
+    >>> load_variables(layer, jax.tree.map(lambda x: 0 * x, variables))
+    >>> float(layer.bias)
+    0.0
+    """
+    owned: dict[str, dict[str, torch.Tensor]] = {
+        "params": dict(module.named_parameters()),
+        "buffers": dict(module.named_buffers()),
+    }
+    pairs = []
+    for part, tensors in variables.items():
+        for name, array in tensors.items():
+            target = owned.get(part, {}).get(name)
+            if target is None or tuple(target.shape) != tuple(array.shape):
+                raise ArgumentError(
+                    describe(
+                        f"`variables[{part!r}][{name!r}]` does not fit the module {type(module).__name__}.",
+                        expected="a variable of the module" if target is None else f"shape {tuple(target.shape)}",
+                        got=f"shape {tuple(array.shape)}",
+                        remedy="Pass variables of this module, as `module2jax` returns them.",
+                    )
+                )
+            pairs.append((target, array))
+    with torch.no_grad():
+        for target, array in pairs:
+            target.copy_(j2t(array))
+
+
+class _Slot(NamedTuple):
+    """A place in a skeleton where a variable goes."""
+
+    holder: dict[str, Any]  # `_parameters` or `_buffers` of a submodule
+    attribute: str
+    part: str
+    name: str
+    empty: torch.Tensor
+
+
+class _Skeleton:
+    """A copy of a module without data, for one call at a time."""
+
+    def __init__(self, module: torch.nn.Module, train: bool) -> None:
+        memo: dict[int, Any] = {}
+        for tensor in (*module.parameters(), *module.buffers()):
+            empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+        try:
+            self.module = copy.deepcopy(module, memo).train(train)
+        except Exception as error:
+            raise ArgumentError(
+                describe(
+                    f"The module {type(module).__name__} cannot be copied ({type(error).__name__}: {error}).",
+                    expected="a module that `copy.deepcopy` accepts",
+                    remedy="Wrap a function that calls the module with `torch2jax` instead.",
+                )
+            ) from error
+        self._slots = self._find_slots()
+        self._recurrent = [m for m in self.module.modules() if hasattr(m, "_flat_weights_names")]
+
+    def _find_slots(self) -> list[_Slot]:
+        slots = []
+        for part, attribute in (("params", "_parameters"), ("buffers", "_buffers")):
+            first_name: dict[int, str] = {}  # a tied tensor goes by the name it is met with first
+            for prefix, module in self.module.named_modules():
+                holder = getattr(module, attribute)
+                for key, tensor in holder.items():
+                    if tensor is not None:
+                        name = first_name.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
+                        slots.append(_Slot(holder, key, part, name, tensor))
+        return slots
+
+    def call(self, variables: Mapping[str, Mapping[str, torch.Tensor]], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        private: dict[str, torch.Tensor] = {}
+        try:
+            for slot in self._slots:
+                tensor = _restored(variables[slot.part][slot.name], slot.empty.dtype)
+                if slot.part == "buffers" and self.module.training:  # such as running statistics
+                    tensor = private.setdefault(slot.name, tensor.clone())
+                slot.holder[slot.attribute] = tensor
+            self._refresh_recurrent()
+            output = self.module(*args, **kwargs)
+            buffers = {s.name: s.holder[s.attribute] for s in self._slots if s.part == "buffers"}
+            return output, buffers
+        finally:
+            for slot in self._slots:
+                slot.holder[slot.attribute] = slot.empty
+            self._refresh_recurrent()
+
+    def _refresh_recurrent(self) -> None:
+        for module in self._recurrent:  # LSTM and its kin keep a second list of their weights
+            module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore
+
+
+def _restored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Undo the narrowing to 32 bits that JAX does while x64 is off; any other dtype is the user's choice."""
+    narrowed = tensor.dtype != dtype and dtype_t2j(tensor.dtype) == canonical(dtype_t2j(dtype))
+    return tensor.to(dtype) if narrowed else tensor
+
+
+class _Pool:
+    """Skeletons that are not in use. Threads never share one: swapping variables of a shared module is a race."""
+
+    def __init__(self, module: torch.nn.Module, train: bool) -> None:
+        self._module, self._train = module, train
+        self._free = collections.deque([_Skeleton(module, train)])
+
+    def call(self, variables: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        try:
+            skeleton = self._free.pop()
+        except IndexError:
+            skeleton = _Skeleton(self._module, self._train)
+        try:
+            return skeleton.call(variables, args, kwargs)
+        finally:
+            self._free.append(skeleton)

@@ -1,0 +1,178 @@
+"""The JAX primitive `torch_call`: its types, its lowering to the native handler. Sole importer of the extension."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from . import _compat, _faults, _native, _streams
+from ._errors import ShardingError, TransformError, describe
+from ._export import refused
+from ._host import host_call
+from ._signature import Signature, jax_inside
+from ._torchfn import TorchFn, resolve
+
+_TARGET = "t2j_torch_call"
+_NOTHING = "t2j_nothing"
+
+# --- the native side -----------------------------------------------------------------------------------------------
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+def _enter_state(first: bool, signature: Signature) -> contextlib.ExitStack:
+    """Give the calling thread torch's default state; on the first call of a program, also refuse JAX inside torch."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(_compat.default_torch_state(_AUTOCAST_DEVICES))
+    if first:
+        stack.enter_context(_compat.refusing_jax(lambda operation: jax_inside(signature.name, operation)))
+    return stack
+
+
+def _copy_into(destination: torch.Tensor, source: torch.Tensor) -> None:
+    destination.copy_(source.detach(), non_blocking=True)
+
+
+_native.setup(
+    {
+        "exchange": _compat.torch_exchange_api(),
+        "tensor_type": torch.Tensor,
+        "parameter_type": torch.nn.Parameter,
+        "from_dlpack": torch._C._from_dlpack,
+        "to_dlpack": torch._C._to_dlpack,
+        "is_conj": torch._C.TensorBase.is_conj,
+        "is_neg": torch._C.TensorBase.is_neg,
+        "clone": torch._C.TensorBase.clone,
+        "copy": _copy_into,
+        "collect_garbage": gc.collect,
+        "is_grad_enabled": torch.is_grad_enabled,
+        "state_getters": _compat.state_getters(),
+        "enter_state": _enter_state,
+        "leave_state": contextlib.ExitStack.close,
+        "enter_stream": _streams.enter,
+        "leave_stream": _streams.leave,
+        "resolve": resolve,
+        "check_output": _faults.check_output,
+        "check_results": _faults.check_results,
+        "raise_mutated": _faults.raise_mutated,
+        "raise_escaped": _faults.raise_escaped,
+        "report": _faults.report,
+    }
+)
+_handlers = _native.handlers()
+for _handler, _platform in (("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")):
+    stages = {"instantiate": _handlers["instantiate"], "execute": _handlers[_handler]}
+    jax.ffi.register_ffi_target(_TARGET, stages, platform=_platform)
+    jax.ffi.register_ffi_target(_NOTHING, _handlers["nothing"], platform=_platform)
+
+# JAX registered its own hook at import, so this one runs first: no call may ask for the GIL of a dying interpreter.
+atexit.register(_native.close_gate)
+os.register_at_fork(after_in_child=_native.after_fork)
+
+counters = _native.counters
+uses_exchange_api = _native.uses_exchange_api
+abi_layout = _native.abi_layout
+
+# --- the primitive -------------------------------------------------------------------------------------------------
+
+torch_call_p = _compat.Primitive("torch_call")
+torch_call_p.multiple_results = True
+_compat.hold_weakly(TorchFn)
+
+
+def torch_call(*operands: Any, fn: TorchFn) -> list[Any]:
+    """Bind the primitive: one result per array of the signature's outputs."""
+    return torch_call_p.bind(*_compat.vary_alike(operands), fn=fn)
+
+
+@torch_call_p.def_impl  # type: ignore[untyped-decorator]
+def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
+    return _jitted(fn)(*operands)
+
+
+def _jitted(fn: TorchFn) -> Any:
+    if fn.jitted is None:  # it may not own `fn`, which owns it
+        fn.jitted = jax.jit(functools.partial(_bind_weakly, weakref.ref(fn)))
+    return fn.jitted
+
+
+def _bind_weakly(reference: Any, *operands: Any) -> list[Any]:
+    return torch_call_p.bind(*operands, fn=reference())
+
+
+@torch_call_p.def_abstract_eval  # type: ignore[untyped-decorator]
+def _abstract(*operands: Any, fn: TorchFn) -> list[Any]:
+    for path, operand in zip(fn.signature.operand_paths() if operands else (), operands, strict=False):
+        if (spec := _compat.explicit_spec(operand)) is not None:
+            raise ShardingError(
+                describe(
+                    f"{path} of {fn.signature.name} is sharded over Explicit mesh axes, but a torch call runs on whole "
+                    "arrays.",
+                    expected="a replicated operand, or a call inside `jax.shard_map`",
+                    got=f"{operand.str_short(True)} with spec {spec}",
+                    remedy="Call inside `jax.shard_map`, `jax.reshard` the operand first, or wrap with "
+                    "`t2j_dist.torch2jax`.",
+                )
+            )
+    return [_compat.result_aval(leaf.shape, leaf.dtype, operands) for leaf in fn.signature.outputs.leaves]
+
+
+def _lower(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
+    if _compat.is_exporting(ctx):
+        if fn.reason_not_exportable is not None:
+            raise refused(fn.signature, fn.reason_not_exportable)
+    else:
+        _compat.keep_alive(ctx, fn)
+    rule = jax.ffi.ffi_lowering(_TARGET, has_side_effect=fn.has_side_effect, operand_output_aliases=fn.aliases)
+    return rule(ctx, *operands, id=np.int64(fn.id), call=fn.key)
+
+
+def _lower_to_host(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
+    return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
+
+
+_compat.mlir.register_lowering(torch_call_p, _lower_to_host)
+for _platform in ("cpu", "cuda", "rocm"):
+    _compat.mlir.register_lowering(torch_call_p, _lower, platform=_platform)
+
+
+def _jvp(primals: Any, tangents: Any, *, fn: TorchFn) -> Any:
+    if fn.rules is None:
+        raise _needs_autodiff(fn, "differentiated")
+    return fn.rules.jvp(primals, tangents, fn=fn)
+
+
+def _batch(operands: Any, dims: Any, *, fn: TorchFn) -> Any:
+    if fn.rules is None:
+        raise _needs_autodiff(fn, "batched with `jax.vmap`")
+    return fn.rules.batch(operands, dims, fn=fn)
+
+
+def _needs_autodiff(fn: TorchFn, what: str) -> TransformError:
+    return TransformError(
+        describe(
+            f"{fn.signature.name} was wrapped with `t2j_core.torch2jax`, which only calls it; it cannot be {what}.",
+            remedy="Install t2j-autodiff and change one import: `from t2j_autodiff import torch2jax`.",
+        )
+    )
+
+
+_compat.ad.primitive_jvps[torch_call_p] = _jvp
+_compat.batching.primitive_batchers[torch_call_p] = _batch
+
+
+def nothing(*operands: Any) -> Any:
+    """An FFI call of the same extension whose handler does nothing: the least that any call costs."""
+    first = operands[0]
+    call = jax.ffi.ffi_call(_NOTHING, jax.ShapeDtypeStruct(first.shape, first.dtype))
+    return call(*operands)

@@ -1,0 +1,150 @@
+"""Trees of arguments and outputs: which leaves are data or constants, and how torch's containers become trees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import torch
+
+from ._errors import ArgumentError, describe
+
+PyTreeDef = Any
+
+_data_types: set[type] = {torch.Tensor, torch.nn.Parameter, np.ndarray}
+"""Exact types known to be data; grows with the types seen, because `isinstance` with `jax.Array` is slow."""
+
+
+def is_data(leaf: object) -> bool:
+    """Whether a leaf is an array, a tracer or a tensor, and thus an operand of the call."""
+    if type(leaf) in _data_types:
+        return True
+    if isinstance(leaf, (jax.Array, torch.Tensor, np.ndarray, np.generic)):
+        _data_types.add(type(leaf))
+        return True
+    return False
+
+
+class Static(NamedTuple):
+    """A constant leaf: part of the signature. Its type counts, so that `1`, `1.0` and `True` differ."""
+
+    kind: type
+    value: Hashable
+
+
+class Split(NamedTuple):
+    """A flattened call: data leaves, and everything about it that is constant."""
+
+    data: list[Any]
+    key: tuple[Any, ...]  # (treedef, one `Static` or None per leaf)
+
+
+def split(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Split:
+    """Flatten `(args, kwargs)` and part the data from the constants.
+
+    Raises `ArgumentError` naming the first constant that is not hashable.
+    """
+    leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
+    if _data_types.issuperset(map(type, leaves)):
+        return Split(leaves, (tree, (None,) * len(leaves)))
+    statics = tuple(None if is_data(leaf) else Static(type(leaf), leaf) for leaf in leaves)
+    data = [leaf for leaf, static in zip(leaves, statics, strict=True) if static is None]
+    try:
+        hash(statics)
+    except TypeError:
+        _raise_unhashable(args, kwargs)
+    return Split(data, (tree, statics))
+
+
+def _raise_unhashable(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))[0]:
+        try:
+            hash(leaf)
+        except TypeError:
+            if is_data(leaf):
+                continue
+            raise ArgumentError(
+                describe(
+                    f"{argument_path(path)} is neither an array nor hashable, so it cannot be part of the signature.",
+                    expected="a JAX array, NumPy array, torch tensor, or a hashable constant",
+                    got=f"{type(leaf).__name__}",
+                    remedy="Pass it as arrays, give it `__hash__` and `__eq__`, or register it as a pytree.",
+                )
+            ) from None
+
+
+def merger(key: tuple[Any, ...]) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The inverse of `split`: a function from data leaves to `(args, kwargs)`."""
+    tree, statics = key
+    if all(static is None for static in statics):
+        return tree.unflatten
+
+    def merge(data: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        rest = iter(data)
+        args, kwargs = tree.unflatten([next(rest) if static is None else static.value for static in statics])
+        return args, kwargs
+
+    return merge
+
+
+def is_flat(key: tuple[Any, ...]) -> bool:
+    """Whether a call is `f(array, array, ...)`: nothing to merge."""
+    tree, statics = key
+    n = len(statics)
+    return all(s is None for s in statics) and tree == jax.tree.structure((tuple(range(n)), {}))
+
+
+def argument_path(path: Sequence[Any]) -> str:
+    """The user's name of a leaf of `(args, kwargs)`: `args[0]['w']` or `kwargs['scale']`."""
+    head, *rest = path
+    return ("args" if head.idx == 0 else "kwargs") + jax.tree_util.keystr(tuple(rest))
+
+
+def argument_paths(key: tuple[Any, ...]) -> list[str]:
+    """The names of the data leaves, in order."""
+    tree, statics = key
+    # `None` would vanish from the tree, so data leaves are marked by an object.
+    marked = jax.tree.unflatten(tree, [_DATA if s is None else s for s in statics])
+    paths = jax.tree_util.tree_flatten_with_path(marked, is_leaf=lambda x: isinstance(x, Static))
+    return [argument_path(path) for path, leaf in paths[0] if leaf is _DATA]
+
+
+_DATA = object()
+
+
+def plain(output: Any) -> Any:
+    """Turn containers that JAX does not know into ones it does.
+
+    A dataclass or mapping that is not a registered pytree becomes a dict. Fields that are None are dropped from a
+    mapping that is a dataclass too (the convention of Hugging Face's `ModelOutput`).
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    return jax.tree.map(_plain_leaf, output)
+
+
+def _plain_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, Mapping):
+        return {key: plain(value) for key, value in leaf.items()}
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        return {field.name: plain(getattr(leaf, field.name)) for field in dataclasses.fields(leaf)}
+    return leaf
+
+
+class Size(tuple[int, ...]):
+    """A shape that stands for one output in `output_shapes`: `Size(3, 2)`, `Size((3, 2))` or `Size(tensor.shape)`.
+
+    >>> Size(3, 2) == Size((3, 2))
+    True
+    """
+
+    def __new__(cls, *sizes: Any) -> Size:
+        if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+            (sizes,) = sizes
+        return super().__new__(cls, (int(size) for size in sizes))
+
+    def __repr__(self) -> str:
+        return f"Size({', '.join(map(str, self))})"

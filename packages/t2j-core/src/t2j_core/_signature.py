@@ -1,0 +1,295 @@
+"""The signature of a call: trees, abstract values, constants; and how outputs are inferred or declared."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from . import _compat
+from ._dtypes import aval_text, canonical, dtype_j2t, dtype_t2j, row_of_jax
+from ._errors import ArgumentError, DataDependentShapeError, JaxInsideTorchError, OutputError, T2jError, describe
+from ._pytree import PyTreeDef, Size, Static, argument_paths, merger, plain
+
+logger = logging.getLogger("t2j_core")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of a signature: what JAX holds and the torch dtype the function sees."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    torch_dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return aval_text(self.shape, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The output tree of a function: arrays, and the constants it returns beside them."""
+
+    tree: PyTreeDef
+    leaves: tuple[Leaf, ...]
+    statics: tuple[Static | None, ...]
+    mutated: tuple[int, ...] = ()  # operands the function writes into
+    returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
+
+    @property
+    def single(self) -> bool:
+        """Whether the function returns one tensor, bare."""
+        return self.tree == jax.tree.structure(0) and self.statics == (None,)
+
+    def unflatten(self, arrays: Sequence[Any]) -> Any:
+        """The output tree with `arrays` and the constants in their places."""
+        rest = iter(arrays)
+        return jax.tree.unflatten(self.tree, [next(rest) if s is None else s.value for s in self.statics])
+
+    def paths(self) -> list[str]:
+        """The names of the arrays in the output: `output[0]['logits']`."""
+        marked = jax.tree.unflatten(self.tree, list(range(len(self.statics))))
+        named = [f"output{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_flatten_with_path(marked)[0]]
+        return [name for name, static in zip(named, self.statics, strict=True) if static is None]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Everything about a call but its data."""
+
+    name: str
+    key: tuple[Any, ...]  # of `_pytree.split`
+    operands: tuple[Leaf, ...]
+    outputs: Outputs = field(compare=False)
+
+    def operand_paths(self) -> list[str]:
+        """The names of the operands: `args[0]['w']`."""
+        return argument_paths(self.key)
+
+    def __str__(self) -> str:
+        left = ", ".join(map(str, self.operands))
+        return f"{self.name}({left}) -> ({', '.join(map(str, self.outputs.leaves))})"
+
+
+def leaf_of(shape: Sequence[int], dtype: Any, torch_dtype: torch.dtype | None = None) -> Leaf:
+    """A `Leaf` from a JAX dtype. Raises for dtypes torch lacks and for symbolic sizes."""
+    row = row_of_jax(dtype)
+    try:
+        sizes = tuple(int(size) for size in shape)
+    except Exception:
+        raise ArgumentError(
+            describe(
+                "A torch function needs concrete shapes.",
+                got=f"{dtype}[{','.join(map(str, shape))}]",
+                remedy="Export with concrete shapes instead of symbolic ones.",
+            )
+        ) from None
+    return Leaf(sizes, row.jax, torch_dtype or row.torch)
+
+
+# --- declared outputs ---------------------------------------------------------------------------------------------
+
+
+def declared_outputs(output_shapes: Any, operands: Sequence[Leaf]) -> Outputs:
+    """Read `output_shapes`: a pytree of `Size`, tuples of int, `ShapeDtypeStruct`s, arrays or tensors.
+
+    A shape without a dtype takes the dtype of the first floating operand, float32 if there is none.
+    """
+    floating = next((leaf for leaf in operands if leaf.torch_dtype.is_floating_point), None)
+    default = floating.torch_dtype if floating else torch.float32
+    items, tree = jax.tree.flatten(output_shapes, is_leaf=_is_shape)
+    return Outputs(tree, tuple(_declared(item, default) for item in items), (None,) * len(items))
+
+
+def _is_shape(item: Any) -> bool:
+    if isinstance(item, (Size, torch.Size)):
+        return True
+    return isinstance(item, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in item)
+
+
+def _declared(item: Any, default: torch.dtype) -> Leaf:
+    if _is_shape(item):
+        return _output_leaf(tuple(int(n) for n in item), default)
+    if isinstance(item, torch.Tensor):
+        return _output_leaf(tuple(item.shape), item.dtype)
+    if hasattr(item, "shape") and hasattr(item, "dtype"):
+        return _output_leaf(tuple(item.shape), dtype_j2t(item.dtype))
+    raise ArgumentError(
+        describe(
+            "`output_shapes` holds something that does not describe an array.",
+            expected="a pytree of Size, tuple of int, jax.ShapeDtypeStruct, array or tensor",
+            got=f"{type(item).__name__}",
+            remedy="Describe each output by `Size(shape)` or `jax.ShapeDtypeStruct(shape, dtype)`.",
+        )
+    )
+
+
+def _output_leaf(shape: tuple[int, ...], dtype: torch.dtype) -> Leaf:
+    return leaf_of(shape, canonical(dtype_t2j(dtype)), dtype)
+
+
+# --- inferred outputs ---------------------------------------------------------------------------------------------
+
+
+class _OnMeta(_compat.DispatchMode):
+    """Runs every operation on meta tensors, real ones (parameters a function closes over) included: no data, no work.
+
+    PyTorch's own fake tensors would say `device='cpu'` as well, but cost seconds to import.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dynamic_shape = False
+        self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _meta(self, value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return torch.device("meta")
+        if not isinstance(value, torch.Tensor) or value.is_meta:
+            return value
+        if id(value) not in self._twins:
+            twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+            self._twins[id(value)] = (value, twin)
+        return self._twins[id(value)][1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        import torch.utils._pytree as torch_tree
+
+        args, kwargs = torch_tree.tree_map(self._meta, (args, dict(kwargs or {})))
+        if any(a.name == "device" for a in func._schema.arguments):
+            kwargs["device"] = torch.device("meta")
+        kwargs.pop("pin_memory", None)
+        try:
+            return func(*args, **kwargs)
+        except Exception:
+            self.dynamic_shape |= torch.Tag.dynamic_output_shape in func.tags
+            raise
+
+
+def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
+    """Run the function without data, once, and read its outputs off; where that fails, run it on zeros.
+
+    Raises `DataDependentShapeError` where a shape depends on values, and the function's own exception where it raises.
+    """
+    meta = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device="meta") for leaf in operands]
+    mode = _OnMeta()
+    try:
+        with _inference(name), mode:
+            return _run(call, key, meta)
+    except T2jError:
+        raise
+    except Exception as reason:
+        logger.info("%s cannot run without data (%s: %s); running it on zeros", name, type(reason).__name__, reason)
+        return _infer_from_data(call, name, key, operands, mode.dynamic_shape)
+
+
+def _infer_from_data(
+    call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], dynamic: bool
+) -> Outputs:
+    def run(make: Callable[[Leaf], torch.Tensor]) -> Outputs:
+        with _inference(name), torch.random.fork_rng(devices=[]):
+            return _run(call, key, [make(leaf) for leaf in operands])
+
+    try:
+        outputs = run(lambda leaf: torch.zeros(leaf.shape, dtype=leaf.torch_dtype))
+    except T2jError:
+        raise
+    except Exception as error:
+        error.add_note(
+            f"Raised while t2j inferred the outputs of {name} for ({', '.join(map(str, operands))}). "
+            "If the function works on real data, declare its outputs with `output_shapes=`."
+        )
+        raise
+    if dynamic:
+        other = outputs
+        with contextlib.suppress(Exception):  # the ramp may be no valid input, and then it tells nothing
+            other = run(_ramp)
+        if other.leaves != outputs.leaves:
+            raise DataDependentShapeError(_data_dependent(name, operands, outputs, other))
+    return outputs
+
+
+def _ramp(leaf: Leaf) -> torch.Tensor:
+    count = torch.arange(1, 1 + int(np.prod(leaf.shape, dtype=np.int64))) % 100
+    return count.reshape(leaf.shape).to(leaf.torch_dtype)
+
+
+def _data_dependent(name: str, operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
+    return describe(
+        f"The output shapes of {name} depend on the values of its inputs ({', '.join(map(str, operands))}).",
+        expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
+        got=f"({', '.join(map(str, first.leaves))}) for one input, ({', '.join(map(str, second.leaves))}) for another",
+        remedy="Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries.",
+    )
+
+
+@contextlib.contextmanager
+def _inference(name: str) -> Any:
+    def refuse(operation: str) -> Exception:
+        return jax_inside(name, operation)
+
+    with _compat.default_torch_state(("cpu",)), _compat.without_compilation(), _compat.refusing_jax(refuse):
+        yield
+
+
+def jax_inside(name: str, operation: str) -> JaxInsideTorchError:
+    """The error for JAX called inside a torch function."""
+    return JaxInsideTorchError(
+        describe(
+            f"The torch function {name} calls JAX (the operation `{operation}`), which can deadlock inside an XLA "
+            "program.",
+            expected="only PyTorch (and NumPy) inside the function",
+            remedy="Compute with JAX before or after the call and pass arrays as arguments.",
+        )
+    )
+
+
+def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
+    args, kwargs = merger(key)(tensors)
+    versions = [t._version for t in tensors]
+    items, tree = jax.tree.flatten(plain(call(*args, **kwargs)))
+    mutated = tuple(i for i, t in enumerate(tensors) if t._version != versions[i])
+    statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(item) for item in items)
+    results = [item for item in items if isinstance(item, torch.Tensor)]
+    returned = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
+    return Outputs(tree, tuple(_output_leaf(_sizes(t), t.dtype) for t in results), statics, mutated, returned)
+
+
+def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+    if tensor.layout != torch.strided:
+        raise OutputError(
+            describe(
+                f"The function returns a sparse tensor ({tensor.layout}), which JAX arrays cannot hold.",
+                remedy="Return `tensor.to_dense()`.",
+            )
+        )
+    return tuple(tensor.shape)
+
+
+def _static_output(item: Any) -> Static:
+    if isinstance(item, (np.ndarray, np.generic, jax.Array)):
+        raise OutputError(
+            describe(
+                f"The function returns a {type(item).__name__} where a tensor is needed.",
+                expected="torch tensors, and constants such as numbers or strings",
+                got=f"{type(item).__name__} {aval_text(item.shape, item.dtype)}",
+                remedy="Return `torch.as_tensor(value)`.",
+            )
+        )
+    return Static(type(item), item)
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    same = a is b or (a._is_view() and a._base is b)
+    return same and a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()

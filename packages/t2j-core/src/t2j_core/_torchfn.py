@@ -1,0 +1,216 @@
+"""`TorchFn`: a torch function with its signature, as compiled programs know it; and how they find it again."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from . import _compat, _export
+from ._config import config
+from ._dtypes import row_of_jax, row_of_torch
+from ._errors import OutputError, describe
+from ._pytree import is_flat, merger, plain
+from ._redirect import Redirected
+from ._signature import Leaf, Signature
+
+_ids = itertools.count(1)
+_by_id: weakref.WeakValueDictionary[int, TorchFn] = weakref.WeakValueDictionary()
+_by_call: weakref.WeakValueDictionary[str, TorchFn] = weakref.WeakValueDictionary()
+_by_name: dict[str, Callable[[Signature], TorchFn]] = {}
+_lock = threading.Lock()
+
+BORROW, CLONE, MUTABLE = 0, 1, 2  # how an operand is handed over; `native/site.h` has the same numbers
+_UINT8 = (1, 8)
+
+
+class TorchFn:
+    """A torch function for one signature. Primitives carry it as a parameter; it hashes by identity.
+
+    `call` takes the arguments of the signature. `rules` is where a sister package puts what JAX's transformations
+    need; None in core.
+    """
+
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        signature: Signature,
+        *,
+        outputs: str = "copy",
+        passes: Sequence[int] | None = None,
+        aliases: dict[int, int] | None = None,
+        has_side_effect: bool = False,
+        name: str | None = None,
+        rules: Any = None,
+    ) -> None:
+        self.call = call
+        self.signature = signature
+        self.outputs = outputs
+        self.passes = tuple(passes or (BORROW,) * len(signature.operands))
+        self.aliases = dict(aliases or {})
+        self.has_side_effect = has_side_effect
+        self.rules = rules
+        self.jitted: Any = None  # the compiled form for eager binds, made when first needed
+        self.pass_results = outputs == "out"
+        if outputs == "auto" and any(o.nbytes >= config.auto_output_bytes for o in signature.outputs.leaves):
+            self.pass_results = not self.aliases
+        self.target = self._target()
+        self.reason_not_exportable: str | None = "it has no `name=`"
+        self.key = ""
+        if name is not None:
+            self.key, self.reason_not_exportable = _export.encode(name, signature)
+        self.id = 0 if self.key else next(_ids)
+        with _lock:
+            if self.key:
+                _by_call[self.key] = self
+            else:
+                _by_id[self.id] = self
+
+    def __repr__(self) -> str:
+        return f"<TorchFn {self.signature}>"
+
+    # What the handler calls: one tensor per operand (and per result buffer) -> a tensor, or a tuple of them.
+
+    @property
+    def _is_direct(self) -> bool:
+        signature = self.signature
+        unchanged = all(
+            _wire(leaf) is None and row_of_jax(leaf.dtype).torch == leaf.torch_dtype for leaf in signature.operands
+        )
+        same_results = all(_wire(leaf) is None for leaf in signature.outputs.leaves)
+        return (
+            is_flat(signature.key) and unchanged and same_results and signature.outputs.single and not self.pass_results
+        )
+
+    def _target(self) -> Callable[..., Any]:
+        if self._is_direct:
+            return self.call
+        call, signature = self.call, self.signature
+        merge, outputs = merger(signature.key), signature.outputs
+        arrive = _conversions(signature.operands)
+        depart = [i for i, leaf in enumerate(outputs.leaves) if _wire(leaf) is not None]
+
+        def run(*tensors: torch.Tensor, **extra: Any) -> tuple[Any, ...]:
+            data = list(tensors)
+            for index, convert in arrive:
+                data[index] = convert(data[index])
+            args, kwargs = merge(data)
+            results = _flatten_results(signature, call(*args, **kwargs, **extra))
+            for index in depart:
+                results[index] = results[index].view(torch.uint8)
+            return tuple(results)
+
+        if not self.pass_results:
+            return run
+        n = len(signature.operands)
+        if self.outputs == "out":
+
+            def run_out(*tensors: torch.Tensor) -> tuple[Any, ...]:
+                buffers = list(tensors[n:])
+                for index in depart:
+                    buffers[index] = buffers[index].view(outputs.leaves[index].torch_dtype)
+                return run(*tensors[:n], out=outputs.unflatten(buffers))
+
+            return run_out
+        redirected = Redirected(run, outputs.leaves, config.auto_output_bytes)
+        return lambda *tensors: redirected(tensors[:n], tensors[n:])
+
+    def description(self) -> tuple[Any, ...]:
+        """What the native call site is built from."""
+        operands = tuple(
+            (*_dlpack(leaf), leaf.shape, how) for leaf, how in zip(self.signature.operands, self.passes, strict=True)
+        )
+        results = tuple((*_dlpack(leaf), leaf.shape, BORROW) for leaf in self.signature.outputs.leaves)
+        single = self.target is self.call
+        return self.target, self.signature, operands, results, single, self.pass_results
+
+
+def _flatten_results(signature: Signature, answer: Any) -> list[Any]:
+    """The tensors of an answer, after its tree and constants were compared with the signature."""
+    import jax
+
+    outputs = signature.outputs
+    if outputs.single and isinstance(answer, torch.Tensor):
+        return [answer]
+    items, tree = jax.tree.flatten(plain(answer))
+    if tree != outputs.tree:
+        raise OutputError(
+            describe(
+                f"{signature.name} returned another tree than it should.",
+                expected=f"{outputs.tree}",
+                got=f"{tree}",
+                remedy="Correct `output_shapes`, or return the same tree for every input of a signature.",
+            )
+        )
+    tensors = []
+    for item, static in zip(items, outputs.statics, strict=True):
+        if static is None:
+            tensors.append(item)
+        elif isinstance(item, torch.Tensor) or not (item is static.value or item == static.value):
+            raise OutputError(
+                describe(
+                    f"{signature.name} returned a constant that differs from the one it returned when JAX traced it.",
+                    expected=f"{static.kind.__name__}",
+                    got=f"another {type(item).__name__}",
+                    remedy="Return values that change from call to call as tensors: `torch.tensor(value)`.",
+                )
+            )
+    return tensors
+
+
+def _wire(leaf: Leaf) -> tuple[int, int] | None:
+    """Torch before 2.10 has no float8 in its DLPack: such arrays cross as bytes. None for all others."""
+    if _compat.torch_exchange_api() is None and str(leaf.dtype).startswith("float8"):
+        return _UINT8
+    return None
+
+
+def _dlpack(leaf: Leaf) -> tuple[int, int]:
+    row = row_of_jax(leaf.dtype)
+    return _wire(leaf) or (row.code, row.bits)
+
+
+def _conversions(operands: Sequence[Leaf]) -> list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]]:
+    steps: list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = []
+    for index, leaf in enumerate(operands):
+        stored = row_of_jax(leaf.dtype).torch
+        if _wire(leaf) is not None:
+            steps.append((index, operator.methodcaller("view", stored)))
+        if leaf.torch_dtype != stored:
+            row_of_torch(leaf.torch_dtype)
+            steps.append((index, operator.methodcaller("to", leaf.torch_dtype)))
+    return steps
+
+
+# --- finding a function again -------------------------------------------------------------------------------------
+
+
+def register_name(name: str, build: Callable[[Signature], TorchFn]) -> None:
+    """Let programs from other processes find a function by name. The newest registration of a name counts."""
+    with _lock:
+        _by_name[name] = build
+
+
+def resolve(number: int, call: str) -> tuple[Any, ...]:
+    """What a compiled program's call site runs. Called by the native part, once per executable."""
+    with _lock:
+        fn = _by_call.get(call) if call else _by_id.get(number)
+    if fn is None and call:
+        name = _export.name_of(call)
+        build = _by_name.get(name)
+        if build is None:
+            raise _export.unregistered(name, call)
+        fn = build(_export.decode(call))
+    if fn is None:
+        raise _export.forgotten(number)
+    return fn.description()
+
+
+def live_count() -> int:
+    """How many torch functions are registered, named ones included."""
+    return len(_by_id) + len(_by_call)

@@ -1,0 +1,361 @@
+"""`torch2jax`: the wrapper that users hold."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from . import _compat
+from ._convert import t2j
+from ._dtypes import canonical, dtype_t2j
+from ._errors import ArgumentError, PerformanceWarning, TensorMutationError, describe
+from ._faults import original_of
+from ._primitive import torch_call
+from ._pytree import Static, split
+from ._rng import seeded
+from ._signature import Leaf, Signature, declared_outputs, infer_outputs, leaf_of
+from ._torchfn import BORROW, CLONE, MUTABLE, TorchFn, register_name
+
+_OUTPUTS = ("copy", "out", "auto")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a function is wrapped; see `torch2jax`."""
+
+    output_shapes: Any = None
+    mutable_argnums: tuple[int, ...] = ()
+    rng: bool = False
+    outputs: str = "auto"
+    has_side_effect: bool = False
+    name: str | None = None
+
+
+def torch2jax(
+    fn: Callable[..., Any],
+    *example_args: Any,
+    example_kw: Mapping[str, Any] | None = None,
+    output_shapes: Any = None,
+    mutable_argnums: int | Sequence[int] = (),
+    rng: bool = False,
+    outputs: str = "auto",
+    has_side_effect: bool = False,
+    name: str | None = None,
+) -> TorchFunction:
+    """Wrap a PyTorch function so that JAX can call it, eagerly and under `jax.jit`, without copying its arguments.
+
+    Args:
+      fn: any callable on torch tensors. Arguments and outputs may be pytrees. Under `jit` it must be pure, as every
+        JAX function: XLA may merge, hoist or drop calls.
+      *example_args: optional examples of the arguments (tensors, arrays, `jax.ShapeDtypeStruct`), which check the
+        function now instead of at the first call, and tell torch dtypes that JAX cannot (`int64` while x64 is off).
+      example_kw: examples of the keyword arguments.
+      output_shapes: declares the outputs instead of inferring them: a pytree of `Size`, tuples of int,
+        `jax.ShapeDtypeStruct`, arrays or tensors. `fn` is then not run before the first call.
+      mutable_argnums: positions of arguments that `fn` may write into. It must return what it has written. If the
+        caller donates the argument to `jax.jit`, the update happens in place.
+      rng: the first argument of the wrapped function is a JAX key, from which torch's generators are seeded for the
+        call; `fn` gets the other arguments.
+      outputs: `"copy"` copies results to XLA's memory; `"out"` hands the memory to `fn` as its argument `out=`;
+        `"auto"` makes the operation that produces a large result write there itself, and copies the others.
+      has_side_effect: run every call the program contains. The order of calls stays open.
+      name: a name that is the same in every process, needed for `jax.export` and serialised programs.
+
+    Returns:
+      The wrapped function. Arrays, tracers and tensors among its arguments are data; all other leaves are constants
+      and must be hashable. New shapes, dtypes and constants just work; each is inferred and compiled once.
+
+    Raises:
+      ArgumentError: for options or examples that do not fit.
+      Whatever `fn` raises on the examples, with its own type.
+
+    >>> import jax, jax.numpy as jnp, torch
+    >>> f = torch2jax(lambda x, y: torch.sin(x) @ y)
+    >>> jax.jit(f)(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
+    (2, 4)
+    """
+    if not callable(fn):
+        raise ArgumentError(
+            describe("`fn` must be callable.", got=type(fn).__name__, remedy="Pass a function or an `nn.Module`.")
+        )
+    if outputs not in _OUTPUTS:
+        raise ArgumentError(
+            describe(
+                "`outputs` is unknown.", expected='"copy", "out" or "auto"', got=repr(outputs), remedy="Choose one."
+            )
+        )
+    numbers = (mutable_argnums,) if isinstance(mutable_argnums, int) else tuple(mutable_argnums)
+    options = Options(output_shapes, numbers, rng, outputs, has_side_effect, name)
+    examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
+    return TorchFunction(fn, options, examples)
+
+
+torch2jax_without_vjp = torch2jax
+
+
+class TorchFunction:
+    """A PyTorch function that JAX can call; made by `torch2jax`."""
+
+    def __init__(
+        self, fn: Callable[..., Any], options: Options, examples: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    ) -> None:
+        self.fn = fn
+        self.options = options
+        self.__name__ = str(options.name or getattr(fn, "__name__", type(fn).__name__))
+        self.__doc__ = getattr(fn, "__doc__", None)
+        self._lock = threading.RLock()
+        self._fns: dict[Any, TorchFn] = {}
+        self._entries: dict[Any, Any] = {}  # compiled forms for eager calls, by everything but the data
+        self._array_entries: dict[Any, Any] = {}  # the same where all leaves are JAX arrays, by the tree
+        self._array_type: type | None = None
+        self._flat = jax.jit(self._call_arrays)
+        self._has_constant_outputs = False
+        self._example_tree: Any = None
+        self._example_dtypes: dict[int, torch.dtype] = {}
+        if options.name is not None:
+            register_name(options.name, self._build)
+        if examples is not None:
+            self._check_examples(*examples)
+
+    def __repr__(self) -> str:
+        signatures = "".join(f"\n  {fn.signature}" for fn in self._fns.values())
+        return f"<torch2jax {self.__name__}{signatures}>"
+
+    # --- calling ---------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            known = self._array_type
+            if not kwargs and set(map(type, args)) == {known}:
+                outputs = self._flat(*args)
+            else:
+                outputs = self._call_any(args, kwargs)
+        except _compat.JaxRuntimeError as error:
+            original = original_of(error)
+            if original is None:
+                raise
+            raise original from error
+        return _without_marks(outputs) if self._has_constant_outputs else outputs
+
+    def _call_any(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        if set(map(type, leaves)) == {self._array_type}:
+            entry = self._array_entries.get(tree)
+            if entry is None:
+                entry = self._array_entries[tree] = jax.jit(functools.partial(self._call_tree, tree))
+            return entry(*leaves)
+        data, key = split(args, kwargs)
+        dtypes = self._torch_dtypes(data, key)
+        arrays = [_to_jax(leaf) for leaf in data]
+        if any(isinstance(leaf, _compat.Tracer) for leaf in arrays):
+            return self._bind(arrays, key, dtypes)
+        if self._array_type is None and arrays:
+            self._array_type = type(arrays[0])
+        entry = self._entries.get((key, dtypes))
+        if entry is None:
+            entry = self._entries[key, dtypes] = jax.jit(functools.partial(self._bind_marked, key, dtypes))
+        return entry(*arrays)
+
+    def _call_arrays(self, *arrays: Any) -> Any:
+        return self._call_tree(jax.tree.structure((arrays, {})), *arrays)
+
+    def _call_tree(self, tree: Any, *arrays: Any) -> Any:
+        key = (tree, (None,) * len(arrays))
+        return self._bind_marked(key, self._torch_dtypes(arrays, key), *arrays)
+
+    def _bind_marked(self, key: Any, dtypes: Any, *arrays: Any) -> Any:
+        return self._bind(list(arrays), key, dtypes, marked=True)
+
+    def _bind(self, arrays: list[Any], key: Any, dtypes: Any, *, marked: bool = False) -> Any:
+        if self.options.rng:
+            arrays[0] = _key_data(arrays[0])
+        operands = tuple(
+            leaf_of(array.shape, array.dtype, dict(dtypes).get(index)) for index, array in enumerate(arrays)
+        )
+        fn = self._torch_fn(key, operands)
+        outputs = fn.signature.outputs
+        results = torch_call(*arrays, fn=fn)
+        if marked and any(static is not None for static in outputs.statics):
+            self._has_constant_outputs = True
+            rest = iter(results)
+            return jax.tree.unflatten(outputs.tree, [next(rest) if s is None else Mark(s) for s in outputs.statics])
+        return outputs.unflatten(results)
+
+    # --- signatures ------------------------------------------------------------------------------------------------
+
+    def _torch_fn(self, key: Any, operands: tuple[Leaf, ...]) -> TorchFn:
+        with self._lock:
+            fn = self._fns.get((key, operands))
+            if fn is None:
+                fn = self._fns[key, operands] = self._build(self._signature(key, operands))
+            return fn
+
+    def _signature(self, key: Any, operands: tuple[Leaf, ...]) -> Signature:
+        if self.options.output_shapes is not None:
+            outputs = declared_outputs(self.options.output_shapes, operands)
+        else:
+            extra = {"out": None} if self.options.outputs == "out" else {}
+            outputs = infer_outputs(functools.partial(self._callable(), **extra), self.__name__, key, operands)
+        return Signature(self.__name__, key, operands, outputs)
+
+    def _callable(self) -> Callable[..., Any]:
+        return seeded(self.fn) if self.options.rng else self.fn
+
+    def _build(self, signature: Signature) -> TorchFn:
+        passes, aliases = self._in_place(signature)
+        return TorchFn(
+            self._callable(),
+            signature,
+            outputs=self.options.outputs,
+            passes=passes,
+            aliases=aliases,
+            has_side_effect=self.options.has_side_effect,
+            name=self.options.name,
+        )
+
+    def _in_place(self, signature: Signature) -> tuple[list[int], dict[int, int]]:
+        """How each operand is handed over, and which result it is aliased to."""
+        outputs, paths = signature.outputs, signature.operand_paths()
+        passes = [BORROW] * len(paths)
+        returned = dict(outputs.returned)
+        aliases: dict[int, int] = {}
+        inferred = self.options.output_shapes is None
+        for index, path in enumerate(paths):
+            listed = any(path.startswith(f"args[{number}]") for number in self.options.mutable_argnums)
+            if listed and not inferred:
+                returned.update(_same_aval(signature, index, taken=set(aliases.values())))
+            if listed and index in returned:
+                passes[index], aliases[index] = MUTABLE, returned[index]
+            elif listed and (index in outputs.mutated or not inferred):
+                raise TensorMutationError(_not_returned(signature, path))
+            elif index in outputs.mutated:
+                passes[index] = CLONE
+                _warn(_cloned(signature, path), PerformanceWarning)
+        return passes, aliases
+
+    # --- examples --------------------------------------------------------------------------------------------------
+
+    def _check_examples(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        as_data = functools.partial(jax.tree.map, lambda leaf: _ExampleArray(leaf) if _is_struct(leaf) else leaf)
+        data, key = split(as_data(args), as_data(kwargs))
+        self._example_tree = key[0]
+        wanted = [leaf.dtype if isinstance(leaf, torch.Tensor) else None for leaf in data]
+        self._example_dtypes = {
+            index: dtype
+            for index, dtype in enumerate(wanted)
+            if dtype is not None and canonical(dtype_t2j(dtype)) != dtype_t2j(dtype)
+        }
+        dtypes = self._torch_dtypes(data, key)
+        operands = []
+        for index, leaf in enumerate(data):
+            if self.options.rng and index == 0:
+                leaf = jax.eval_shape(_key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+            stored = dtype_t2j(leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf.dtype
+            operands.append(leaf_of(leaf.shape, canonical(stored), dict(dtypes).get(index)))
+        self._torch_fn(key, tuple(operands))
+
+    def _torch_dtypes(self, data: Sequence[Any], key: Any) -> tuple[tuple[int, torch.dtype], ...]:
+        """Torch dtypes that differ from what JAX stores: told by the examples, or by tensors among the arguments."""
+        if self._example_tree is not None and key[0] != self._example_tree:
+            raise ArgumentError(
+                describe(
+                    f"{self.__name__} was called with another tree of arguments than its examples.",
+                    expected=f"{self._example_tree}",
+                    got=f"{key[0]}",
+                    remedy="Call it as in the examples, or wrap it without examples to call it in any way.",
+                )
+            )
+        found = dict(self._example_dtypes)
+        for index, leaf in enumerate(data):
+            if isinstance(leaf, torch.Tensor) and canonical(dtype_t2j(leaf.dtype)) != dtype_t2j(leaf.dtype):
+                found[index] = leaf.dtype
+            elif index in found and canonical(dtype_t2j(found[index])) != leaf.dtype:
+                del found[index]
+        return tuple(found.items())
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Mark:
+    """A constant output on its way through `jax.jit`."""
+
+    static: Static
+
+
+def _without_marks(outputs: Any) -> Any:
+    return jax.tree.map(
+        lambda x: x.static.value if isinstance(x, Mark) else x, outputs, is_leaf=lambda x: isinstance(x, Mark)
+    )
+
+
+class _ExampleArray(np.ndarray):  # type: ignore[type-arg,unused-ignore]
+    """A `ShapeDtypeStruct` that counts as data; zero strides, so no memory."""
+
+    def __new__(cls, struct: Any) -> Any:
+        return np.broadcast_to(np.zeros((), struct.dtype), struct.shape).view(cls)
+
+
+def _is_struct(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _to_jax(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return t2j(leaf)
+    return jax.numpy.asarray(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+
+
+def _key_data(key: Any) -> Any:
+    if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    if key.dtype != np.uint32 or key.ndim != 1:
+        raise ArgumentError(
+            describe(
+                "With `rng=True` the first argument must be a JAX key.",
+                expected="one key, as made by `jax.random.key(seed)`",
+                got=f"{key.dtype}{list(key.shape)}",
+                remedy="Pass a key first: `f(key, x)`.",
+            )
+        )
+    return key
+
+
+def _same_aval(signature: Signature, operand: int, taken: set[int]) -> dict[int, int]:
+    mine = signature.operands[operand]
+    for index, leaf in enumerate(signature.outputs.leaves):
+        if index not in taken and (leaf.shape, leaf.dtype) == (mine.shape, mine.dtype):
+            return {operand: index}
+    return {}
+
+
+def _not_returned(signature: Signature, path: str) -> str:
+    return describe(
+        f"{signature.name} changes {path}, which is in `mutable_argnums`, but does not return it.",
+        expected="the changed tensor itself among the outputs: JAX arrays are immutable, a change is a new value",
+        got=f"outputs ({', '.join(map(str, signature.outputs.leaves))}), none of them that tensor",
+        remedy="Return the changed tensor.",
+    )
+
+
+def _cloned(signature: Signature, path: str) -> str:
+    return (
+        f"{signature.name} changes {path} in place. JAX arrays are immutable, so it gets a copy at every call. "
+        "To avoid the copy, return the changed tensor and list the argument in `mutable_argnums`."
+    )
+
+
+def _warn(message: str, category: type[Warning]) -> None:
+    """Warn at the first line outside this package and JAX: the user's."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("t2j_core", "jax", "functools"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -1,0 +1,20 @@
+"""Helpers for tests and benchmarks of code that uses t2j."""
+
+from __future__ import annotations
+
+import gc
+
+from ._primitive import abi_layout as abi_layout
+from ._primitive import counters as counters
+from ._primitive import nothing as noop
+from ._torchfn import live_count as live_functions
+
+__all__ = ["abi_layout", "assert_nothing_escaped", "counters", "live_functions", "noop"]
+
+
+def assert_nothing_escaped() -> None:
+    """Raise AssertionError if a finished call left a tensor over memory of XLA behind."""
+    gc.collect()
+    left = counters()["escaped_calls"]
+    if left:
+        raise AssertionError(f"{left} finished calls left tensors over memory of XLA behind")
