@@ -248,10 +248,9 @@ class Call {
   }
 
   bool inputs_unchanged() {
-    static PyObject* const name = PyUnicode_InternFromString("_version");
     for (size_t i = 0; i < site_.operands.size(); ++i) {
       if (site_.operands[i].pass != Pass::kBorrow) continue;
-      PyObject* version = PyObject_GetAttr(tensors_[i + 1], name);
+      PyObject* version = hooks.version_getter(tensors_[i + 1], hooks.version_closure);
       if (!version) return false;
       bool changed = PyLong_AsLong(version) != 0;
       Py_DECREF(version);

@@ -23,6 +23,11 @@ void setup(const py::dict& table) {
     while (api && api->version.major != 1) api = api->previous;
     hooks.exchange = api;  // an unknown table: capsules still work
   }
+  py::object version = table["version"];
+  if (Py_TYPE(version.ptr()) != &PyGetSetDescr_Type) throw py::type_error("Tensor._version is not a C attribute");
+  const PyGetSetDef* attribute = reinterpret_cast<PyGetSetDescrObject*>(version.ptr())->d_getset;
+  hooks.version_getter = attribute->get;
+  hooks.version_closure = attribute->closure;
   hooks.tensor_type = take("tensor_type");
   hooks.parameter_type = take("parameter_type");
   hooks.from_dlpack = take("from_dlpack");

@@ -28,6 +28,8 @@ struct Operand {
 struct Hooks {
   const dl::ExchangeApi* exchange = nullptr;  // null: torch older than 2.10, capsules instead
   PyObject *tensor_type, *parameter_type, *from_dlpack, *to_dlpack, *is_conj, *is_neg, *clone, *copy, *collect_garbage;
+  getter version_getter = nullptr;  // C function behind `Tensor._version`, the counter of in-place changes
+  void* version_closure = nullptr;
   PyObject* state_getters;  // functions that are all false while torch's thread-local state is the default
   PyObject *is_grad_enabled, *enter_state, *leave_state, *enter_stream, *leave_stream;
   PyObject *resolve, *check_output, *check_results, *raise_mutated, *raise_escaped, *report;

@@ -173,6 +173,13 @@ class DispatchMode(TorchDispatchMode):
         return True
 
 
+def fake_mode() -> Any:
+    """Torch's fake tensors: they claim a device but hold no data. The first use imports the compiler, in seconds."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 def without_compilation() -> contextlib.AbstractContextManager[Any]:
     """Run compiled torch functions eagerly: nothing is gained by compiling for tensors without data."""
     return torch.compiler.set_stance("force_eager") if dynamo_is_loaded() else contextlib.nullcontext()

@@ -31,8 +31,9 @@ def module2jax(
 
     Returns:
       `(apply, variables)`: `variables` is `{"params": {name: array}, "buffers": {name: array}}`, over the module's own
-      memory where DLPack allows; `apply(variables, *args, **kwargs)` calls the module with them and returns its
-      output, or `(output, buffers)` if `mutable`. Calls may run on several devices or threads at once.
+      memory where that is aligned to 64 bytes (weights mapped from a safetensors file are not, and are copied once);
+      `apply(variables, *args, **kwargs)` calls the module with them and returns its output, or `(output, buffers)` if
+      `mutable`. Calls may run on several devices or threads at once.
 
     Raises:
       ArgumentError: if `module` is not a module, or cannot be copied.

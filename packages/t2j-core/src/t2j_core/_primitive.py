@@ -46,6 +46,7 @@ def _copy_into(destination: torch.Tensor, source: torch.Tensor) -> None:
 _native.setup(
     {
         "exchange": _compat.torch_exchange_api(),
+        "version": torch._C.TensorBase.__dict__["_version"],
         "tensor_type": torch.Tensor,
         "parameter_type": torch.nn.Parameter,
         "from_dlpack": torch._C._from_dlpack,

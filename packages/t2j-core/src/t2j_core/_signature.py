@@ -177,21 +177,30 @@ class _OnMeta(_compat.DispatchMode):
             raise
 
 
+_FAKE_FROM_BYTES = 1 << 30
+
+
 def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
     """Run the function without data, once, and read its outputs off; where that fails, run it on zeros.
 
     Raises `DataDependentShapeError` where a shape depends on values, and the function's own exception where it raises.
     """
-    meta = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device="meta") for leaf in operands]
-    mode = _OnMeta()
-    try:
-        with _inference(name), mode:
-            return _run(call, key, meta)
-    except T2jError:
-        raise
-    except Exception as reason:
-        logger.info("%s cannot run without data (%s: %s); running it on zeros", name, type(reason).__name__, reason)
-        return _infer_from_data(call, name, key, operands, mode.dynamic_shape)
+    on_meta = _OnMeta()
+    modes: list[tuple[Any, str]] = [(on_meta, "meta")]
+    if _compat.dynamo_is_loaded() or sum(leaf.nbytes for leaf in operands) >= _FAKE_FROM_BYTES:
+        # Some code looks for fake tensors to skip what needs data. Their import takes seconds, so zeros are cheaper
+        # unless they are many, or the import is done.
+        modes.append((_compat.fake_mode(), "cpu"))
+    for mode, device in modes:
+        try:
+            with _inference(name), mode:
+                tensors = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device=device) for leaf in operands]
+                return _run(call, key, tensors)
+        except T2jError:
+            raise
+        except Exception as reason:
+            logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
+    return _infer_from_data(call, name, key, operands, on_meta.dynamic_shape)
 
 
 def _infer_from_data(

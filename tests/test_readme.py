@@ -1,0 +1,34 @@
+"""The code blocks of every README run, and the set-up commands are the ones that CI runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = blocks(page, "python")
+    assert found
+    namespace: dict[str, object] = {}
+    for block in found:  # one after another, as a reader would
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_the_first_two_shell_lines_set_up_everything() -> None:
+    lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
+    demo, tests = (line.split("#")[0].strip() for line in lines[:2])
+    assert demo.endswith("nox -s demo")
+    assert tests.endswith("-m nox")
+    ci = (ROOT / ".ci" / "run").read_text().replace("--quiet", "-q")
+    assert tests in ci
