@@ -81,35 +81,26 @@ class Call {
 
   // False with a Python error set.
   bool run() {
-    borrows_ = Borrows::open(site_.operands.size() + 2 * site_.results.size());
-    if (!borrows_) return PyErr_NoMemory(), false;
-    bool ok = matches_frame() && lend() && invoke() && read_results() && copy_results() && inputs_unchanged();
-    return ok;
+    borrows_ = Borrows::open(site_.operands.size());
+    result_borrows_ = Borrows::open(2 * site_.results.size());
+    if (!borrows_ || !result_borrows_) return PyErr_NoMemory(), false;
+    return matches_frame() && lend() && invoke() && read_results() && copy_results() && inputs_unchanged();
   }
 
-  // Lets go of all tensors. False with a Python error set if one of them outlives the call (only asked if `ok`).
-  bool finish(bool ok) {
+  // Lets go of all tensors. False if one of them outlives the call, with a Python error set if `raising`.
+  bool finish(bool raising) {
     for (Result& result : results_) Py_XDECREF(result.tensor);
     Py_XDECREF(answer_);
     for (PyObject* tensor : tensors_) Py_XDECREF(tensor);
-    if (!borrows_) return ok;
-    if (borrows_->alive() > 0) {  // perhaps only a reference cycle
-      PyObject *type, *value, *trace;
-      PyErr_Fetch(&type, &value, &trace);
-      Py_XDECREF(PyObject_CallNoArgs(hooks.collect_garbage));
+    bool ok = true;
+    if ((borrows_ && borrows_->alive() > 0) || (result_borrows_ && result_borrows_->alive() > 0)) {
+      Py_XDECREF(PyObject_CallNoArgs(hooks.collect_garbage));  // perhaps only a reference cycle
       PyErr_Clear();
-      if (borrows_->alive() > 0) {
-        PyObject* ranges = memory_ranges();
-        Py_XDECREF(ranges ? PyObject_CallFunction(hooks.raise_escaped, "OOi", site_.label, ranges, ok) : nullptr);
-        Py_XDECREF(ranges);
-        ok = false;
-      }
-      if (type) {
-        PyErr_Clear();
-        PyErr_Restore(type, value, trace);
-      }
+      ok = none_kept(raising);
+      if (!raising) PyErr_Clear();
     }
-    borrows_->close();
+    if (borrows_) borrows_->close();
+    if (result_borrows_) result_borrows_->close();
     return ok;
   }
 
@@ -153,7 +144,7 @@ class Call {
       tensors_.push_back(tensor);
     }
     for (size_t i = 0; i < m; ++i) {
-      PyObject* tensor = borrows_->lend(site_.results[i], result_buffer(i)->data, device_);
+      PyObject* tensor = result_borrows_->lend(site_.results[i], result_buffer(i)->data, device_);
       if (!tensor) return false;
       tensors_.push_back(tensor);
     }
@@ -237,7 +228,7 @@ class Call {
       void* data = result_buffer(i)->data;
       if (result.how == Result::kCopyBytes) std::memcpy(data, result.source, site_.results[i].bytes);
       if (result.how != Result::kCopyInTorch) continue;
-      PyObject* destination = borrows_->lend(site_.results[i], data, device_);
+      PyObject* destination = result_borrows_->lend(site_.results[i], data, device_);
       if (!destination) return false;
       PyObject* done = PyObject_CallFunctionObjArgs(hooks.copy, destination, result.tensor, nullptr);
       Py_DECREF(destination);
@@ -261,6 +252,22 @@ class Call {
     return true;
   }
 
+  bool none_kept(bool raising) {
+    bool results = result_borrows_->alive() > 0, forgiven = results && site_.may_keep_results;
+    bool escaped = borrows_->alive() > 0 || (results && !forgiven);
+    PyObject* ranges = memory_ranges();
+    if (!ranges) return false;
+    PyObject* done = Py_NewRef(Py_None);
+    if (forgiven) {
+      PyObject* movable = device_.type == dl::kCPU ? Py_True : Py_False;
+      Py_SETREF(done, PyObject_CallFunctionObjArgs(hooks.results_kept, site_.target, ranges, movable, nullptr));
+    }
+    if (done && escaped) Py_SETREF(done, PyObject_CallFunction(hooks.raise_escaped, "OOi", site_.label, ranges, raising));
+    Py_XDECREF(done);
+    Py_DECREF(ranges);
+    return done && !escaped;
+  }
+
   PyObject* memory_ranges() {
     PyObject* list = PyList_New(0);
     auto add = [&](void* data, int64_t bytes) {
@@ -277,6 +284,7 @@ class Call {
   ffi::CallFrame* frame_;
   dl::Device device_;
   Borrows* borrows_ = nullptr;
+  Borrows* result_borrows_ = nullptr;
   std::vector<PyObject*> tensors_;
   PyObject* answer_ = nullptr;
   std::vector<Result> results_;
@@ -321,12 +329,15 @@ ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
     stream = PyObject_CallFunction(hooks.enter_stream, "Li", reinterpret_cast<long long>(args.stream), device.id);
     ok = stream != nullptr;
   }
+  ffi::Error* error = nullptr;
   if (ok) {
     Call call(site, frame, device);
-    ok = call.finish(call.run());
+    ok = call.run();
+    if (!ok) error = take_python_error(frame->api, site.label);  // first: the frames of a traceback hold arguments
+    if (!call.finish(ok) && ok) error = take_python_error(frame->api, site.label);
+  } else {
+    error = take_python_error(frame->api, site.label);
   }
-  ffi::Error* error = nullptr;
-  if (!ok) error = take_python_error(frame->api, site.label);
   for (auto [hook, token] : {std::pair{hooks.leave_stream, stream}, std::pair{hooks.leave_state, state}}) {
     if (!token) continue;
     PyObject* done = PyObject_CallOneArg(hook, token);

@@ -48,6 +48,7 @@ void setup(const py::dict& table) {
   hooks.check_results = take("check_results");
   hooks.raise_mutated = take("raise_mutated");
   hooks.raise_escaped = take("raise_escaped");
+  hooks.results_kept = take("results_kept");
   hooks.report = take("report");
 }
 

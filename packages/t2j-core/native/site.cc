@@ -69,15 +69,16 @@ std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
   std::unique_ptr<Site> site(new Site);
   ++live_sites;
   PyObject *operands, *results;
-  int single, pass_results;
-  bool ok = PyArg_ParseTuple(answer, "OOO!O!pp", &site->target, &site->label, &PyTuple_Type, &operands, &PyTuple_Type,
-                             &results, &single, &pass_results);
+  int single, pass_results, may_keep_results;
+  bool ok = PyArg_ParseTuple(answer, "OOO!O!ppp", &site->target, &site->label, &PyTuple_Type, &operands, &PyTuple_Type,
+                             &results, &single, &pass_results, &may_keep_results);
   Py_XINCREF(site->target);
   Py_XINCREF(site->label);
   ok = ok && read_operands(operands, &site->operands) && read_operands(results, &site->results);
   Py_DECREF(answer);
   if (!ok) return nullptr;
   site->single = single;
+  site->may_keep_results = may_keep_results;
   site->pass_results = site->may_overlap = pass_results;
   for (const Operand& operand : site->operands) site->may_overlap |= operand.pass == Pass::kMutable;
   return site;

@@ -32,7 +32,7 @@ struct Hooks {
   void* version_closure = nullptr;
   PyObject* state_getters;  // functions that are all false while torch's thread-local state is the default
   PyObject *is_grad_enabled, *enter_state, *leave_state, *enter_stream, *leave_stream;
-  PyObject *resolve, *check_output, *check_results, *raise_mutated, *raise_escaped, *report;
+  PyObject *resolve, *check_output, *check_results, *raise_mutated, *raise_escaped, *results_kept, *report;
 };
 extern Hooks hooks;
 
@@ -42,6 +42,7 @@ struct Site {
   std::vector<Operand> operands, results;
   bool single = false;        // the target returns a tensor, not a tuple
   bool pass_results = false;  // the target is handed tensors over the result buffers
+  bool may_keep_results = false;  // ... without its knowledge, so it may keep them
   bool may_overlap = false;   // a returned tensor may live in a result buffer
   std::atomic<bool> called{false};
 

@@ -173,6 +173,12 @@ class DispatchMode(TorchDispatchMode):
         return True
 
 
+def torch_device() -> torch.device:
+    """Where torch functions of JAX's default platform run."""
+    on_gpu = jax.default_backend() in ("gpu", "cuda", "rocm") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
 def fake_mode() -> Any:
     """Torch's fake tensors: they claim a device but hold no data. The first use imports the compiler, in seconds."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class T2jError(Exception):
     """Base of every error that t2j itself raises. Exceptions of the user's torch function keep their own type."""
@@ -72,3 +75,14 @@ def describe(what: str, *, expected: object = None, got: object = None, remedy: 
     if remedy is not None:
         lines.append(remedy)
     return "\n".join(lines)
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the first line outside this package and JAX: the user's."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INTERNAL:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+_INTERNAL = ("t2j_core", "t2j_autodiff", "t2j_dist", "jax", "functools", "contextlib")

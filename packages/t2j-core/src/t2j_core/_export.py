@@ -100,7 +100,7 @@ def _node_from_json(node: Any) -> Any:
         return _Leaf(None)
     ((kind, content),) = node.items()
     if kind == "constant":
-        return _Leaf(Static(type(content), content))
+        return _Leaf(Static.of(content))
     if kind == "dict":
         return {key: _node_from_json(value) for key, value in content.items()}
     items = [_node_from_json(item) for item in content]

@@ -138,6 +138,32 @@ def raise_escaped(signature: Signature, ranges: list[tuple[int, int]], raising: 
     )
 
 
+def results_kept(target: Any, ranges: list[tuple[int, int]], movable: bool) -> None:
+    """A function with redirected results keeps one of them, which is its right: give it memory of its own."""
+    target.give_up()
+    if movable:
+        _make_safe(ranges)
+        return
+    raise TensorEscapeError(
+        describe(
+            "A function keeps a result that was written into XLA's memory, which may be reused or freed.",
+            expected='results that are not kept, or `outputs="copy"`',
+            remedy='Wrap the function with `outputs="copy"`.',
+        )
+    )
+
+
+_held: list[Any] = []
+
+
+def hold(arrays: Any, escaped_calls: int) -> None:
+    """Keep the arrays of an eager call alive while something torch cannot move (a NumPy view) still refers to them."""
+    if escaped_calls == 0:
+        _held.clear()
+    else:
+        _held.append(arrays)
+
+
 def _make_safe(ranges: list[tuple[int, int]]) -> int:
     """Give CPU storages inside `ranges` memory of their own; every view of them follows."""
     moved = 0

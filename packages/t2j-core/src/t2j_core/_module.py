@@ -52,7 +52,7 @@ def module2jax(
                 remedy="Wrap a function with `torch2jax`.",
             )
         )
-    pool = _Pool(module, module.training if train is None else train)
+    pool = _Pool(module, train)
     variables = {
         "params": {name: t2j(tensor) for name, tensor in module.named_parameters()},
         "buffers": {name: t2j(tensor) for name, tensor in module.named_buffers()},
@@ -115,19 +115,20 @@ class _Slot(NamedTuple):
     part: str
     name: str
     empty: torch.Tensor
+    training: bool
 
 
 class _Skeleton:
     """A copy of a module without data, for one call at a time."""
 
-    def __init__(self, module: torch.nn.Module, train: bool) -> None:
+    def __init__(self, module: torch.nn.Module, train: bool | None) -> None:
         memo: dict[int, Any] = {}
         for tensor in (*module.parameters(), *module.buffers()):
             empty = torch.empty_like(tensor, device="meta", requires_grad=False)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if is_parameter else empty
         try:
-            self.module = copy.deepcopy(module, memo).train(train)
+            self.module = copy.deepcopy(module, memo)
         except Exception as error:
             raise ArgumentError(
                 describe(
@@ -136,6 +137,8 @@ class _Skeleton:
                     remedy="Wrap a function that calls the module with `torch2jax` instead.",
                 )
             ) from error
+        if train is not None:  # otherwise submodules keep modes of their own, such as a frozen BatchNorm
+            self.module.train(train)
         self._slots = self._find_slots()
         self._recurrent = [m for m in self.module.modules() if hasattr(m, "_flat_weights_names")]
 
@@ -148,7 +151,7 @@ class _Skeleton:
                 for key, tensor in holder.items():
                     if tensor is not None:
                         name = first_name.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
-                        slots.append(_Slot(holder, key, part, name, tensor))
+                        slots.append(_Slot(holder, key, part, name, tensor, module.training))
         return slots
 
     def call(self, variables: Mapping[str, Mapping[str, torch.Tensor]], args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -156,7 +159,7 @@ class _Skeleton:
         try:
             for slot in self._slots:
                 tensor = _restored(variables[slot.part][slot.name], slot.empty.dtype)
-                if slot.part == "buffers" and self.module.training:  # such as running statistics
+                if slot.part == "buffers" and slot.training:  # such as running statistics
                     tensor = private.setdefault(slot.name, tensor.clone())
                 slot.holder[slot.attribute] = tensor
             self._refresh_recurrent()
@@ -182,7 +185,7 @@ def _restored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 class _Pool:
     """Skeletons that are not in use. Threads never share one: swapping variables of a shared module is a race."""
 
-    def __init__(self, module: torch.nn.Module, train: bool) -> None:
+    def __init__(self, module: torch.nn.Module, train: bool | None) -> None:
         self._module, self._train = module, train
         self._free = collections.deque([_Skeleton(module, train)])
 

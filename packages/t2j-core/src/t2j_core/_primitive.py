@@ -20,7 +20,7 @@ from ._errors import ShardingError, TransformError, describe
 from ._export import refused
 from ._host import host_call
 from ._signature import Signature, jax_inside
-from ._torchfn import TorchFn, resolve
+from ._torchfn import TorchFn, claim, resolve
 
 _TARGET = "t2j_torch_call"
 _NOTHING = "t2j_nothing"
@@ -67,6 +67,7 @@ _native.setup(
         "check_results": _faults.check_results,
         "raise_mutated": _faults.raise_mutated,
         "raise_escaped": _faults.raise_escaped,
+        "results_kept": _faults.results_kept,
         "report": _faults.report,
     }
 )
@@ -98,7 +99,8 @@ def torch_call(*operands: Any, fn: TorchFn) -> list[Any]:
 
 @torch_call_p.def_impl  # type: ignore[untyped-decorator]
 def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
-    return _jitted(fn)(*operands)
+    with jax.disable_jit(False):
+        return _jitted(fn)(*operands)
 
 
 def _jitted(fn: TorchFn) -> Any:
@@ -134,6 +136,7 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
             raise refused(fn.signature, fn.reason_not_exportable)
     else:
         _compat.keep_alive(ctx, fn)
+        claim(fn)
     rule = jax.ffi.ffi_lowering(_TARGET, has_side_effect=fn.has_side_effect, operand_output_aliases=fn.aliases)
     return rule(ctx, *operands, id=np.int64(fn.id), call=fn.key)
 

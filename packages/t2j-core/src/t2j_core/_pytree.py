@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,17 +24,25 @@ def is_data(leaf: object) -> bool:
     """Whether a leaf is an array, a tracer or a tensor, and thus an operand of the call."""
     if type(leaf) in _data_types:
         return True
-    if isinstance(leaf, (jax.Array, torch.Tensor, np.ndarray, np.generic)):
+    is_array = isinstance(leaf, (jax.Array, torch.Tensor, np.ndarray, np.generic))
+    if is_array and not isinstance(leaf, (np.flexible, np.datetime64, np.timedelta64)):  # `np.str_` is a constant
         _data_types.add(type(leaf))
         return True
     return False
 
 
-class Static(NamedTuple):
-    """A constant leaf: part of the signature. Its type counts, so that `1`, `1.0` and `True` differ."""
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """A constant leaf: part of the signature. `1`, `1.0` and `True` differ, `0.0` and `-0.0` too; NaN equals itself."""
 
     kind: type
-    value: Hashable
+    identity: Hashable
+    value: Any = dataclasses.field(compare=False)
+
+    @classmethod
+    def of(cls, value: Any) -> Static:
+        """The constant for a value."""
+        return cls(type(value), repr(value) if isinstance(value, (float, complex)) else value, value)
 
 
 class Split(NamedTuple):
@@ -50,7 +60,7 @@ def split(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Split:
     leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
     if _data_types.issuperset(map(type, leaves)):
         return Split(leaves, (tree, (None,) * len(leaves)))
-    statics = tuple(None if is_data(leaf) else Static(type(leaf), leaf) for leaf in leaves)
+    statics = tuple(None if is_data(leaf) else Static.of(leaf) for leaf in leaves)
     data = [leaf for leaf, static in zip(leaves, statics, strict=True) if static is None]
     try:
         hash(statics)
@@ -127,11 +137,22 @@ def plain(output: Any) -> Any:
 
 
 def _plain_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, tuple) and not isinstance(leaf, torch.Size):  # such as `torch.return_types.max`
+        names = getattr(type(leaf), "__match_args__", ())
+        items = [plain(item) for item in leaf]
+        return _named_tuple(type(leaf).__name__, names)(*items) if len(names) == len(items) > 0 else tuple(items)
+    if isinstance(leaf, list):
+        return [plain(item) for item in leaf]
     if isinstance(leaf, Mapping):
         return {key: plain(value) for key, value in leaf.items()}
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
         return {field.name: plain(getattr(leaf, field.name)) for field in dataclasses.fields(leaf)}
     return leaf
+
+
+@functools.cache
+def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
+    return collections.namedtuple(name, fields)
 
 
 class Size(tuple[int, ...]):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils._pytree as torch_tree
 
 from . import _compat
 from ._signature import Leaf
@@ -25,6 +26,7 @@ class _Swap(NamedTuple):
     replacement: Any
     out_name: str
     output: int
+    arguments: Any  # what `_kinds` said of the arguments when it was recorded
 
 
 @functools.cache
@@ -46,16 +48,27 @@ def _would_stop_compiler() -> bool:
     return _compat.dynamo_is_loaded() and not _compat.DispatchMode.compiler_works_inside
 
 
+def _kinds(args: Any, kwargs: Any) -> list[Any]:
+    """What decides on shape and dtype of a result: those of tensors, types of numbers, other arguments themselves."""
+    kinds: list[Any] = []
+    for leaf in torch_tree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, torch.Tensor):
+            kinds.append((leaf.shape, leaf.dtype, leaf.device))
+        else:
+            kinds.append(type(leaf) if isinstance(leaf, float) else leaf)
+    return kinds
+
+
 class _Recorder(_compat.DispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
-        self.producer: dict[int, tuple[int, Any, Any]] = {}  # id -> (position, operation, weak reference)
+        self.producer: dict[int, tuple[int, Any, Any, Any]] = {}  # id -> (position, operation, kinds, reference)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor):
-            self.producer[id(result)] = (self.count, func, weakref.ref(result))
+            self.producer[id(result)] = (self.count, func, _kinds(args, kwargs or {}), weakref.ref(result))
         self.count += 1
         return result
 
@@ -68,13 +81,13 @@ class _Redirector(_compat.DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         swap = self.plan.get(self.count)
         self.count += 1
-        if swap is None or swap.operation is not func:
+        if swap is None or swap.operation is not func or swap.arguments != _kinds(args, kwargs or {}):
             return func(*args, **(kwargs or {}))
         return swap.replacement(*args, **(kwargs or {}), **{swap.out_name: self.buffers[swap.output]})
 
 
 class Redirected:
-    """A flat function `(tensors, buffers) -> tuple of tensors` that learns where its outputs come from."""
+    """A flat function `(*tensors, *buffers) -> tuple of tensors` that learns where its outputs come from."""
 
     def __init__(self, call: Callable[..., tuple[Any, ...]], outputs: Sequence[Leaf], minimum: int) -> None:
         self._call = call
@@ -82,7 +95,13 @@ class Redirected:
         self._minimum = minimum
         self.plan: dict[int, _Swap] | None = None
 
-    def __call__(self, tensors: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+    def give_up(self) -> None:
+        """Copy from now on: the function keeps its results, which therefore need memory of their own."""
+        self.plan = {}
+
+    def __call__(self, *operands: torch.Tensor) -> tuple[Any, ...]:
+        count = len(operands) - len(self._outputs)
+        tensors, buffers = operands[:count], operands[count:]
         if self.plan is None:
             return self._record(tensors)
         if not self.plan or _would_stop_compiler():
@@ -99,7 +118,7 @@ class Redirected:
         plan = {}
         saved = 0.0
         for index, (result, leaf) in enumerate(zip(results, self._outputs, strict=False)):
-            position, operation, reference = recorder.producer.get(id(result), (0, None, lambda: None))
+            position, operation, kinds, reference = recorder.producer.get(id(result), (0, None, None, lambda: None))
             overload = _out_overload(operation) if operation is not None and reference() is result else None
             if (
                 overload
@@ -107,7 +126,7 @@ class Redirected:
                 and result.is_contiguous()
                 and result.dtype == leaf.torch_dtype
             ):
-                plan[position] = _Swap(operation, *overload, index)
+                plan[position] = _Swap(operation, *overload, index, kinds)
                 saved += leaf.nbytes * _BYTE_SECONDS
         worth_it = saved > _MODE_SECONDS + recorder.count * _OPERATION_SECONDS
         self.plan = plan if worth_it else {}

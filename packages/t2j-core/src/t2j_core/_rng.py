@@ -39,8 +39,18 @@ def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def seed_of(key: torch.Tensor) -> int:
-    """A 63-bit seed from the words of a key (uint32[n]); all of them count."""
+    """A 64-bit seed from the words of a key (uint32[n]).
+
+    Every bit of the key changes the low 32 bits, which are all that torch's generator on the CPU looks at: the words
+    go through the finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+    """
     seed = 0
     for word in key.tolist():
-        seed = (seed * 0x100000001B3 ^ word) % (1 << 63) if seed >> 31 else (seed << 32 | word) % (1 << 63)
+        seed = (seed + word + 0x9E3779B97F4A7C15) & _64_BITS
+        seed = ((seed ^ seed >> 30) * 0xBF58476D1CE4E5B9) & _64_BITS
+        seed = ((seed ^ seed >> 27) * 0x94D049BB133111EB) & _64_BITS
+        seed ^= seed >> 31
     return seed
+
+
+_64_BITS = (1 << 64) - 1

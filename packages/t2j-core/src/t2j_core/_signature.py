@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +13,20 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+import torch.utils._pytree as torch_tree
 
 from . import _compat
 from ._dtypes import aval_text, canonical, dtype_j2t, dtype_t2j, row_of_jax
-from ._errors import ArgumentError, DataDependentShapeError, JaxInsideTorchError, OutputError, T2jError, describe
+from ._errors import (
+    ArgumentError,
+    DataDependentShapeError,
+    JaxInsideTorchError,
+    OutputError,
+    T2jError,
+    T2jWarning,
+    describe,
+    warn,
+)
 from ._pytree import PyTreeDef, Size, Static, argument_paths, merger, plain
 
 logger = logging.getLogger("t2j_core")
@@ -143,15 +155,18 @@ def _output_leaf(shape: tuple[int, ...], dtype: torch.dtype) -> Leaf:
 
 
 class _OnMeta(_compat.DispatchMode):
-    """Runs every operation on meta tensors, real ones (parameters a function closes over) included: no data, no work.
+    """Runs operations on the function's arguments on meta tensors: no data, no work.
 
-    PyTorch's own fake tensors would say `device='cpu'` as well, but cost seconds to import.
+    Tensors that do not depend on the arguments (masks, position tables) are made for real, because functions cache
+    them; parameters that a function closes over get meta twins, and are never written. PyTorch's own fake tensors
+    would know the device as well, but cost seconds to import.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.dynamic_shape = False
+        self.results: list[weakref.ref[torch.Tensor]] = []
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # real tensors of this run
 
     def _meta(self, value: Any) -> Any:
         if isinstance(value, torch.device):
@@ -164,19 +179,33 @@ class _OnMeta(_compat.DispatchMode):
         return self._twins[id(value)][1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        import torch.utils._pytree as torch_tree
-
-        args, kwargs = torch_tree.tree_map(self._meta, (args, dict(kwargs or {})))
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        writes_to_user = func._schema.is_mutable and any(t not in self._made for t in tensors)
+        if all(not t.is_meta for t in tensors) and not writes_to_user:
+            if kwargs.get("device") == _META:  # `device=x.device`
+                kwargs["device"] = _compat.torch_device()
+            result = func(*args, **kwargs)
+            self._made.update(leaf for leaf in torch_tree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            return result
+        args, kwargs = torch_tree.tree_map(self._meta, (args, kwargs))
         if any(a.name == "device" for a in func._schema.arguments):
-            kwargs["device"] = torch.device("meta")
+            kwargs["device"] = _META
         kwargs.pop("pin_memory", None)
-        try:
-            return func(*args, **kwargs)
-        except Exception:
-            self.dynamic_shape |= torch.Tag.dynamic_output_shape in func.tags
-            raise
+        result = func(*args, **kwargs)
+        leaves = torch_tree.tree_leaves(result)
+        self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return result
+
+    def kept(self) -> bool:
+        """Whether the function still refers to a tensor without data after its outputs are gone."""
+        self._twins.clear()
+        if any(reference() is not None for reference in self.results):
+            gc.collect()
+        return any(reference() is not None for reference in self.results)
 
 
+_META = torch.device("meta")
 _FAKE_FROM_BYTES = 1 << 30
 
 
@@ -193,21 +222,35 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
         modes.append((_compat.fake_mode(), "cpu"))
     for mode, device in modes:
         try:
-            with _inference(name), mode:
-                tensors = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device=device) for leaf in operands]
-                return _run(call, key, tensors)
+            with _inference(name):
+                outputs = _run_in(mode, device, call, key, operands)
+            if on_meta.kept():
+                warn(_keeps_state(name), T2jWarning)
+            return outputs
         except T2jError:
             raise
         except Exception as reason:
             logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
-    return _infer_from_data(call, name, key, operands, on_meta.dynamic_shape)
+    return _infer_from_data(call, name, key, operands)
 
 
-def _infer_from_data(
-    call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], dynamic: bool
-) -> Outputs:
+def _run_in(mode: Any, device: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
+    with mode if device != "meta" else contextlib.nullcontext():
+        tensors = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device=device) for leaf in operands]
+    with mode:
+        return _run(call, key, tensors)
+
+
+def _keeps_state(name: str) -> str:
+    return (
+        f"{name} keeps a tensor that it computed from its arguments while t2j inferred its outputs; that tensor holds "
+        "no data. Declare the outputs with `output_shapes=`, and the function is not run before its first call."
+    )
+
+
+def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
     def run(make: Callable[[Leaf], torch.Tensor]) -> Outputs:
-        with _inference(name), torch.random.fork_rng(devices=[]):
+        with _inference(name):
             return _run(call, key, [make(leaf) for leaf in operands])
 
     try:
@@ -220,12 +263,11 @@ def _infer_from_data(
             "If the function works on real data, declare its outputs with `output_shapes=`."
         )
         raise
-    if dynamic:
-        other = outputs
-        with contextlib.suppress(Exception):  # the ramp may be no valid input, and then it tells nothing
-            other = run(_ramp)
-        if other.leaves != outputs.leaves:
-            raise DataDependentShapeError(_data_dependent(name, operands, outputs, other))
+    other = outputs
+    with contextlib.suppress(Exception):  # the ramp may be no valid input, and then it tells nothing
+        other = run(_ramp)
+    if other.leaves != outputs.leaves:
+        raise DataDependentShapeError(_data_dependent(name, operands, outputs, other))
     return outputs
 
 
@@ -248,7 +290,12 @@ def _inference(name: str) -> Any:
     def refuse(operation: str) -> Exception:
         return jax_inside(name, operation)
 
-    with _compat.default_torch_state(("cpu",)), _compat.without_compilation(), _compat.refusing_jax(refuse):
+    with (
+        torch.random.fork_rng(devices=[]),
+        _compat.default_torch_state(("cpu",)),
+        _compat.without_compilation(),
+        _compat.refusing_jax(refuse),
+    ):
         yield
 
 
@@ -296,7 +343,21 @@ def _static_output(item: Any) -> Static:
                 remedy="Return `torch.as_tensor(value)`.",
             )
         )
-    return Static(type(item), item)
+    if _holds_tensors(item):
+        raise OutputError(
+            describe(
+                f"The function returns tensors inside a {type(item).__name__}, which is no pytree.",
+                expected="tensors in tuples, lists, dicts, dataclasses or registered pytrees",
+                got=type(item).__name__,
+                remedy="Return one of these, or register the class with `jax.tree_util.register_pytree_node`.",
+            )
+        )
+    return Static.of(item)
+
+
+def _holds_tensors(item: Any) -> bool:
+    parts = item if isinstance(item, (set, frozenset)) else getattr(item, "__dict__", {}).values()
+    return not isinstance(item, type) and any(isinstance(part, torch.Tensor) for part in parts)
 
 
 def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

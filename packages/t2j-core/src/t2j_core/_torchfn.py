@@ -15,7 +15,7 @@ from . import _compat, _export
 from ._config import config
 from ._dtypes import row_of_jax, row_of_torch
 from ._errors import OutputError, describe
-from ._pytree import is_flat, merger, plain
+from ._pytree import Static, is_flat, merger, plain
 from ._redirect import Redirected
 from ._signature import Leaf, Signature
 
@@ -65,11 +65,7 @@ class TorchFn:
         if name is not None:
             self.key, self.reason_not_exportable = _export.encode(name, signature)
         self.id = 0 if self.key else next(_ids)
-        with _lock:
-            if self.key:
-                _by_call[self.key] = self
-            else:
-                _by_id[self.id] = self
+        claim(self)
 
     def __repr__(self) -> str:
         return f"<TorchFn {self.signature}>"
@@ -117,8 +113,7 @@ class TorchFn:
                 return run(*tensors[:n], out=outputs.unflatten(buffers))
 
             return run_out
-        redirected = Redirected(run, outputs.leaves, config.auto_output_bytes)
-        return lambda *tensors: redirected(tensors[:n], tensors[n:])
+        return Redirected(run, outputs.leaves, config.auto_output_bytes)
 
     def description(self) -> tuple[Any, ...]:
         """What the native call site is built from."""
@@ -126,8 +121,8 @@ class TorchFn:
             (*_dlpack(leaf), leaf.shape, how) for leaf, how in zip(self.signature.operands, self.passes, strict=True)
         )
         results = tuple((*_dlpack(leaf), leaf.shape, BORROW) for leaf in self.signature.outputs.leaves)
-        single = self.target is self.call
-        return self.target, self.signature, operands, results, single, self.pass_results
+        flags = (self.target is self.call, self.pass_results, self.outputs == "auto")
+        return self.target, self.signature, operands, results, *flags
 
 
 def _flatten_results(signature: Signature, answer: Any) -> list[Any]:
@@ -151,7 +146,7 @@ def _flatten_results(signature: Signature, answer: Any) -> list[Any]:
     for item, static in zip(items, outputs.statics, strict=True):
         if static is None:
             tensors.append(item)
-        elif isinstance(item, torch.Tensor) or not (item is static.value or item == static.value):
+        elif isinstance(item, torch.Tensor) or Static.of(item) != static:
             raise OutputError(
                 describe(
                     f"{signature.name} returned a constant that differs from the one it returned when JAX traced it.",
@@ -188,6 +183,15 @@ def _conversions(operands: Sequence[Leaf]) -> list[tuple[int, Callable[[torch.Te
 
 
 # --- finding a function again -------------------------------------------------------------------------------------
+
+
+def claim(fn: TorchFn) -> None:
+    """Let call sites that are compiled next find `fn`. Of functions with one name and signature the last claim counts."""
+    with _lock:
+        if fn.key:
+            _by_call[fn.key] = fn
+        else:
+            _by_id[fn.id] = fn
 
 
 def register_name(name: str, build: Callable[[Signature], TorchFn]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +15,10 @@ import torch
 from . import _compat
 from ._convert import t2j
 from ._dtypes import canonical, dtype_t2j
-from ._errors import ArgumentError, PerformanceWarning, TensorMutationError, describe
-from ._faults import original_of
-from ._primitive import torch_call
-from ._pytree import Static, split
+from ._errors import ArgumentError, PerformanceWarning, TensorEscapeError, TensorMutationError, describe, warn
+from ._faults import hold, original_of
+from ._primitive import counters, torch_call
+from ._pytree import Static, argument_paths, split
 from ._rng import seeded
 from ._signature import Leaf, Signature, declared_outputs, infer_outputs, leaf_of
 from ._torchfn import BORROW, CLONE, MUTABLE, TorchFn, register_name
@@ -94,6 +92,15 @@ def torch2jax(
             )
         )
     numbers = (mutable_argnums,) if isinstance(mutable_argnums, int) else tuple(mutable_argnums)
+    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
+        raise ArgumentError(
+            describe(
+                "`mutable_argnums` must be positions of arguments.",
+                expected="non-negative integers",
+                got=repr(mutable_argnums),
+                remedy="Count positional arguments from 0.",
+            )
+        )
     options = Options(output_shapes, numbers, rng, outputs, has_side_effect, name)
     examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
     return TorchFunction(fn, options, examples)
@@ -143,6 +150,8 @@ class TorchFunction:
             original = original_of(error)
             if original is None:
                 raise
+            if isinstance(original, TensorEscapeError):
+                hold((args, kwargs), counters()["escaped_calls"])
             raise original from error
         return _without_marks(outputs) if self._has_constant_outputs else outputs
 
@@ -177,6 +186,7 @@ class TorchFunction:
 
     def _bind(self, arrays: list[Any], key: Any, dtypes: Any, *, marked: bool = False) -> Any:
         if self.options.rng:
+            _check_key_is_first(self.__name__, key)
             arrays[0] = _key_data(arrays[0])
         operands = tuple(
             leaf_of(array.shape, array.dtype, dict(dtypes).get(index)) for index, array in enumerate(arrays)
@@ -194,9 +204,10 @@ class TorchFunction:
 
     def _torch_fn(self, key: Any, operands: tuple[Leaf, ...]) -> TorchFn:
         with self._lock:
-            fn = self._fns.get((key, operands))
+            full = (key, operands, canonical(np.int64))  # what 64-bit outputs become depends on x64
+            fn = self._fns.get(full)
             if fn is None:
-                fn = self._fns[key, operands] = self._build(self._signature(key, operands))
+                fn = self._fns[full] = self._build(self._signature(key, operands))
             return fn
 
     def _signature(self, key: Any, operands: tuple[Leaf, ...]) -> Signature:
@@ -225,12 +236,22 @@ class TorchFunction:
     def _in_place(self, signature: Signature) -> tuple[list[int], dict[int, int]]:
         """How each operand is handed over, and which result it is aliased to."""
         outputs, paths = signature.outputs, signature.operand_paths()
+        for number in self.options.mutable_argnums:
+            if not any(path == f"args[{number}]" or path.startswith(f"args[{number}][") for path in paths):
+                raise ArgumentError(
+                    describe(
+                        f"`mutable_argnums` names position {number}, but {self.__name__} has no array there.",
+                        expected=f"a position of an array among {', '.join(paths) or 'no arrays'}",
+                        got=number,
+                        remedy="Correct the position, and pass that argument by position.",
+                    )
+                )
         passes = [BORROW] * len(paths)
         returned = dict(outputs.returned)
         aliases: dict[int, int] = {}
         inferred = self.options.output_shapes is None
         for index, path in enumerate(paths):
-            listed = any(path.startswith(f"args[{number}]") for number in self.options.mutable_argnums)
+            listed = path.startswith(tuple(f"args[{number}]" for number in self.options.mutable_argnums))
             if listed and not inferred:
                 returned.update(_same_aval(signature, index, taken=set(aliases.values())))
             if listed and index in returned:
@@ -239,7 +260,7 @@ class TorchFunction:
                 raise TensorMutationError(_not_returned(signature, path))
             elif index in outputs.mutated:
                 passes[index] = CLONE
-                _warn(_cloned(signature, path), PerformanceWarning)
+                warn(_cloned(signature, path), PerformanceWarning)
         return passes, aliases
 
     # --- examples --------------------------------------------------------------------------------------------------
@@ -301,11 +322,26 @@ class _ExampleArray(np.ndarray):  # type: ignore[type-arg,unused-ignore]
     """A `ShapeDtypeStruct` that counts as data; zero strides, so no memory."""
 
     def __new__(cls, struct: Any) -> Any:
+        if jax.numpy.issubdtype(struct.dtype, jax.dtypes.extended):
+            struct = jax.eval_shape(jax.random.key_data, struct)
         return np.broadcast_to(np.zeros((), struct.dtype), struct.shape).view(cls)
 
 
 def _is_struct(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _check_key_is_first(name: str, key: Any) -> None:
+    paths = argument_paths(key)
+    if not paths or paths[0] != "args[0]":
+        raise ArgumentError(
+            describe(
+                f"{name} was wrapped with `rng=True`, so its first argument must be a JAX key.",
+                expected="a key, as made by `jax.random.key(seed)`, then the other arguments",
+                got=", ".join(paths) or "no arrays",
+                remedy="Pass a key first: `f(key, x)`.",
+            )
+        )
 
 
 def _to_jax(leaf: Any) -> Any:
@@ -351,11 +387,3 @@ def _cloned(signature: Signature, path: str) -> str:
         f"{signature.name} changes {path} in place. JAX arrays are immutable, so it gets a copy at every call. "
         "To avoid the copy, return the changed tensor and list the argument in `mutable_argnums`."
     )
-
-
-def _warn(message: str, category: type[Warning]) -> None:
-    """Warn at the first line outside this package and JAX: the user's."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("t2j_core", "jax", "functools"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
