@@ -106,7 +106,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("after_fork", &after_fork, "Refuse calls in a forked child.");
   m.def("counters", &counters, "What is alive: call sites, calls with escaped tensors, calls in flight.");
   m.def("abi_layout", &abi_layout, "Sizes and offsets of the ABI declarations.");
-  m.def("uses_exchange_api", [] { return hooks.exchange != nullptr; }, "Whether tensors go through torch's exchange table.");
-  m.def("set_newest_known_minor", [](int minor) { ffi::newest_known_minor = minor; }, py::arg("minor"),
-        "Treat runtimes above this FFI minor version as unknown (for tests).");
+  m.def(
+      "uses_exchange_api", [] { return hooks.exchange != nullptr; },
+      "Whether tensors go through torch's exchange table.");
+  m.def(
+      "set_newest_known_minor", [](int minor) { ffi::newest_known_minor = minor; }, py::arg("minor"),
+      "Treat runtimes above this FFI minor version as unknown (for tests).");
 }

@@ -40,10 +40,10 @@ struct Site {
   PyObject* target = nullptr;  // called with one tensor per operand (and per result, if `pass_results`)
   PyObject* label = nullptr;   // for the hooks that word errors
   std::vector<Operand> operands, results;
-  bool single = false;        // the target returns a tensor, not a tuple
-  bool pass_results = false;  // the target is handed tensors over the result buffers
+  bool single = false;            // the target returns a tensor, not a tuple
+  bool pass_results = false;      // the target is handed tensors over the result buffers
   bool may_keep_results = false;  // ... without its knowledge, so it may keep them
-  bool may_overlap = false;   // a returned tensor may live in a result buffer
+  bool may_overlap = false;       // a returned tensor may live in a result buffer
   std::atomic<bool> called{false};
 
   // From what the `resolve` hook answers for the attributes of the frame. Null with a Python error set.

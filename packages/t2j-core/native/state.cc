@@ -28,8 +28,11 @@ Error* register_state_type(const Api* api, TypeId** out) {
     if (is_new) {
       static const char name[] = "t2j_core.site";
       bool has_info = minor_version(api) >= 2;
-      TypeRegister args{has_info ? sizeof(TypeRegister) : offsetof(TypeRegister, info), nullptr,
-                        {name, sizeof(name) - 1}, &entry->second, &info};
+      TypeRegister args{has_info ? sizeof(TypeRegister) : offsetof(TypeRegister, info),
+                        nullptr,
+                        {name, sizeof(name) - 1},
+                        &entry->second,
+                        &info};
       if (Error* error = api->type_register(&args)) {
         ids.erase(entry);
         return error;
@@ -70,8 +73,12 @@ Error* set_state(CallFrame* frame, void* state) {
     StateAccess args{sizeof(StateAccess), nullptr, frame->context, kInstantiate, id, state};
     return frame->api->state_set(&args);
   }
-  StateAccess01 args{minor >= 2 ? offsetof(StateAccess01, deleter) : sizeof(StateAccess01), nullptr, frame->context, id,
-                     state, &delete_state};
+  StateAccess01 args{minor >= 2 ? offsetof(StateAccess01, deleter) : sizeof(StateAccess01),
+                     nullptr,
+                     frame->context,
+                     id,
+                     state,
+                     &delete_state};
   return frame->api->state_set(&args);
 }
 

@@ -1,8 +1,8 @@
 // The part of XLA's FFI C ABI that a handler needs, declared from its specification.
 //
-// Layouts are those of FFI version 0.3 (jaxlib 0.9 and 0.10; 0.4 and 0.5 changed nothing declared here). Where 0.1 and 0.2
-// differ (user-defined state), the older layout stands beside the newer one and `state.h` picks by the runtime's version.
-// tests/test_abi.py compares every size and offset with the header that the installed jaxlib ships.
+// Layouts are those of FFI version 0.3 (jaxlib 0.9 and 0.10; 0.4 and 0.5 changed nothing declared here). Where 0.1 and
+// 0.2 differ (user-defined state), the older layout stands beside the newer one and `state.h` picks by the runtime's
+// version. tests/test_abi.py compares every size and offset with the header that the installed jaxlib ships.
 #pragma once
 #include <cstddef>
 #include <cstdint>

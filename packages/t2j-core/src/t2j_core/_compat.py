@@ -48,6 +48,20 @@ except ImportError:
     _weak_key_types = set()
 
 
+try:
+    from jax._src import effects as _effects
+
+    class _SideEffect(_effects.Effect):
+        def __str__(self) -> str:
+            return "TorchCall"
+
+    for _allowed in ("lowerable", "control_flow_allowed", "custom_derivatives_allowed", "remat_allowed"):
+        getattr(_effects, f"{_allowed}_effects").add_type(_SideEffect)
+    side_effects: frozenset[Any] = frozenset({_SideEffect()})
+except (ImportError, AttributeError):  # then XLA still runs every call that reaches it
+    side_effects = frozenset()
+
+
 def hold_weakly(cls: type) -> None:
     """Let JAX's caches hold instances of `cls` by weak reference, so that a dropped function is freed."""
     _weak_key_types.add(cls)

@@ -51,9 +51,14 @@ def j2t(array: jax.Array) -> torch.Tensor:
             )
         )
     dtype = dtype_j2t(array.dtype)
-    if str(array.dtype).startswith("float8"):  # torch before 2.10 has no float8 in its DLPack
+    if _has_no_float8(dtype):
         return _from_dlpack(array.view("uint8")).view(dtype)
     return _from_dlpack(array)
+
+
+def _has_no_float8(dtype: torch.dtype) -> bool:
+    """Whether `dtype` is a float8 and this torch, being older than 2.10, has none in its DLPack."""
+    return str(dtype).startswith("torch.float8") and _compat.torch_exchange_api() is None
 
 
 def _from_dlpack(array: jax.Array) -> torch.Tensor:
@@ -81,7 +86,9 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
     Array([1, 2], dtype=int32)
     """
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-        got = f"{tensor.layout}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        got = type(tensor).__name__
+        if isinstance(tensor, torch.Tensor):
+            got = "a meta tensor, which has no data" if tensor.is_meta else f"{tensor.layout}"
         raise ArgumentError(
             describe(
                 "`t2j` takes a dense torch tensor.", expected="torch.Tensor", got=got, remedy="Use `torch.as_tensor`."
@@ -91,7 +98,7 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
     tensor = tensor.detach().resolve_conj().resolve_neg()
     stored = dtype_j2t(canonical(row.jax))
     tensor = tensor.to(stored).contiguous()
-    if str(stored).startswith("torch.float8"):
+    if _has_no_float8(stored):
         return jax.dlpack.from_dlpack(tensor.view(torch.uint8)).view(canonical(row.jax))
     return jax.dlpack.from_dlpack(tensor)
 

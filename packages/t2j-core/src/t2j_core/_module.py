@@ -58,7 +58,7 @@ def module2jax(
         "buffers": {name: t2j(tensor) for name, tensor in module.named_buffers()},
     }
 
-    def call(variables: Mapping[str, Mapping[str, torch.Tensor]], *args: Any, **kwargs: Any) -> Any:
+    def call(variables: Mapping[str, Mapping[str, torch.Tensor]], /, *args: Any, **kwargs: Any) -> Any:
         output, buffers = pool.call(variables, args, kwargs)
         return (output, buffers) if mutable else output
 

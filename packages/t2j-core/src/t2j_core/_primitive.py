@@ -99,7 +99,7 @@ def torch_call(*operands: Any, fn: TorchFn) -> list[Any]:
 
 @torch_call_p.def_impl  # type: ignore[untyped-decorator]
 def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
-    with jax.disable_jit(False):
+    with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):  # each of them ends here again
         return _jitted(fn)(*operands)
 
 
@@ -113,8 +113,8 @@ def _bind_weakly(reference: Any, *operands: Any) -> list[Any]:
     return torch_call_p.bind(*operands, fn=reference())
 
 
-@torch_call_p.def_abstract_eval  # type: ignore[untyped-decorator]
-def _abstract(*operands: Any, fn: TorchFn) -> list[Any]:
+@torch_call_p.def_effectful_abstract_eval  # type: ignore[untyped-decorator]
+def _abstract(*operands: Any, fn: TorchFn) -> tuple[list[Any], frozenset[Any]]:
     for path, operand in zip(fn.signature.operand_paths() if operands else (), operands, strict=False):
         if (spec := _compat.explicit_spec(operand)) is not None:
             raise ShardingError(
@@ -127,7 +127,8 @@ def _abstract(*operands: Any, fn: TorchFn) -> list[Any]:
                     "`t2j_dist.torch2jax`.",
                 )
             )
-    return [_compat.result_aval(leaf.shape, leaf.dtype, operands) for leaf in fn.signature.outputs.leaves]
+    results = [_compat.result_aval(leaf.shape, leaf.dtype, operands) for leaf in fn.signature.outputs.leaves]
+    return results, _compat.side_effects if fn.has_side_effect else frozenset()
 
 
 def _lower(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:

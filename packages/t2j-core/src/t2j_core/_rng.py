@@ -18,7 +18,7 @@ def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
     The same key gives the same numbers; the generators are as before afterwards.
     """
 
-    def call(key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def call(key: torch.Tensor, /, *args: Any, **kwargs: Any) -> Any:
         if key.is_meta:
             return fn(*args, **kwargs)
         generators = [torch.default_generator]

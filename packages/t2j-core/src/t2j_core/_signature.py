@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -174,8 +175,7 @@ class _OnMeta(_compat.DispatchMode):
         if not isinstance(value, torch.Tensor) or value.is_meta:
             return value
         if id(value) not in self._twins:
-            twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-            self._twins[id(value)] = (value, twin)
+            self._twins[id(value)] = (value, _without_data(value))
         return self._twins[id(value)][1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -188,14 +188,19 @@ class _OnMeta(_compat.DispatchMode):
             result = func(*args, **kwargs)
             self._made.update(leaf for leaf in torch_tree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
             return result
+        result = _from_zeros(func, tensors, args, kwargs)
+        if result is None:
+            result = self._on_meta(func, args, kwargs)
+        leaves = torch_tree.tree_leaves(result)
+        self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return result
+
+    def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = torch_tree.tree_map(self._meta, (args, kwargs))
         if any(a.name == "device" for a in func._schema.arguments):
             kwargs["device"] = _META
         kwargs.pop("pin_memory", None)
-        result = func(*args, **kwargs)
-        leaves = torch_tree.tree_leaves(result)
-        self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return result
+        return func(*args, **kwargs)
 
     def kept(self) -> bool:
         """Whether the function still refers to a tensor without data after its outputs are gone."""
@@ -206,6 +211,43 @@ class _OnMeta(_compat.DispatchMode):
 
 
 _META = torch.device("meta")
+_SMALL = 1 << 24  # bounds the elements of the result too, unless an argument is a size
+
+
+def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+    """What a small operation makes of zeros, as meta tensors; None where that does not tell.
+
+    Many meta kernels are written in Python and import torch's compiler, which takes seconds; zeros are cheaper.
+    """
+    schema = func._schema
+    tags = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+    if (
+        _compat.dynamo_is_loaded()
+        or schema.is_mutable
+        or any(r.alias_info for r in schema.returns)
+        or any(tag in func.tags for tag in tags)
+        or math.prod(max(t.numel(), 1) for t in tensors) > _SMALL
+    ):
+        return None
+
+    def zeros(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu").zero_()
+        return torch.device("cpu") if isinstance(value, torch.device) else value
+
+    try:
+        result = func(*torch_tree.tree_map(zeros, args), **torch_tree.tree_map(zeros, kwargs))
+    except Exception:  # zeros need not be valid input: a singular matrix
+        return None
+    if any(type(t) is not torch.Tensor or t.layout != torch.strided for t in torch_tree.tree_leaves(result)):
+        return None
+    return torch_tree.tree_map(_without_data, result)
+
+
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
 _FAKE_FROM_BYTES = 1 << 30
 
 

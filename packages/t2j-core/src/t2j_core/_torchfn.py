@@ -186,7 +186,7 @@ def _conversions(operands: Sequence[Leaf]) -> list[tuple[int, Callable[[torch.Te
 
 
 def claim(fn: TorchFn) -> None:
-    """Let call sites that are compiled next find `fn`. Of functions with one name and signature the last claim counts."""
+    """Let call sites that are compiled next find `fn`, even if another function has its name and signature."""
     with _lock:
         if fn.key:
             _by_call[fn.key] = fn

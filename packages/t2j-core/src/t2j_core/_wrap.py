@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def torch2jax(
                 "`outputs` is unknown.", expected='"copy", "out" or "auto"', got=repr(outputs), remedy="Choose one."
             )
         )
-    numbers = (mutable_argnums,) if isinstance(mutable_argnums, int) else tuple(mutable_argnums)
+    numbers = tuple(mutable_argnums) if isinstance(mutable_argnums, Iterable) else (mutable_argnums,)
     if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
         raise ArgumentError(
             describe(
@@ -139,7 +139,7 @@ class TorchFunction:
 
     # --- calling ---------------------------------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         try:
             known = self._array_type
             if not kwargs and set(map(type, args)) == {known}:
