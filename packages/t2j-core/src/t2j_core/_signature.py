@@ -167,7 +167,7 @@ class _OnMeta(_compat.DispatchMode):
         super().__init__()
         self.results: list[weakref.ref[torch.Tensor]] = []
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._made: weakref.WeakSet[Any] = weakref.WeakSet()  # real tensors of this run
+        self._made: dict[int, Any] = {}  # storages of real tensors of this run, by address
 
     def _meta(self, value: Any) -> Any:
         if isinstance(value, torch.device):
@@ -178,15 +178,21 @@ class _OnMeta(_compat.DispatchMode):
             self._twins[id(value)] = (value, _without_data(value))
         return self._twins[id(value)][1]
 
+    def _is_made(self, tensor: torch.Tensor) -> bool:
+        return not tensor.is_meta and tensor.untyped_storage().data_ptr() in self._made
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        writes_to_user = func._schema.is_mutable and any(t not in self._made for t in tensors)
-        if all(not t.is_meta for t in tensors) and not writes_to_user:
+        writes = func._schema.is_mutable
+        makes = not writes and not any(r.alias_info for r in func._schema.returns)
+        if all(not t.is_meta for t in tensors) and (not writes or all(map(self._is_made, tensors))):
             if kwargs.get("device") == _META:  # `device=x.device`
                 kwargs["device"] = _compat.torch_device()
             result = func(*args, **kwargs)
-            self._made.update(leaf for leaf in torch_tree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            for leaf in torch_tree.tree_leaves(result):
+                if makes and isinstance(leaf, torch.Tensor):
+                    self._made[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage()
             return result
         result = _from_zeros(func, tensors, args, kwargs)
         if result is None:

@@ -336,7 +336,7 @@ def _check_key_is_first(name: str, key: Any) -> None:
     if not paths or paths[0] != "args[0]":
         raise ArgumentError(
             describe(
-                f"{name} was wrapped with `rng=True`, so its first argument must be a JAX key.",
+                f"With `rng=True` the first argument must be a JAX key; {name} got none.",
                 expected="a key, as made by `jax.random.key(seed)`, then the other arguments",
                 got=", ".join(paths) or "no arrays",
                 remedy="Pass a key first: `f(key, x)`.",
