@@ -7,6 +7,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import torch
 
 from ._convert import j2t, t2j
@@ -92,19 +95,19 @@ def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str,
     for part, tensors in variables.items():
         for name, array in tensors.items():
             target = owned.get(part, {}).get(name)
-            if target is None or tuple(target.shape) != tuple(array.shape):
+            if target is None or tuple(target.shape) != np.shape(array):
                 raise ArgumentError(
                     describe(
                         f"`variables[{part!r}][{name!r}]` does not fit the module {type(module).__name__}.",
                         expected="a variable of the module" if target is None else f"shape {tuple(target.shape)}",
-                        got=f"shape {tuple(array.shape)}",
+                        got=f"shape {np.shape(array)}",
                         remedy="Pass variables of this module, as `module2jax` returns them.",
                     )
                 )
-            pairs.append((target, array))
+            pairs.append((target, j2t(array if isinstance(array, jax.Array) else jnp.asarray(array))))
     with torch.no_grad():
-        for target, array in pairs:
-            target.copy_(j2t(array))
+        for target, tensor in pairs:
+            target.copy_(tensor)
 
 
 class _Slot(NamedTuple):

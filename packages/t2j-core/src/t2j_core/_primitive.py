@@ -19,7 +19,8 @@ from . import _compat, _faults, _native, _streams
 from ._errors import ShardingError, TransformError, describe
 from ._export import refused
 from ._host import host_call
-from ._signature import Signature, jax_inside
+from ._infer import jax_inside
+from ._signature import Signature
 from ._torchfn import TorchFn, claim, resolve
 
 _TARGET = "t2j_torch_call"

@@ -67,6 +67,10 @@ class TorchFn:
         self.id = 0 if self.key else next(_ids)
         claim(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Programs carry their functions so as to keep them alive, but a serialised one finds its own by name."""
+        return object, ()
+
     def __repr__(self) -> str:
         return f"<TorchFn {self.signature}>"
 

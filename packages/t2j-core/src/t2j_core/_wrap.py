@@ -17,10 +17,11 @@ from ._convert import t2j
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, PerformanceWarning, TensorEscapeError, TensorMutationError, describe, warn
 from ._faults import hold, original_of
+from ._infer import infer_outputs
 from ._primitive import counters, torch_call
 from ._pytree import Static, argument_paths, split
 from ._rng import seeded
-from ._signature import Leaf, Signature, declared_outputs, infer_outputs, leaf_of
+from ._signature import Leaf, Signature, declared_outputs, leaf_of
 from ._torchfn import BORROW, CLONE, MUTABLE, TorchFn, register_name
 
 _OUTPUTS = ("copy", "out", "auto")

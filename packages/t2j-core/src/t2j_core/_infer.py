@@ -1,0 +1,290 @@
+"""How outputs are inferred: by running the function without data, once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import torch.utils._pytree as torch_tree
+
+from . import _compat
+from ._dtypes import aval_text
+from ._errors import (
+    DataDependentShapeError,
+    JaxInsideTorchError,
+    OutputError,
+    T2jError,
+    T2jWarning,
+    describe,
+    warn,
+)
+from ._pytree import Static, merger, plain
+from ._signature import Leaf, Outputs, output_leaf
+
+logger = logging.getLogger("t2j_core")
+
+
+class _OnMeta(_compat.DispatchMode):
+    """Runs operations on the function's arguments on meta tensors: no data, no work.
+
+    Tensors that do not depend on the arguments (masks, position tables) are made for real, because functions cache
+    them; parameters that a function closes over get meta twins, and are never written. PyTorch's own fake tensors
+    would know the device as well, but cost seconds to import.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[weakref.ref[torch.Tensor]] = []
+        self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._made: dict[int, Any] = {}  # storages of real tensors of this run, by address
+
+    def _meta(self, value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return torch.device("meta")
+        if not isinstance(value, torch.Tensor) or value.is_meta:
+            return value
+        if id(value) not in self._twins:
+            self._twins[id(value)] = (value, _without_data(value))
+        return self._twins[id(value)][1]
+
+    def _is_made(self, tensor: torch.Tensor) -> bool:
+        return not tensor.is_meta and tensor.untyped_storage().data_ptr() in self._made
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        writes = func._schema.is_mutable
+        makes = not writes and not any(r.alias_info for r in func._schema.returns)
+        if all(not t.is_meta for t in tensors) and (not writes or all(map(self._is_made, tensors))):
+            if kwargs.get("device") == _META:  # `device=x.device`
+                kwargs["device"] = _compat.torch_device()
+            result = func(*args, **kwargs)
+            for leaf in torch_tree.tree_leaves(result):
+                if makes and isinstance(leaf, torch.Tensor):
+                    self._made[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage()
+            return result
+        result = _from_zeros(func, tensors, args, kwargs)
+        if result is None:
+            result = self._on_meta(func, args, kwargs)
+        leaves = torch_tree.tree_leaves(result)
+        self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return result
+
+    def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = torch_tree.tree_map(self._meta, (args, kwargs))
+        if any(a.name == "device" for a in func._schema.arguments):
+            kwargs["device"] = _META
+        kwargs.pop("pin_memory", None)
+        return func(*args, **kwargs)
+
+    def kept(self) -> bool:
+        """Whether the function still refers to a tensor without data after its outputs are gone."""
+        self._twins.clear()
+        if any(reference() is not None for reference in self.results):
+            gc.collect()
+        return any(reference() is not None for reference in self.results)
+
+
+_META = torch.device("meta")
+_SMALL = 1 << 24  # bounds the elements of the result too, unless an argument is a size
+
+
+def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+    """What a small operation makes of zeros, as meta tensors; None where that does not tell.
+
+    Many meta kernels are written in Python and import torch's compiler, which takes seconds; zeros are cheaper.
+    """
+    schema = func._schema
+    tags = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+    if (
+        _compat.dynamo_is_loaded()
+        or schema.is_mutable
+        or any(r.alias_info for r in schema.returns)
+        or any(tag in func.tags for tag in tags)
+        or math.prod(max(t.numel(), 1) for t in tensors) > _SMALL
+    ):
+        return None
+
+    def zeros(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu").zero_()
+        return torch.device("cpu") if isinstance(value, torch.device) else value
+
+    try:
+        result = func(*torch_tree.tree_map(zeros, args), **torch_tree.tree_map(zeros, kwargs))
+    except Exception:  # zeros need not be valid input: a singular matrix
+        return None
+    if any(type(t) is not torch.Tensor or t.layout != torch.strided for t in torch_tree.tree_leaves(result)):
+        return None
+    return torch_tree.tree_map(_without_data, result)
+
+
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+_FAKE_FROM_BYTES = 1 << 30
+
+
+def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
+    """Run the function without data, once, and read its outputs off; where that fails, run it on zeros.
+
+    Raises `DataDependentShapeError` where a shape depends on values, and the function's own exception where it raises.
+    """
+    on_meta = _OnMeta()
+    modes: list[tuple[Any, str]] = [(on_meta, "meta")]
+    if _compat.dynamo_is_loaded() or sum(leaf.nbytes for leaf in operands) >= _FAKE_FROM_BYTES:
+        # Some code looks for fake tensors to skip what needs data. Their import takes seconds, so zeros are cheaper
+        # unless they are many, or the import is done.
+        modes.append((_compat.fake_mode(), "cpu"))
+    for mode, device in modes:
+        try:
+            with _inference(name):
+                outputs = _run_in(mode, device, call, key, operands)
+            if on_meta.kept():
+                warn(_keeps_state(name), T2jWarning)
+            return outputs
+        except T2jError:
+            raise
+        except Exception as reason:
+            logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
+    return _infer_from_data(call, name, key, operands)
+
+
+def _run_in(mode: Any, device: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
+    with mode if device != "meta" else contextlib.nullcontext():
+        tensors = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device=device) for leaf in operands]
+    with mode:
+        return _run(call, key, tensors)
+
+
+def _keeps_state(name: str) -> str:
+    return (
+        f"{name} keeps a tensor that it computed from its arguments while t2j inferred its outputs; that tensor holds "
+        "no data. Declare the outputs with `output_shapes=`, and the function is not run before its first call."
+    )
+
+
+def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
+    def run(make: Callable[[Leaf], torch.Tensor]) -> Outputs:
+        with _inference(name):
+            return _run(call, key, [make(leaf) for leaf in operands])
+
+    try:
+        outputs = run(lambda leaf: torch.zeros(leaf.shape, dtype=leaf.torch_dtype))
+    except T2jError:
+        raise
+    except Exception as error:
+        error.add_note(
+            f"Raised while t2j inferred the outputs of {name} for ({', '.join(map(str, operands))}). "
+            "If the function works on real data, declare its outputs with `output_shapes=`."
+        )
+        raise
+    other = outputs
+    with contextlib.suppress(Exception):  # the ramp may be no valid input, and then it tells nothing
+        other = run(_ramp)
+    if other.leaves != outputs.leaves:
+        raise DataDependentShapeError(_data_dependent(name, operands, outputs, other))
+    return outputs
+
+
+def _ramp(leaf: Leaf) -> torch.Tensor:
+    count = torch.arange(1, 1 + int(np.prod(leaf.shape, dtype=np.int64))) % 100
+    return count.reshape(leaf.shape).to(leaf.torch_dtype)
+
+
+def _data_dependent(name: str, operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
+    return describe(
+        f"The output shapes of {name} depend on the values of its inputs ({', '.join(map(str, operands))}).",
+        expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
+        got=f"({', '.join(map(str, first.leaves))}) for one input, ({', '.join(map(str, second.leaves))}) for another",
+        remedy="Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries.",
+    )
+
+
+@contextlib.contextmanager
+def _inference(name: str) -> Any:
+    def refuse(operation: str) -> Exception:
+        return jax_inside(name, operation)
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        _compat.default_torch_state(("cpu",)),
+        _compat.without_compilation(),
+        _compat.refusing_jax(refuse),
+    ):
+        yield
+
+
+def jax_inside(name: str, operation: str) -> JaxInsideTorchError:
+    """The error for JAX called inside a torch function."""
+    return JaxInsideTorchError(
+        describe(
+            f"The torch function {name} calls JAX (the operation `{operation}`), which can deadlock inside an XLA "
+            "program.",
+            expected="only PyTorch (and NumPy) inside the function",
+            remedy="Compute with JAX before or after the call and pass arrays as arguments.",
+        )
+    )
+
+
+def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
+    args, kwargs = merger(key)(tensors)
+    versions = [t._version for t in tensors]
+    items, tree = jax.tree.flatten(plain(call(*args, **kwargs)))
+    mutated = tuple(i for i, t in enumerate(tensors) if t._version != versions[i])
+    statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(item) for item in items)
+    results = [item for item in items if isinstance(item, torch.Tensor)]
+    returned = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
+    return Outputs(tree, tuple(output_leaf(_sizes(t), t.dtype) for t in results), statics, mutated, returned)
+
+
+def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+    if tensor.layout != torch.strided:
+        raise OutputError(
+            describe(
+                f"The function returns a sparse tensor ({tensor.layout}), which JAX arrays cannot hold.",
+                remedy="Return `tensor.to_dense()`.",
+            )
+        )
+    return tuple(tensor.shape)
+
+
+def _static_output(item: Any) -> Static:
+    if isinstance(item, (np.ndarray, np.generic, jax.Array)):
+        raise OutputError(
+            describe(
+                f"The function returns a {type(item).__name__} where a tensor is needed.",
+                expected="torch tensors, and constants such as numbers or strings",
+                got=f"{type(item).__name__} {aval_text(item.shape, item.dtype)}",
+                remedy="Return `torch.as_tensor(value)`.",
+            )
+        )
+    if _holds_tensors(item):
+        raise OutputError(
+            describe(
+                f"The function returns tensors inside a {type(item).__name__}, which is no pytree.",
+                expected="tensors in tuples, lists, dicts, dataclasses or registered pytrees",
+                got=type(item).__name__,
+                remedy="Return one of these, or register the class with `jax.tree_util.register_pytree_node`.",
+            )
+        )
+    return Static.of(item)
+
+
+def _holds_tensors(item: Any) -> bool:
+    parts = item if isinstance(item, (set, frozenset)) else getattr(item, "__dict__", {}).values()
+    return not isinstance(item, type) and any(isinstance(part, torch.Tensor) for part in parts)
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    same = a is b or (a._is_view() and a._base is b)
+    return same and a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()
