@@ -47,8 +47,7 @@ bool is_contiguous(const dl::Tensor& tensor) {
 // A lazily conjugated or negated view: its memory does not hold its values.
 bool is_lazy(PyObject* tensor, dl::DataType dtype) {
   if (dtype.code == dl::kComplex && is_true(PyObject_CallOneArg(hooks.is_conj, tensor))) return true;
-  return (dtype.code == dl::kComplex || dtype.code == dl::kFloat || dtype.code == dl::kBfloat) &&
-         is_true(PyObject_CallOneArg(hooks.is_neg, tensor));
+  return dtype.code != dl::kBool && is_true(PyObject_CallOneArg(hooks.is_neg, tensor));
 }
 
 class Call {

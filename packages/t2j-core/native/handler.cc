@@ -33,7 +33,7 @@ bool torch_state_is_default() {
 
 // Entered with the GIL.
 ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
-  bool first = !site.called.exchange(true, std::memory_order_relaxed);
+  bool first = !site.called.load(std::memory_order_relaxed);
   bool ok = true;
   PyObject *state = nullptr, *stream = nullptr;
   if (first || !torch_state_is_default()) {
@@ -53,6 +53,7 @@ ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
   ffi::Error* error = nullptr;
   if (ok) {
     error = call_site(site, frame, device);
+    if (first && !error) site.called.store(true, std::memory_order_relaxed);
   } else {
     error = take_python_error(frame->api, site.label);
   }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,8 +150,23 @@ def refusing_jax(error: Callable[[str], Exception]) -> Iterator[None]:
     enter: Any = getattr(jax.extend.core, "set_current_trace", None)
     if enter is None:  # jax before 0.8.2
         enter = getattr(jax.core, "set_current_trace", contextlib.nullcontext)
-    with enter(_Refuse(error)):
-        yield
+    before = getattr(_refusal, "error", None)
+    _refusal.error = error
+    try:
+        with enter(_Refuse(error)):
+            yield
+    finally:
+        _refusal.error = before
+
+
+_refusal = threading.local()
+
+
+def check_jax_is_allowed(operation: str) -> None:
+    """Raise what `refusing_jax` was told to, if this thread is inside of it."""
+    error = getattr(_refusal, "error", None)
+    if error is not None:
+        raise error(operation)
 
 
 def torch_exchange_api() -> Any | None:
@@ -212,12 +228,14 @@ def state_getters() -> tuple[Callable[[], Any], ...]:
         torch.is_inference_mode_enabled,
         torch._C._len_torch_function_stack,
         torch._C._len_torch_dispatch_stack,
+        torch._C._functorch.peek_interpreter_stack,
     )
 
 
 @contextlib.contextmanager
 def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
     """Torch's thread-local state as a new thread has it: grad mode on, everything else off."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
     from torch.overrides import _pop_mode, _push_mode
     from torch.utils._python_dispatch import _disable_current_modes
 
@@ -231,4 +249,6 @@ def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
             stack.callback(_push_mode, mode)
         if torch._C._len_torch_dispatch_stack():
             stack.enter_context(_disable_current_modes())
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            stack.enter_context(temporarily_clear_interpreter_stack())
         yield

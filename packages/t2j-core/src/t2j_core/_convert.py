@@ -94,6 +94,15 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
                 "`t2j` takes a dense torch tensor.", expected="torch.Tensor", got=got, remedy="Use `torch.as_tensor`."
             )
         )
+    if not _has_data(tensor):
+        raise ArgumentError(
+            describe(
+                "`t2j` takes a tensor that holds data.",
+                expected="torch.Tensor",
+                got=f"a {type(tensor).__name__} without data, such as a fake tensor or one inside `torch.func`",
+                remedy="Convert outside of fake mode and of torch's function transforms.",
+            )
+        )
     row = row_of_torch(tensor.dtype)
     tensor = tensor.detach().resolve_conj().resolve_neg()
     stored = dtype_j2t(canonical(row.jax))
@@ -101,6 +110,13 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
     if _has_no_float8(stored):
         return jax.dlpack.from_dlpack(tensor.view(torch.uint8)).view(canonical(row.jax))
     return jax.dlpack.from_dlpack(tensor)
+
+
+def _has_data(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.numel() == 0 or tensor.data_ptr() != 0
+    except RuntimeError:
+        return False
 
 
 def tree_j2t(tree: Any) -> Any:

@@ -47,8 +47,9 @@ def check_output(signature: Signature, index: int, value: Any, device_type: int,
         raise OutputError(
             _wrong(signature, path, f"{leaf} as a torch.Tensor", type(value).__name__, "Return a tensor.")
         )
-    if value.layout != torch.strided:
-        raise OutputError(_wrong(signature, path, f"{leaf}, dense", f"{value.layout}", "Return `tensor.to_dense()`."))
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"{value.layout}"
+        raise OutputError(_wrong(signature, path, f"{leaf}, dense", kind, "Return one dense tensor."))
     if value.is_quantized:
         raise OutputError(_wrong(signature, path, str(leaf), f"{value.dtype}", "Return `tensor.dequantize()`."))
     if value.is_meta or not _has_storage(value):
@@ -165,14 +166,19 @@ def hold(arrays: Any, escaped_calls: int) -> None:
 
 
 def _make_safe(ranges: list[tuple[int, int]]) -> int:
-    """Give CPU storages inside `ranges` memory of their own; every view of them follows."""
+    """Give the CPU storages that were lent memory of their own; every view of them follows.
+
+    Torch's own storages over the same memory (weights that JAX shares) are resizable and stay where they are.
+    """
+    lent = dict(ranges)
     moved = 0
     for tensor in [obj for obj in gc.get_objects() if issubclass(type(obj), torch.Tensor)]:
         for candidate in (tensor, *_saved_tensors(tensor)):
             try:
-                pointer = candidate.untyped_storage().data_ptr()
-                if candidate.device.type == "cpu" and any(a <= pointer < a + max(n, 1) for a, n in ranges):
-                    candidate.untyped_storage().share_memory_()
+                storage = candidate.untyped_storage()
+                is_lent = storage.device.type == "cpu" and lent.get(storage.data_ptr()) == storage.nbytes()
+                if is_lent and not storage.resizable():
+                    storage.share_memory_()
                     moved += 1
             except Exception:  # tensors without storage
                 continue
@@ -222,6 +228,7 @@ def report(signature: Signature | None, error: BaseException) -> tuple[int, str]
     """Keep an exception for `last_error` and word it for XLA: (status code, message)."""
     number = next(_numbers)
     text = "".join(traceback.format_exception(error))
+    summary = "".join(traceback.format_exception_only(error)).strip()
     _clear_frames(error)
     _kept[number] = error
     while len(_kept) > config.kept_errors:
@@ -230,8 +237,8 @@ def report(signature: Signature | None, error: BaseException) -> tuple[int, str]
         text = f"{text[: _LIMIT // 2]}\n  [...]\n{text[-_LIMIT // 2 :]}"
     name = signature.name if signature else "a torch function"
     code = next((code for kind, code in _CODES if isinstance(error, kind)), 13)
-    first = f"{type(error).__name__}: {error}"[:2000]
-    return code, f"[t2j error {number}] {first}\n\nRaised in the torch function {name}:\n{text}"
+    message = f"[t2j error {number}] {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
+    return code, message.encode("utf-8", "backslashreplace").replace(b"\0", b"\\0").decode()
 
 
 def _clear_frames(error: BaseException) -> None:
@@ -251,8 +258,8 @@ def _clear_frames(error: BaseException) -> None:
 
 def original_of(error: BaseException) -> BaseException | None:
     """The exception of the torch function behind an error of XLA, if it is still kept."""
-    found = _TAG.findall(str(error))
-    return _kept.get(int(found[-1])) if found else None
+    found = _TAG.search(str(error))  # the first: the text behind it may quote older ones
+    return _kept.get(int(found[1])) if found else None
 
 
 def last_error() -> BaseException | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import logging
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -248,11 +249,12 @@ def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Ten
 
 
 def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
-    if tensor.layout != torch.strided:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested tensor" if tensor.is_nested else f"sparse tensor ({tensor.layout})"
         raise OutputError(
             describe(
-                f"The function returns a sparse tensor ({tensor.layout}), which JAX arrays cannot hold.",
-                remedy="Return `tensor.to_dense()`.",
+                f"The function returns a {kind}, which JAX arrays cannot hold.",
+                remedy="Return a dense tensor, for a sparse one `tensor.to_dense()`.",
             )
         )
     return tuple(tensor.shape)
@@ -266,6 +268,17 @@ def _static_output(item: Any) -> Static:
                 expected="torch tensors, and constants such as numbers or strings",
                 got=f"{type(item).__name__} {aval_text(item.shape, item.dtype)}",
                 remedy="Return `torch.as_tensor(value)`.",
+            )
+        )
+    if isinstance(item, (Iterator, Awaitable, AsyncIterator)):
+        if inspect.iscoroutine(item):
+            item.close()
+        raise OutputError(
+            describe(
+                f"The function returns a {type(item).__name__}, which would run only after the call.",
+                expected="tensors",
+                got=type(item).__name__,
+                remedy="Return a tuple or list of the values: `tuple(generator)`.",
             )
         )
     if _holds_tensors(item):

@@ -202,6 +202,8 @@ def register_name(name: str, build: Callable[[Signature], TorchFn]) -> None:
     """Let programs from other processes find a function by name. The newest registration of a name counts."""
     with _lock:
         _by_name[name] = build
+        for key in [key for key in _by_call if _export.name_of(key) == name]:
+            del _by_call[key]
 
 
 def resolve(number: int, call: str) -> tuple[Any, ...]:

@@ -141,6 +141,7 @@ class TorchFunction:
     # --- calling ---------------------------------------------------------------------------------------------------
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        failure = None
         try:
             known = self._array_type
             if not kwargs and set(map(type, args)) == {known}:
@@ -148,12 +149,13 @@ class TorchFunction:
             else:
                 outputs = self._call_any(args, kwargs)
         except _compat.JaxRuntimeError as error:
-            original = original_of(error)
-            if original is None:
+            failure = original_of(error)
+            if failure is None:
                 raise
-            if isinstance(original, TensorEscapeError):
+        if failure is not None:  # raised out here, its own `__cause__` and `__context__` stay
+            if isinstance(failure, TensorEscapeError):
                 hold((args, kwargs), counters()["escaped_calls"])
-            raise original from error
+            raise failure
         return _without_marks(outputs) if self._has_constant_outputs else outputs
 
     def _call_any(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -161,8 +163,9 @@ class TorchFunction:
         if set(map(type, leaves)) == {self._array_type}:
             entry = self._array_entries.get(tree)
             if entry is None:
-                entry = self._array_entries[tree] = jax.jit(functools.partial(self._call_tree, tree))
+                entry = _remember(self._array_entries, tree, jax.jit(functools.partial(self._call_tree, tree)))
             return entry(*leaves)
+        _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
         dtypes = self._torch_dtypes(data, key)
         arrays = [_to_jax(leaf) for leaf in data]
@@ -172,7 +175,8 @@ class TorchFunction:
             self._array_type = type(arrays[0])
         entry = self._entries.get((key, dtypes))
         if entry is None:
-            entry = self._entries[key, dtypes] = jax.jit(functools.partial(self._bind_marked, key, dtypes))
+            entry = jax.jit(functools.partial(self._bind_marked, key, dtypes))
+            _remember(self._entries, (key, dtypes), entry)
         return entry(*arrays)
 
     def _call_arrays(self, *arrays: Any) -> Any:
@@ -208,7 +212,7 @@ class TorchFunction:
             full = (key, operands, canonical(np.int64))  # what 64-bit outputs become depends on x64
             fn = self._fns.get(full)
             if fn is None:
-                fn = self._fns[full] = self._build(self._signature(key, operands))
+                fn = _remember(self._fns, full, self._build(self._signature(key, operands)))
             return fn
 
     def _signature(self, key: Any, operands: tuple[Leaf, ...]) -> Signature:
@@ -303,6 +307,17 @@ class TorchFunction:
             elif index in found and canonical(dtype_t2j(found[index])) != leaf.dtype:
                 del found[index]
         return tuple(found.items())
+
+
+_KEPT_SIGNATURES = 1024
+
+
+def _remember(table: dict[Any, Any], key: Any, value: Any) -> Any:
+    """Keep a value, and let the oldest go where a function is called with ever new constants."""
+    table[key] = value
+    if len(table) > _KEPT_SIGNATURES:
+        table.pop(next(iter(table)), None)
+    return value
 
 
 @jax.tree_util.register_static
