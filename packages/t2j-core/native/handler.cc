@@ -16,9 +16,11 @@ namespace {
 
 PyObject* const* no_args = nullptr;
 
+bool gradients_are_on() { return is_true(PyObject_Vectorcall(hooks.is_grad_enabled, no_args, 0, nullptr)); }
+
 // Grad mode on; autocast, inference mode, function and dispatch modes off: what a thread of XLA has by itself.
 bool torch_state_is_default() {
-  if (!is_true(PyObject_Vectorcall(hooks.is_grad_enabled, no_args, 0, nullptr))) return false;
+  if (!gradients_are_on()) return false;
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(hooks.state_getters); ++i) {
     PyObject* answer = PyObject_Vectorcall(PyTuple_GET_ITEM(hooks.state_getters, i), no_args, 0, nullptr);
     int on = answer ? PyObject_IsTrue(answer) : -1;
@@ -54,6 +56,9 @@ ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
   if (ok) {
     error = call_site(site, frame, device);
     if (first && !error) site.called.store(true, std::memory_order_relaxed);
+    if (!state && !gradients_are_on()) {  // the function turned them off for its thread, which may be the caller's
+      Py_XDECREF(PyObject_CallOneArg(hooks.set_grad_enabled, Py_True));
+    }
   } else {
     error = take_python_error(frame->api, site.label);
   }

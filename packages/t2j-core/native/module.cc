@@ -38,6 +38,7 @@ void setup(const py::dict& table) {
   hooks.copy = take("copy");
   hooks.collect_garbage = take("collect_garbage");
   hooks.is_grad_enabled = take("is_grad_enabled");
+  hooks.set_grad_enabled = take("set_grad_enabled");
   hooks.state_getters = take("state_getters");
   hooks.enter_state = take("enter_state");
   hooks.leave_state = take("leave_state");

@@ -31,7 +31,7 @@ struct Hooks {
   getter version_getter = nullptr;  // C function behind `Tensor._version`, the counter of in-place changes
   void* version_closure = nullptr;
   PyObject* state_getters;  // functions that are all false while torch's thread-local state is the default
-  PyObject *is_grad_enabled, *enter_state, *leave_state, *enter_stream, *leave_stream;
+  PyObject *is_grad_enabled, *set_grad_enabled, *enter_state, *leave_state, *enter_stream, *leave_stream;
   PyObject *resolve, *check_output, *check_results, *raise_mutated, *raise_escaped, *results_kept, *report;
 };
 extern Hooks hooks;

@@ -26,8 +26,8 @@ class Config:
     auto_output_bytes: int = _integer("T2J_AUTO_OUTPUT_BYTES", 1 << 20)
     """T2J_AUTO_OUTPUT_BYTES: from this many bytes of output `outputs="auto"` tries to avoid the copy."""
 
-    kept_errors: int = _integer("T2J_KEPT_ERRORS", 64)
-    """T2J_KEPT_ERRORS: how many exceptions of torch functions are kept for `last_error()`."""
+    kept_errors: int = _integer("T2J_KEPT_ERRORS", 16)
+    """T2J_KEPT_ERRORS: how many exceptions of calls under a user's own `jit` are kept at most."""
 
 
 config = Config()

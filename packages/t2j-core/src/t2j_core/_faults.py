@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import gc
 import itertools
 import logging
 import re
+import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -154,15 +157,12 @@ def results_kept(target: Any, ranges: list[tuple[int, int]], movable: bool) -> N
     )
 
 
-_held: list[Any] = []
+_held: collections.deque[Any] = collections.deque(maxlen=16)
 
 
-def hold(arrays: Any, escaped_calls: int) -> None:
-    """Keep the arrays of an eager call alive while something torch cannot move (a NumPy view) still refers to them."""
-    if escaped_calls == 0:
-        _held.clear()
-    else:
-        _held.append(arrays)
+def hold(arrays: Any) -> None:
+    """Keep the arrays of an eager call with an escape alive for a while: NumPy views of them cannot be moved."""
+    _held.append(arrays)
 
 
 def _make_safe(ranges: list[tuple[int, int]]) -> int:
@@ -172,17 +172,25 @@ def _make_safe(ranges: list[tuple[int, int]]) -> int:
     """
     lent = dict(ranges)
     moved = 0
-    for tensor in [obj for obj in gc.get_objects() if issubclass(type(obj), torch.Tensor)]:
-        for candidate in (tensor, *_saved_tensors(tensor)):
-            try:
-                storage = candidate.untyped_storage()
-                is_lent = storage.device.type == "cpu" and lent.get(storage.data_ptr()) == storage.nbytes()
-                if is_lent and not storage.resizable():
-                    storage.share_memory_()
-                    moved += 1
-            except Exception:  # tensors without storage
-                continue
+    for storage in _living_storages():
+        try:
+            is_lent = storage.device.type == "cpu" and lent.get(storage.data_ptr()) == storage.nbytes()
+            if is_lent and not storage.resizable():
+                storage.share_memory_()
+                moved += 1
+        except Exception:  # storages without data
+            continue
     return moved
+
+
+def _living_storages() -> Iterator[Any]:
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.UntypedStorage):
+            yield thing
+        elif issubclass(type(thing), torch.Tensor):
+            for tensor in (thing, *_saved_tensors(thing)):
+                with contextlib.suppress(Exception):  # tensors without storage
+                    yield tensor.untyped_storage()
 
 
 def _saved_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -210,6 +218,7 @@ def _saved_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
 # --- exceptions ---------------------------------------------------------------------------------------------------
 
 _kept: collections.OrderedDict[int, BaseException] = collections.OrderedDict()
+_newest: BaseException | None = None
 _numbers = itertools.count(1)
 _TAG = re.compile(r"\[t2j error (\d+)\]")
 _LIMIT = 8000  # nested calls embed each other's text; without a limit it doubles with every level
@@ -230,7 +239,8 @@ def report(signature: Signature | None, error: BaseException) -> tuple[int, str]
     text = "".join(traceback.format_exception(error))
     summary = "".join(traceback.format_exception_only(error)).strip()
     _clear_frames(error)
-    _kept[number] = error
+    global _newest
+    _kept[number] = _newest = error
     while len(_kept) > config.kept_errors:
         _kept.popitem(last=False)
     if len(text) > _LIMIT:
@@ -242,8 +252,8 @@ def report(signature: Signature | None, error: BaseException) -> tuple[int, str]
 
 
 def _clear_frames(error: BaseException) -> None:
-    """Frames keep the argument tensors, and with them XLA's memory, alive."""
-    seen: set[int] = set()
+    """Frames keep the argument tensors, and with them XLA's memory, alive. Those of the caller are left alone."""
+    seen = {id(sys.exception())}
     queue: list[BaseException | None] = [error]
     while queue:
         item = queue.pop()
@@ -257,9 +267,9 @@ def _clear_frames(error: BaseException) -> None:
 
 
 def original_of(error: BaseException) -> BaseException | None:
-    """The exception of the torch function behind an error of XLA, if it is still kept."""
+    """The exception of the torch function behind an error of XLA, if it is still kept. It is not kept longer."""
     found = _TAG.search(str(error))  # the first: the text behind it may quote older ones
-    return _kept.get(int(found[1])) if found else None
+    return _kept.pop(int(found[1]), None) if found else None
 
 
 def last_error() -> BaseException | None:
@@ -270,4 +280,4 @@ def last_error() -> BaseException | None:
     >>> last_error() is None or isinstance(last_error(), BaseException)
     True
     """
-    return next(reversed(_kept.values()), None) if _kept else None
+    return _newest

@@ -28,6 +28,7 @@ from ._errors import (
     warn,
 )
 from ._pytree import Static, merger, plain
+from ._rng import turns
 from ._signature import Leaf, Outputs, output_leaf
 
 logger = logging.getLogger("t2j_core")
@@ -217,6 +218,7 @@ def _inference(name: str) -> Any:
         return jax_inside(name, operation)
 
     with (
+        turns,
         torch.random.fork_rng(devices=[]),
         _compat.default_torch_state(("cpu",)),
         _compat.without_compilation(),

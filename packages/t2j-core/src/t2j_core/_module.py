@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -84,8 +83,8 @@ def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str,
     >>> layer = torch.nn.Linear(1, 1)
     >>> apply, variables = module2jax(layer)
     >>> load_variables(layer, jax.tree.map(lambda x: 0 * x, variables))
-    >>> float(layer.bias)
-    0.0
+    >>> layer.bias.tolist()
+    [0.0]
     """
     owned: dict[str, dict[str, torch.Tensor]] = {
         "params": dict(module.named_parameters()),
@@ -104,7 +103,8 @@ def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str,
                         remedy="Pass variables of this module, as `module2jax` returns them.",
                     )
                 )
-            pairs.append((target, j2t(array if isinstance(array, jax.Array) else jnp.asarray(array))))
+            tensor = j2t(array) if isinstance(array, jax.Array) else torch.as_tensor(np.asarray(array))
+            pairs.append((target, tensor))
     with torch.no_grad():
         for target, tensor in pairs:
             target.copy_(tensor)

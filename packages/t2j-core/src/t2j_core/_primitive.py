@@ -58,6 +58,7 @@ _native.setup(
         "copy": _copy_into,
         "collect_garbage": gc.collect,
         "is_grad_enabled": torch.is_grad_enabled,
+        "set_grad_enabled": torch._C._set_grad_enabled,
         "state_getters": _compat.state_getters(),
         "enter_state": _enter_state,
         "leave_state": contextlib.ExitStack.close,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_turns = threading.RLock()
+turns = threading.RLock()
 """Torch's default generators are global: seeded calls of several threads take turns."""
 
 
@@ -25,7 +25,7 @@ def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
         if key.is_cuda:
             generators.append(torch.cuda.default_generators[key.device.index])
         seed = seed_of(key)
-        with _turns:
+        with turns:
             states = [generator.get_state() for generator in generators]
             try:
                 for generator in generators:

@@ -18,7 +18,7 @@ from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, PerformanceWarning, TensorEscapeError, TensorMutationError, describe, warn
 from ._faults import hold, original_of
 from ._infer import infer_outputs
-from ._primitive import counters, torch_call
+from ._primitive import torch_call
 from ._pytree import Static, argument_paths, split
 from ._rng import seeded
 from ._signature import Leaf, Signature, declared_outputs, leaf_of
@@ -154,8 +154,11 @@ class TorchFunction:
                 raise
         if failure is not None:  # raised out here, its own `__cause__` and `__context__` stay
             if isinstance(failure, TensorEscapeError):
-                hold((args, kwargs), counters()["escaped_calls"])
-            raise failure
+                hold((args, kwargs))
+            try:
+                raise failure
+            finally:
+                del failure  # the traceback refers to this frame, and this frame to the exception
         return _without_marks(outputs) if self._has_constant_outputs else outputs
 
     def _call_any(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -1,0 +1,201 @@
+"""`j2t` and `t2j`: the same memory where it can be, the same values always."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from t2j_core import ArgumentError, DTypeError, j2t, t2j, tree_j2t, tree_t2j
+
+SHARED = ["int8", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32", "complex64", "bool"]
+SHARED += ["float8_e4m3fn", "float8_e5m2"]  # Bug 25: these were copied
+
+
+def ones(name: str, n: int = 256) -> jax.Array:
+    return jnp.ones(n, jnp.bool_ if name == "bool" else getattr(jnp, name))
+
+
+# --- zero copy -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_j2t_is_over_the_same_memory(name):
+    x = ones(name)
+    assert j2t(x).data_ptr() == x.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_t2j_is_over_the_same_memory(name):
+    tensor = torch.ones(256).to(getattr(torch, name))
+    assert t2j(tensor).unsafe_buffer_pointer() == tensor.data_ptr()
+
+
+def test_t2j_keeps_the_tensors_memory_alive():
+    array = t2j(torch.full((1 << 16,), 3.0))
+    other = [torch.zeros(1 << 16) for _ in range(4)]
+    assert float(array.sum()) == 3 * (1 << 16)
+    assert len(other) == 4
+
+
+def test_j2t_keeps_the_arrays_memory_alive():
+    tensor = j2t(jnp.full(1 << 16, 3.0))
+    other = [jnp.zeros(1 << 16).block_until_ready() for _ in range(4)]
+    assert tensor.sum().item() == 3 * (1 << 16)
+    assert len(other) == 4
+
+
+def test_there_and_back_is_the_same_memory():
+    x = jnp.ones(64)
+    assert t2j(j2t(x)).unsafe_buffer_pointer() == x.unsafe_buffer_pointer()
+
+
+# --- all kinds of tensors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: t.T,
+        lambda t: t[:, ::2],
+        lambda t: t[1:],
+        lambda t: t[:, 1],
+        lambda t: t[0, 0],
+        lambda t: t.unsqueeze(0).expand(3, -1, -1),
+        lambda t: t.flip(0),
+        lambda t: t.clone().requires_grad_(),
+        lambda t: torch.nn.Parameter(t.clone()),
+        lambda t: t.clone().requires_grad_() * 2,
+        lambda t: torch.as_strided(t, (2, 2, 2), (1, 1, 1)),
+        lambda t: t[:0],
+        lambda t: t.sum(),
+        lambda t: torch.complex(t, t + 1).conj(),
+        lambda t: torch.complex(t, t + 1).conj().imag,
+        lambda t: torch.complex(t, t + 1).mH,
+        lambda t: t.to(memory_format=torch.contiguous_format)[None, None].to(memory_format=torch.channels_last),
+    ],
+    ids="T strided offset column item expand flip grad parameter result overlap empty scalar conj neg mH nhwc".split(),
+)
+def test_any_dense_tensor_arrives_with_its_values(make):
+    tensor = make(torch.arange(12.0).reshape(3, 4))
+    array = t2j(tensor)
+    expected = tensor.detach().resolve_conj().resolve_neg().numpy()
+    assert array.shape == tuple(tensor.shape)
+    assert np.asarray(array).tobytes() == np.ascontiguousarray(expected).tobytes()
+    assert float(jnp.abs(array).sum()) == pytest.approx(float(np.abs(expected).sum()))  # JAX computes with it, too
+
+
+def test_the_autograd_history_is_left_behind():
+    leaf = torch.ones(3, requires_grad=True)
+    array = t2j(leaf * 2)
+    assert np.asarray(array).tolist() == [2, 2, 2]
+    assert not j2t(array).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.complex128, torch.uint64], ids=str)
+def test_wide_tensors_with_x64_off_and_on(dtype):
+    tensor = torch.arange(5).to(dtype)
+    narrow = t2j(tensor)
+    assert narrow.dtype.itemsize * 2 == dtype.itemsize
+    assert np.asarray(narrow).tolist() == [0, 1, 2, 3, 4]
+    with jax.enable_x64(True):
+        wide = t2j(tensor)
+        assert wide.dtype.itemsize == dtype.itemsize
+        assert wide.unsafe_buffer_pointer() == tensor.data_ptr()
+
+
+def test_jitted_functions_take_converted_arrays():
+    tensor = torch.arange(6.0).reshape(2, 3)
+    assert float(jax.jit(jnp.sum)(t2j(tensor.T))) == 15
+
+
+@pytest.mark.parametrize("view", [lambda t: t[1:], lambda t: t[3:7]], ids=["1:", "3:7"])
+def test_memory_that_is_not_aligned_for_xla(view):
+    tensor = view(torch.arange(9, dtype=torch.int8))
+    assert np.asarray(t2j(tensor)).tolist() == tensor.tolist()
+
+
+def test_a_sliced_jax_array():
+    x = jnp.arange(12.0).reshape(3, 4)
+    assert j2t(x[1:, ::2]).tolist() == [[4, 6], [8, 10]]
+    assert j2t(x.T).tolist() == np.asarray(x).T.tolist()
+
+
+# --- refused -------------------------------------------------------------------------------------------------------
+
+
+def test_a_tracer_has_no_memory():
+    with pytest.raises(ArgumentError, match=r"traced array(.|\n)*Got: +float32\[3\](.|\n)*`torch2jax`"):
+        jax.jit(lambda x: t2j(j2t(x)))(jnp.ones(3))
+    with pytest.raises(ArgumentError, match="traced array"):
+        jax.make_jaxpr(lambda tree: t2j(tree_j2t(tree)["a"]))({"a": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("value", [np.ones(3), [1.0], 3, None, torch.ones(3)], ids=lambda v: type(v).__name__)
+def test_j2t_takes_jax_arrays_only(value):
+    with pytest.raises(ArgumentError, match=rf"`j2t` takes a JAX array(.|\n)*Got: +{type(value).__name__}"):
+        j2t(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (np.ones(3), "ndarray"),
+        (jnp.ones(3), "ArrayImpl"),
+        (3.0, "float"),
+        (torch.ones(3).to_sparse(), "torch.sparse_coo"),
+        (torch.ones(3, device="meta"), None),
+    ],
+    ids=["numpy", "jax", "float", "sparse", "meta"],
+)
+def test_t2j_takes_dense_tensors_only(value, got):
+    with pytest.raises(ArgumentError, match="`t2j` takes a dense torch tensor") as error:
+        t2j(value)
+    assert got is None or got in str(error.value)
+
+
+def test_a_tensor_without_data_is_called_so():
+    # Bug 24: "Got: torch.strided" is what was expected.
+    with pytest.raises(ArgumentError, match="meta"):
+        t2j(torch.ones(3, device="meta"))
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")  # torch says so, once
+def test_dtypes_of_one_side_only():
+    with pytest.raises(DTypeError, match="int4"):
+        j2t(jnp.zeros(3, jnp.int4))
+    with pytest.raises(DTypeError, match="complex32"):
+        t2j(torch.ones(3).to(torch.complex32))
+    with pytest.raises(DTypeError, match="key"):
+        j2t(jax.random.key(0))
+
+
+# --- trees ---------------------------------------------------------------------------------------------------------
+
+
+def test_trees_keep_their_containers_and_their_other_leaves():
+    tree = {"w": jnp.ones(2), "meta": ("name", 3, None, [jnp.zeros(1)]), "o": OrderedDict(b=jnp.ones(1), a=2)}
+    there = tree_j2t(tree)
+    assert isinstance(there["w"], torch.Tensor)
+    assert there["meta"][:3] == ("name", 3, None)
+    assert isinstance(there["meta"][3][0], torch.Tensor)
+    assert list(there["o"]) == ["b", "a"]
+    back = tree_t2j(there)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    assert back["w"].unsafe_buffer_pointer() == tree["w"].unsafe_buffer_pointer()
+
+
+def test_a_state_dict_is_a_tree():
+    layer = torch.nn.Linear(3, 2)
+    arrays = tree_t2j(layer.state_dict())
+    np.testing.assert_array_equal(np.asarray(arrays["weight"]), layer.weight.detach().numpy())
+
+
+def test_a_sharded_array_is_refused_leaf_by_leaf():
+    # More than one device needs its own process: here only that one device is no obstacle.
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jax.device_put(jnp.arange(4.0), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("i")))
+    assert j2t(x).tolist() == [0, 1, 2, 3]

@@ -1,0 +1,492 @@
+"""`module2jax`, judged by the module itself."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from t2j_core import ArgumentError, load_variables, module2jax, torch2jax
+from torch import nn
+
+
+def x(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def reference(module, *args, train=False):
+    """The module's output, from a copy."""
+    module = copy.deepcopy(module).train(train)
+    with torch.no_grad():
+        return module(*(torch.from_numpy(a.copy()) if isinstance(a, np.ndarray) else a for a in args))
+
+
+def assert_close(got, expected, **kwargs):
+    got, expected = jax.tree.leaves(got), jax.tree.leaves(expected)
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(a), b.numpy(), **({"rtol": 1e-5, "atol": 1e-6} | kwargs))
+
+
+def snapshot(module):
+    """All that a call could change: values, places in memory, modes."""
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    places = {name: value.data_ptr() for name, value in module.state_dict().items()}
+    grads = {name: (p.requires_grad, p.grad) for name, p in module.named_parameters()}
+    return state, places, grads, {name: m.training for name, m in module.named_modules()}
+
+
+def assert_untouched(module, before):
+    state, places, grads, modes = snapshot(module)
+    assert places == before[1]
+    assert grads == before[2]
+    assert modes == before[3]
+    for name, value in state.items():
+        assert torch.equal(value, before[0][name]), name
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, t):
+        return self.inner(t, t, t, need_weights=True)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.embed(tokens)))
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)])
+        self.table = nn.ModuleDict({"out": nn.Linear(6, 2)})
+        self.scale = nn.ParameterDict({"a": nn.Parameter(torch.full((6,), 1.5))})
+        self.extra = nn.ParameterList([nn.Parameter(torch.ones(6))])
+        self.register_buffer("offset", torch.full((6,), 0.25))
+        self.register_buffer("nothing", None)
+
+    def forward(self, t):
+        for block in self.blocks:
+            t = t + block(t) * self.scale["a"] + self.offset + self.extra[0]
+        return {"out": self.table["out"](t), "hidden": t}
+
+
+MODULES = {
+    "linear": (nn.Linear(6, 3), (4, 6)),
+    "no bias": (nn.Linear(6, 3, bias=False), (4, 6)),
+    "mlp": (nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 2)), (4, 6)),
+    "conv": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), (2, 3, 8, 8)),
+    "batch norm": (nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)), (2, 3, 9)),
+    "group norm": (nn.GroupNorm(2, 4), (2, 4, 5)),
+    "lstm": (nn.LSTM(6, 5, num_layers=2, batch_first=True), (2, 7, 6)),
+    "gru": (nn.GRU(6, 5, bidirectional=True), (7, 2, 6)),
+    "rnn": (nn.RNN(6, 5), (7, 2, 6)),
+    "gru cell": (nn.GRUCell(6, 5), (2, 6)),
+    "lstm cell": (nn.LSTMCell(6, 5), (2, 6)),
+    "attention": (Attention(), (2, 5, 8)),
+    "transformer": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 5, 8)),
+    "encoder": (nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False), (5, 2, 8)),
+    "nested": (Nested(), (3, 6)),
+    "spectral norm": (nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3)), (4, 6)),
+    "weight norm": (nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)), (4, 6)),
+    "identity": (nn.Identity(), (4, 6)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_gives_the_same_numbers(name):
+    module, shape = MODULES[name]
+    module.eval()
+    before = snapshot(module)
+    apply, variables = module2jax(module)
+    expected = reference(module, x(*shape))
+    for call in (apply, jax.jit(apply), apply):
+        assert_close(call(variables, jnp.asarray(x(*shape))), expected)
+    assert_untouched(module, before)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_variables_are_the_modules(name):
+    module, _ = MODULES[name]
+    _, variables = module2jax(module)
+    assert set(variables) == {"params", "buffers"}
+    assert list(variables["params"]) == [name for name, _ in module.named_parameters()]
+    assert set(variables["buffers"]) == {name for name, _ in module.named_buffers()}
+    for name, parameter in module.named_parameters():
+        np.testing.assert_array_equal(np.asarray(variables["params"][name]), parameter.detach().numpy())
+
+
+def test_the_variables_share_the_modules_memory():
+    module = nn.Linear(64, 64)
+    _, variables = module2jax(module)
+    assert variables["params"]["weight"].unsafe_buffer_pointer() == module.weight.data_ptr()
+
+
+def test_other_variables_give_other_numbers():
+    module = nn.Linear(6, 3)
+    apply, variables = module2jax(module)
+    doubled = jax.tree.map(lambda v: v * 2, variables)
+    a, b = apply(variables, jnp.asarray(x(4, 6))), jax.jit(apply)(doubled, jnp.asarray(x(4, 6)))
+    np.testing.assert_allclose(np.asarray(b), 2 * np.asarray(a), rtol=1e-6)
+
+
+def test_variables_in_another_dtype_are_used_in_that_dtype():
+    apply, variables = module2jax(nn.Linear(6, 3))
+    half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), variables)
+    out = apply(half, jnp.asarray(x(4, 6)).astype(jnp.bfloat16))
+    assert out.dtype == jnp.bfloat16
+
+
+# --- train, eval, buffers ------------------------------------------------------------------------------------------
+
+
+def batch_norm():
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("train", [True, False, None])
+def test_the_mode_of_the_call(mode, train):
+    module = batch_norm().train(mode)
+    before = snapshot(module)
+    apply, variables = module2jax(module, train=train)
+    expected = reference(module, x(8, 6), train=mode if train is None else train)
+    assert_close(jax.jit(apply)(variables, jnp.asarray(x(8, 6))), expected)
+    assert_untouched(module, before)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_submodule_may_be_in_another_mode(frozen):
+    # Bug 8: the mode of the outermost module was imposed on all, so a frozen BatchNorm went on training.
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).train()
+    module[frozen].eval()
+    apply, variables = module2jax(module, mutable=True)
+    twin = copy.deepcopy(module)
+    for step in range(2):
+        output, buffers = apply(variables, jnp.asarray(x(8, 3) + np.float32(step)))
+        variables = {**variables, "buffers": buffers}
+        with torch.no_grad():
+            assert_close(output, twin(torch.from_numpy(x(8, 3) + np.float32(step))))
+        assert_close(buffers, dict(sorted(twin.named_buffers())))
+
+
+def test_a_submodule_that_trains_inside_a_module_that_does_not():
+    # Bug 8
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
+    module[1].train()
+    apply, variables = module2jax(module, mutable=True)
+    output, buffers = apply(variables, jnp.asarray(x(8, 3)))
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        assert_close(output, twin(torch.from_numpy(x(8, 3))))
+    assert_close(buffers, dict(sorted(twin.named_buffers())))
+    assert int(variables["buffers"]["1.num_batches_tracked"]) == 0
+
+
+def test_running_statistics_come_back_if_mutable():
+    module = batch_norm()
+    before = snapshot(module)
+    apply, variables = module2jax(module, train=True, mutable=True)
+    step = jax.jit(apply)
+    twin = copy.deepcopy(module).train()
+    for i in range(3):
+        batch = x(8, 6) + np.float32(i)
+        output, buffers = step(variables, jnp.asarray(batch))
+        variables = {"params": variables["params"], "buffers": buffers}
+        with torch.no_grad():
+            assert_close(output, twin(torch.from_numpy(batch)))
+        assert_close(buffers, dict(sorted(twin.named_buffers())))
+    assert int(buffers["1.num_batches_tracked"]) == 3
+    assert buffers["1.num_batches_tracked"].dtype == jnp.int32
+    assert_untouched(module, before)
+
+
+def test_changes_of_buffers_are_dropped_if_not_mutable():
+    apply, variables = module2jax(batch_norm(), train=True)
+    before = jax.tree.map(np.array, variables)
+    for _ in range(2):
+        apply(variables, jnp.asarray(x(8, 6)))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, variables), before)
+
+
+class Counter(nn.Module):
+    """Writes into one buffer, replaces another, reads a third: in evaluation mode, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("last", torch.zeros(3))
+        self.register_buffer("offset", torch.ones(3), persistent=False)
+
+    def forward(self, t):
+        self.calls += 1
+        self.last = t * 2
+        return t + self.offset + self.calls
+
+
+@pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
+@pytest.mark.parametrize("train", [True, False])
+def test_buffers_that_a_module_writes_and_replaces(train):
+    module = Counter()
+    before = snapshot(module)
+    apply, variables = module2jax(module, train=train, mutable=True)
+    for i in range(1, 4):
+        out, buffers = jax.jit(apply)(variables, jnp.ones(3))
+        assert np.asarray(out).tolist() == [2 + i] * 3
+        assert int(buffers["calls"]) == i
+        assert np.asarray(buffers["last"]).tolist() == [2, 2, 2]
+        variables = {"params": {}, "buffers": buffers}
+    assert_untouched(module, before)
+
+
+def test_integer_buffers_are_64_bits_wide_inside():
+    class Lookup(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("index", torch.tensor([2, 0, 1]))
+
+        def forward(self, t):
+            assert self.index.dtype == torch.int64
+            return t[self.index]
+
+    apply, variables = module2jax(Lookup())
+    assert variables["buffers"]["index"].dtype == jnp.int32
+    assert np.asarray(jax.jit(apply)(variables, jnp.arange(3.0))).tolist() == [2, 0, 1]
+
+
+# --- tied parameters -----------------------------------------------------------------------------------------------
+
+
+def test_tied_parameters_stay_tied():
+    module = Tied()
+    apply, variables = module2jax(module)
+    assert "embed.weight" in variables["params"]
+    assert "head.weight" not in variables["params"]
+    tokens = np.array([[1, 2, 3], [4, 5, 10]])
+    assert_close(apply(variables, jnp.asarray(tokens)), reference(module, tokens))
+    zeroed = {**variables, "params": {**variables["params"], "embed.weight": jnp.zeros((11, 8))}}
+    assert not np.asarray(jax.jit(apply)(zeroed, jnp.asarray(tokens))).any()
+
+
+def test_a_shared_submodule():
+    shared = nn.Linear(4, 4)
+    module = nn.Sequential(shared, nn.ReLU(), shared)
+    apply, variables = module2jax(module)
+    assert list(variables["params"]) == ["0.weight", "0.bias"]
+    assert_close(apply(variables, jnp.asarray(x(3, 4))), reference(module, x(3, 4)))
+
+
+# --- calls ---------------------------------------------------------------------------------------------------------
+
+
+def test_keyword_arguments_masks_and_constants():
+    module = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    apply, variables = module2jax(module)
+    mask = np.triu(np.ones((5, 5), bool), 1)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x(2, 5, 8)), src_mask=torch.from_numpy(mask), is_causal=True)
+    got = jax.jit(lambda v, t, m: apply(v, t, src_mask=m, is_causal=True))(variables, jnp.asarray(x(2, 5, 8)), mask)
+    assert_close(got, expected)
+
+
+def test_an_argument_named_like_one_of_ours():
+    # Bug 22
+    class Named(nn.Module):
+        def forward(self, t, variables, module=2):
+            return t * variables * module
+
+    apply, variables = module2jax(Named())
+    assert np.asarray(apply(variables, jnp.ones(2), variables=jnp.full(2, 3.0))).tolist() == [6, 6]
+
+
+def test_initial_states_of_a_recurrent_module():
+    module = nn.LSTM(6, 5)
+    apply, variables = module2jax(module)
+    state = (x(1, 2, 5), x(1, 2, 5) * 2)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x(7, 2, 6)), tuple(map(torch.from_numpy, state)))
+    assert_close(jax.jit(apply)(variables, jnp.asarray(x(7, 2, 6)), tuple(map(jnp.asarray, state))), expected)
+
+
+def test_options_are_those_of_torch2jax():
+    apply, variables = module2jax(nn.Linear(6, 3), name="layer", outputs="copy")
+    assert apply.__name__ == "layer"
+    assert apply(variables, jnp.asarray(x(4, 6))).shape == (4, 3)
+    assert module2jax(nn.Linear(6, 3))[0].__name__ == "Linear"
+
+
+def test_submodules_may_be_wrapped_by_themselves():
+    module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    (first, v1), (second, v2) = module2jax(module[0]), module2jax(module[1])
+    assert_close(second(v2, first(v1, jnp.asarray(x(4, 6)))), reference(module, x(4, 6)))
+
+
+def test_hooks_of_the_module_run():
+    module = nn.Linear(6, 3)
+    module.register_forward_hook(lambda m, args, out: out * 2)
+    apply, variables = module2jax(module)
+    assert_close(apply(variables, jnp.asarray(x(4, 6))), reference(module, x(4, 6)))
+
+
+def test_a_module_that_fails_leaves_the_skeleton_usable():
+    class Picky(nn.Linear):
+        def forward(self, t):
+            if not t.is_meta and t.sum() < 0:
+                raise ArithmeticError("negative")
+            return super().forward(t)
+
+    module = Picky(6, 3)
+    apply, variables = module2jax(module, output_shapes=jnp.zeros((4, 3)))
+    with pytest.raises(ArithmeticError, match="negative"):
+        apply(variables, -jnp.ones((4, 6)))
+    assert_close(apply(variables, jnp.ones((4, 6))), reference(module, np.ones((4, 6), np.float32)))
+
+
+def test_several_threads_with_variables_of_their_own():
+    module = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.BatchNorm1d(64), nn.Linear(64, 8)).eval()
+    apply, variables = module2jax(module)
+    apply = jax.jit(apply)
+    batch = jnp.asarray(x(16, 64))
+    versions = [jax.tree.map(lambda v, i=i: v * (i + 1) if v.dtype == jnp.float32 else v, variables) for i in range(6)]
+    expected = [np.asarray(apply(v, batch)) for v in versions]
+    barrier, failures, counts = threading.Barrier(6), [], [0] * 6
+
+    def work(i):
+        barrier.wait()
+        for _ in range(30):
+            if not np.array_equal(np.asarray(apply(versions[i], batch)), expected[i]):
+                failures.append(i)
+            counts[i] += 1
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts == [30] * 6
+    assert failures == []
+
+
+def test_the_module_may_be_trained_by_torch_meanwhile():
+    module = nn.Linear(6, 3)
+    apply, variables = module2jax(module)
+    compiled = jax.jit(apply)
+    compiled(variables, jnp.asarray(x(4, 6)))
+    module(torch.from_numpy(x(4, 6))).sum().backward()
+    assert module.weight.grad is not None
+    assert all(p.requires_grad for p in module.parameters())
+
+
+# --- and back ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mlp", "batch norm", "lstm", "transformer", "nested"])
+def test_trained_values_are_saved_by_the_state_dict(name):
+    module, shape = MODULES[name]
+    module = copy.deepcopy(module).eval()
+    apply, variables = module2jax(module)
+    trained = jax.tree.map(lambda v: (v * 1.5 + 0.1).astype(v.dtype) if v.dtype == jnp.float32 else v + 1, variables)
+    expected = apply(trained, jnp.asarray(x(*shape)))
+    fresh = copy.deepcopy(module)
+    load_variables(fresh, trained)
+    state = fresh.state_dict()
+    for part in trained.values():
+        for key, value in part.items():
+            np.testing.assert_array_equal(state[key].numpy(), np.asarray(value).astype(state[key].numpy().dtype))
+    other = copy.deepcopy(module)
+    other.load_state_dict(state)
+    assert_close(expected, reference(other, x(*shape)))
+
+
+def test_loading_goes_into_the_same_tensors():
+    module = nn.Linear(2, 2)
+    parameter, place = module.weight, module.weight.data_ptr()
+    _, variables = module2jax(module)
+    load_variables(module, {"params": {"weight": jnp.full((2, 2), 3.0)}})
+    assert module.weight is parameter
+    assert module.weight.data_ptr() == place
+    assert module.weight.requires_grad
+    assert module.weight.tolist() == [[3, 3], [3, 3]]
+    load_variables(module, variables)  # which share the memory that is written
+    assert module.weight.tolist() == [[3, 3], [3, 3]]
+
+
+def test_loading_into_tied_parameters():
+    module = Tied()
+    _, variables = module2jax(module)
+    load_variables(module, jax.tree.map(lambda v: v * 0 + 2, variables))
+    assert module.head.weight is module.embed.weight
+    assert module.head.weight.unique().tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"params": {"bias": jnp.ones(2), "wieght": jnp.ones((2, 2))}}, r"variables\['params'\]\['wieght'\]"),
+        ({"params": {"bias": jnp.ones(2), "weight": jnp.ones((2, 3))}}, r"shape \(2, 2\)(.|\n)*shape \(2, 3\)"),
+        ({"params": {"bias": jnp.ones(2)}, "parameters": {"weight": jnp.ones((2, 2))}}, "parameters"),
+        ({"params": {"bias": jnp.ones(2), "weight": 3.0}}, r"variables\['params'\]\['weight'\]"),
+        ({"params": {"bias": jnp.ones(2), "weight": None}}, r"variables\['params'\]\['weight'\]"),
+    ],
+    ids=["name", "shape", "part", "number", "None"],
+)
+def test_variables_that_do_not_fit_are_refused_and_nothing_is_written(variables, message):
+    # Bug 28: with a wrong kind of value the variables before it had been written; a number was an AttributeError.
+    module = nn.Linear(2, 2)
+    before = snapshot(module)
+    with pytest.raises(ArgumentError, match=message):
+        load_variables(module, variables)
+    assert_untouched(module, before)
+
+
+def test_traced_variables_are_refused_and_nothing_is_written():
+    module = nn.Linear(2, 2)
+    before = snapshot(module)
+    with pytest.raises(ArgumentError, match="traced array"):
+        jax.jit(lambda w: load_variables(module, {"params": {"bias": jnp.asarray(np.ones(2)), "weight": w}}))(
+            jnp.ones((2, 2))
+        )
+    assert_untouched(module, before)
+
+
+def test_numpy_variables_are_loaded_in_full_precision():
+    # Bug 32: they went through JAX, which narrows them while x64 is off.
+    module = nn.Linear(2, 2).double()
+    load_variables(module, {"params": {"weight": np.full((2, 2), 1 / 3)}})
+    assert module.weight.tolist() == [[1 / 3] * 2] * 2
+
+
+def test_a_missing_variable_is_named():
+    apply, variables = module2jax(nn.Linear(2, 2))
+    for broken in ({"params": {"weight": variables["params"]["weight"]}, "buffers": {}}, {"buffers": {}}):
+        with pytest.raises((KeyError, ArgumentError), match="bias|params"):
+            apply(broken, jnp.ones((1, 2)))
+
+
+@pytest.mark.parametrize("thing", [lambda t: t, nn.Linear, "model", None], ids=["function", "class", "text", "None"])
+def test_something_that_is_no_module(thing):
+    with pytest.raises(ArgumentError, match="`module2jax` takes a module"):
+        module2jax(thing)
+
+
+def test_a_module_that_cannot_be_copied():
+    module = nn.Linear(2, 2)
+    module.lock = threading.Lock()
+    with pytest.raises(ArgumentError, match=r"Linear cannot be copied(.|\n)*torch2jax"):
+        module2jax(module)
+    assert np.isfinite(np.asarray(torch2jax(module)(jnp.ones((1, 2))))).all()
