@@ -15,5 +15,5 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 torch.set_num_threads(1)
 
 # Compiling takes what it takes, so no deadline; the same examples at every run, so that a failure is everybody's.
-hypothesis.settings.register_profile("t2j", deadline=None, derandomize=True, database=None, max_examples=40)
+hypothesis.settings.register_profile("t2j", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("t2j")

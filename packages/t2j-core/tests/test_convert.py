@@ -12,7 +12,7 @@ import torch
 from t2j_core import ArgumentError, DTypeError, j2t, t2j, tree_j2t, tree_t2j
 
 SHARED = ["int8", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32", "complex64", "bool"]
-SHARED += ["float8_e4m3fn", "float8_e5m2"]  # Bug 25: these were copied
+SHARED += ["float8_e4m3fn", "float8_e5m2"]  # Regression: these were copied
 
 
 def ones(name: str, n: int = 256) -> jax.Array:
@@ -158,7 +158,7 @@ def test_t2j_takes_dense_tensors_only(value, got):
 
 
 def test_a_tensor_without_data_is_called_so():
-    # Bug 24: "Got: torch.strided" is what was expected.
+    # Regression: "Got: torch.strided" is what was expected.
     with pytest.raises(ArgumentError, match="meta"):
         t2j(torch.ones(3, device="meta"))
 

@@ -152,7 +152,7 @@ def test_a_wide_tensor_argument_is_seen_as_such_by_the_function():
 
 @pytest.mark.parametrize("first", [False, True], ids=["off-then-on", "on-then-off"])
 def test_x64_may_change_between_calls_of_one_function(first):
-    # Bug 5 in /tmp/bugs_unit.md: the cached signature was inferred under the other setting.
+    # Regression: the cached signature was inferred under the other setting.
     f = torch2jax(lambda t: (t.argmax(), t.double() / 3))
     x = jnp.asarray(np.array([1, 3, 2], np.float32))
     for on in (first, not first, first):

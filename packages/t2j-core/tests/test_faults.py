@@ -26,7 +26,9 @@ from t2j_core import (
 )
 from t2j_core.testing import counters
 
-JaxError = jax.errors.JaxRuntimeError
+# JAX's fast path for calls of a compiled function raises ValueError where the slow one raises its own type, with
+# `jax.pure_callback` too; the text is the same.
+JaxError = (jax.errors.JaxRuntimeError, ValueError)
 
 _probe = torch2jax(lambda t, u: (t * 2 + u, t.sum()))
 _jitted_probe = jax.jit(_probe)
@@ -103,9 +105,9 @@ WRONG = {
     "bool": (lambda t: t > 0, ("f32[2,3]", "bool[2,3]")),
     "complex32": (lambda t: torch.zeros(2, 3, dtype=torch.complex32), ("f32[2,3]", "complex32")),
     "meta": (lambda t: t.to("meta"), ("f32[2,3]", "meta")),
-    "sparse": (lambda t: t.to_sparse(), ("f32[2,3]", "sparse_coo", "to_dense")),
-    "csr": (lambda t: t.to_sparse_csr(), ("f32[2,3]", "sparse_csr", "to_dense")),
-    "mkldnn": (lambda t: t.to_mkldnn(), ("f32[2,3]", "mkldnn", "to_dense")),
+    "sparse": (lambda t: t.to_sparse(), ("f32[2,3]", "sparse_coo", "dense")),
+    "csr": (lambda t: t.to_sparse_csr(), ("f32[2,3]", "sparse_csr", "dense")),
+    "mkldnn": (lambda t: t.to_mkldnn(), ("f32[2,3]", "mkldnn", "dense")),
     "quantised": (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), ("f32[2,3]", "qint8", "dequantize")),
     "nested": (lambda t: torch.nested.nested_tensor([t[0], t[1]]), ("f32[2,3]",)),
     "without_memory": (lambda t: _freed(t), ("f32[2,3]", "without data")),
@@ -114,7 +116,7 @@ WRONG = {
     "number": (lambda t: 1.5, ("one tensor", "float")),
     "none": (lambda t: None, ("one tensor", "NoneType")),
     "string": (lambda t: "text", ("one tensor", "str")),
-    "class": (lambda t: torch.Tensor, ("one tensor", "type")),
+    "class": (lambda t: torch.Tensor, ("one tensor", "TensorMeta")),
     "dict": (lambda t: {"a": t}, ("one tensor", "dict")),
     "tuple": (lambda t: (t,), ("one tensor", "1 tensor")),
 }
@@ -204,6 +206,7 @@ LEVELS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_tensor_that_left_its_level_of_functorch(level):
     def function(t):
@@ -215,7 +218,7 @@ def test_a_tensor_that_left_its_level_of_functorch(level):
     for _ in range(2):
         with pytest.raises((OutputError, RuntimeError)) as info:
             f(x)
-        assert not isinstance(info.value, JaxError)
+        assert not isinstance(info.value, jax.errors.JaxRuntimeError)
 
 
 class Simple(torch.Tensor):

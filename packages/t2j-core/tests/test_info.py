@@ -87,6 +87,11 @@ def test_a_wrong_environment_switch_is_named(monkeypatch, name, text):
 
 
 def test_environment_switches_are_read(monkeypatch):
+    monkeypatch.delenv("T2J_KEPT_ERRORS", raising=False)
+    default = config().kept_errors
+    assert default > 0
     monkeypatch.setenv("T2J_AUTO_OUTPUT_BYTES", "12")
     monkeypatch.setenv("T2J_KEPT_ERRORS", "")
-    assert (config().auto_output_bytes, config().kept_errors) == (12, 64)
+    assert (config().auto_output_bytes, config().kept_errors) == (12, default)
+    monkeypatch.setenv("T2J_KEPT_ERRORS", "7")
+    assert config().kept_errors == 7

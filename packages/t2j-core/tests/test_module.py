@@ -172,7 +172,7 @@ def test_the_mode_of_the_call(mode, train):
 
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_submodule_may_be_in_another_mode(frozen):
-    # Bug 8: the mode of the outermost module was imposed on all, so a frozen BatchNorm went on training.
+    # Regression: the mode of the outermost module was imposed on all, so a frozen BatchNorm went on training.
     module = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).train()
     module[frozen].eval()
     apply, variables = module2jax(module, mutable=True)
@@ -186,7 +186,6 @@ def test_a_submodule_may_be_in_another_mode(frozen):
 
 
 def test_a_submodule_that_trains_inside_a_module_that_does_not():
-    # Bug 8
     module = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
     module[1].train()
     apply, variables = module2jax(module, mutable=True)
@@ -305,7 +304,6 @@ def test_keyword_arguments_masks_and_constants():
 
 
 def test_an_argument_named_like_one_of_ours():
-    # Bug 22
     class Named(nn.Module):
         def forward(self, t, variables, module=2):
             return t * variables * module
@@ -446,7 +444,7 @@ def test_loading_into_tied_parameters():
     ids=["name", "shape", "part", "number", "None"],
 )
 def test_variables_that_do_not_fit_are_refused_and_nothing_is_written(variables, message):
-    # Bug 28: with a wrong kind of value the variables before it had been written; a number was an AttributeError.
+    # Regression: with a wrong kind of value the variables before it had been written; a number was an AttributeError.
     module = nn.Linear(2, 2)
     before = snapshot(module)
     with pytest.raises(ArgumentError, match=message):
@@ -465,7 +463,7 @@ def test_traced_variables_are_refused_and_nothing_is_written():
 
 
 def test_numpy_variables_are_loaded_in_full_precision():
-    # Bug 32: they went through JAX, which narrows them while x64 is off.
+    # Regression: they went through JAX, which narrows them while x64 is off.
     module = nn.Linear(2, 2).double()
     load_variables(module, {"params": {"weight": np.full((2, 2), 1 / 3)}})
     assert module.weight.tolist() == [[1 / 3] * 2] * 2

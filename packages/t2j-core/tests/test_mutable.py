@@ -235,7 +235,7 @@ def test_a_declared_output_that_cannot_be_the_written_argument():
 
 @pytest.mark.parametrize("number", [-1, 1, 5, True, "0", 1.0, (0, -1)], ids=repr)
 def test_a_position_that_no_argument_has(number):
-    # Bug 14: these were ignored without a word.
+    # Regression: these were ignored without a word.
     with pytest.raises(ArgumentError, match="mutable_argnums"):
         torch2jax(lambda a: a.add_(1), mutable_argnums=number)(array(4))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +16,13 @@ SIDE = 600  # 600 x 600 floats: 1.4 MB, above the size from which "auto" avoids 
 CALLS = 3
 
 
+@functools.cache
+def normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def inputs(call: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
-    rng = np.random.default_rng(call)
-    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    return [normal(10 * call + i, shape).copy() for i, shape in enumerate(shapes)]
 
 
 def check(function, f, arrays):
@@ -223,19 +229,18 @@ def _with_another_product(a, b):
 
 
 def test_the_same_operation_at_the_same_place_in_another_dtype():
-    # Bug 9: `wide * wide` was computed into the float32 buffer of the result.
+    # Regression: `wide * wide` was computed into the float32 buffer of the result.
     wide = torch.full((SIDE, SIDE), 1 + 1e-9, dtype=torch.float64)
     run_branches((lambda a, b: a * a, lambda a, b: ((wide * wide - 1) * 1e9).float()), FLAGS)
 
 
 def test_the_same_operation_at_the_same_place_in_a_narrower_dtype():
-    # Bug 9
     half = torch.full((SIDE, SIDE), 1.001, dtype=torch.float16)
     run_branches((lambda a, b: a * a, lambda a, b: (half * half).float()), FLAGS)
 
 
 def test_the_same_operation_at_the_same_place_in_another_shape():
-    # Bug 10: torch tried to resize XLA's buffer.
+    # Regression: torch tried to resize XLA's buffer.
     tall = torch.full((3, SIDE, SIDE), 2.0)
     run_branches((lambda a, b: a * a, lambda a, b: (tall * tall).sum(0)), FLAGS)
     small = torch.full((SIDE,), 2.0)
@@ -268,7 +273,7 @@ def test_several_outputs_that_change_places(branches):
 
 
 def test_a_function_that_keeps_its_result():
-    # Bug 11: with "auto" the result lay in XLA's buffer, so keeping it was an error, from the second call on.
+    # Regression: with "auto" the result lay in XLA's buffer, so keeping it was an error, from the second call on.
     for outputs in ("copy", "auto"):
         kept = []
 
@@ -287,7 +292,6 @@ def test_a_function_that_keeps_its_result():
 
 
 def test_a_function_that_keeps_its_previous_result_as_state():
-    # Bug 11
     class Smooth:
         last = None
 

@@ -83,7 +83,7 @@ def test_positional_and_keyword_arguments_arrive_where_they_belong(tree, keyword
 
 
 def test_a_keyword_may_have_any_name():
-    # Bug 21: `self` was taken.
+    # Regression: `self` was taken.
     f = torch2jax(lambda **kwargs: kwargs)
     x = jnp.ones(2)
     names = ["self", "fn", "args", "kwargs", "key", "out", "signature", "call"]
@@ -117,14 +117,14 @@ def test_constants_of_equal_value_and_other_type_differ():
 
 @pytest.mark.parametrize("pair", [(0.0, -0.0), (-0.0, 0.0), (complex(0.0, -0.0), 0j)], ids=str)
 def test_the_sign_of_a_zero_counts(pair):
-    # Bug 6: equal and of the same hash, yet not the same constant.
+    # Regression: equal and of the same hash, yet not the same constant.
     f = torch2jax(lambda t, c: (t + 1, str(c)))
     x = jnp.ones(2)
     assert [f(x, c)[1] for c in pair] == [str(c) for c in pair]
 
 
 def test_a_constant_nan_is_one_constant():
-    # Bug 6: every NaN object was a new signature.
+    # Regression: every NaN object was a new signature.
     runs = []
 
     def function(t, fill):
@@ -155,7 +155,7 @@ def test_numpy_scalars_are_data(number):
 
 
 def test_a_numpy_string_is_a_constant():
-    # Bug 16: it is a `str`, and a `np.generic` as well.
+    # Regression: it is a `str`, and a `np.generic` as well.
     out = torch2jax(lambda t, mode: t * (2 if mode == "double" else 1))(jnp.ones(2), np.str_("double"))
     assert np.asarray(out).tolist() == [2, 2]
 
@@ -197,7 +197,7 @@ def test_a_constant_output_that_is_not_hashable():
 
 
 def test_a_constant_output_may_be_nan():
-    # Bug 13: NaN is not equal to itself.
+    # Regression: NaN is not equal to itself.
     _, loss = torch2jax(lambda t: (t, float("nan")))(jnp.ones(2))
     assert np.isnan(loss)
 
@@ -223,7 +223,7 @@ def test_a_constant_output_that_changes_is_refused():
     ids=["max", "sort", "topk", "svd", "slogdet"],
 )
 def test_results_of_torch_that_are_named_tuples_of_its_own(function):
-    # Bug 1: `torch.return_types.*` is no named tuple for JAX, and was taken for a constant.
+    # Regression: `torch.return_types.*` is no named tuple for JAX, and was taken for a constant.
     x = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
     expected = function(torch.from_numpy(x))
     for call in (torch2jax(function), jax.jit(torch2jax(function))):
@@ -244,7 +244,6 @@ class Triple(tuple):
 
 @pytest.mark.parametrize("kind", [Stack, Triple])
 def test_subclasses_of_list_and_tuple_are_containers(kind):
-    # Bug 20
     first, second = torch2jax(lambda t: kind([t, t + 1]))(jnp.ones(2))
     assert np.asarray(first).tolist() == [1, 1]
     assert np.asarray(second).tolist() == [2, 2]
@@ -252,7 +251,7 @@ def test_subclasses_of_list_and_tuple_are_containers(kind):
 
 @pytest.mark.parametrize("collection", [lambda t: {t}, lambda t: frozenset({t})], ids=["set", "frozenset"])
 def test_a_collection_of_tensors_that_is_no_tree_is_refused_when_traced(collection):
-    # Bug 2: it was taken for a constant, one that holds tensors without data.
+    # Regression: it was taken for a constant, one that holds tensors without data.
     f = torch2jax(lambda t: [t, collection(t)])
     with pytest.raises(OutputError):
         jax.make_jaxpr(lambda x: f(x)[0])(jnp.ones(2))

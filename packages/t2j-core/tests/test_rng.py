@@ -71,13 +71,12 @@ def test_keys_that_jax_derives_differ():
 
 
 def test_every_word_of_a_key_counts():
-    # Bug 7: torch's CPU generator takes 32 bits of its seed, and those were the last word's alone.
+    # Regression: torch's CPU generator takes 32 bits of its seed, and those were the last word's alone.
     keys = [(a, b) for a in (0, 1, 2, 5, 1 << 31, (1 << 32) - 1) for b in (0, 1, 7, 1 << 31, (1 << 32) - 1)]
     assert len({draw(raw(*key)) for key in keys}) == len(keys)
 
 
 def test_keys_with_one_word_in_common_differ():
-    # Bug 7
     rng = np.random.default_rng(0)
     for words in (lambda w: (w, 7), lambda w: (7, w)):
         keys = {int(w) for w in rng.integers(0, 1 << 32, 200)}
@@ -180,7 +179,7 @@ def test_keyword_arguments_and_a_function_of_the_key_alone():
 
 
 def test_a_keyword_argument_named_key():
-    # Bug 22: the name was taken by the function that seeds.
+    # Regression: the name was taken by the function that seeds.
     f = torch2jax(lambda t, *, key: t * key + torch.rand(3), rng=True)
     out = f(jax.random.key(0), jnp.ones(3), key=jnp.full(3, 2.0))
     assert (np.asarray(out) >= 2).all()
@@ -197,7 +196,6 @@ def test_a_key_among_the_examples(example):
 
 
 def test_the_struct_of_a_typed_key_among_the_examples():
-    # Bug 15
     key = jax.random.key(0)
     f = torch2jax(lambda t: t + torch.rand_like(t), jax.ShapeDtypeStruct(key.shape, key.dtype), X, rng=True)
     assert np.asarray(f(jax.random.key(7), X)).tobytes() == draw(jax.random.key(7))
@@ -213,7 +211,7 @@ def test_the_struct_of_a_typed_key_among_the_examples():
         (jnp.zeros(2, jnp.int32), X),
         (jnp.zeros((), jnp.uint32), X),
         (None, X),
-        (),  # Bug 19
+        (),
         ("key", raw(0, 1), X),  # the first argument, not the first array
     ],
     ids=["array", "number", "two keys", "shape", "signed", "scalar", "None", "nothing", "second"],

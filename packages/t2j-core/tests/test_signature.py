@@ -115,6 +115,19 @@ def test_torch_func_inside_the_function(name):
     np.testing.assert_allclose(np.asarray(got), np.asarray(outer(x)), rtol=1e-5, atol=1e-7)
 
 
+def test_autocast_inside_the_function():
+    # Regression: it acts on tensors of a device, and tensors without data are on none.
+    def function(t):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            product = t @ t.T
+        return product, product.float(), t.sin()
+
+    product, wide, plain = torch2jax(function)(f32(4, 3))
+    assert (product.dtype, wide.dtype, plain.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    expected = function(torch.from_numpy(np.array(f32(4, 3))))[1]
+    np.testing.assert_array_equal(np.asarray(wide), expected.numpy())
+
+
 def test_no_grad_and_inference_mode_of_the_caller_do_not_matter():
     def function(t):
         leaf = t.detach().requires_grad_()
@@ -182,7 +195,7 @@ def test_a_shape_that_depends_on_data_is_an_error_of_the_trace(function):
     ids=["item", "numpy", "int", "tolist"],
 )
 def test_a_shape_that_depends_on_a_value_is_an_error_of_the_trace(function):
-    # Bug 17: noticed only for operations with a dynamic shape of their own; here the call even answered an empty array.
+    # Regression: noticed only for operations with a dynamic shape of their own; here the answer was an empty array.
     with pytest.raises(DataDependentShapeError, match="depend on the values of its inputs"):
         jax.make_jaxpr(torch2jax(function))(f32(5))
 
@@ -222,7 +235,7 @@ def test_a_declared_function_is_not_run_before_the_first_call():
 
 
 def test_tensors_that_a_function_caches_on_its_first_run():
-    # Bug 3: inference left tensors without data in the cache.
+    # Regression: inference left tensors without data in the cache.
     cache = {}
 
     def function(t):
@@ -236,7 +249,6 @@ def test_tensors_that_a_function_caches_on_its_first_run():
 
 
 def test_a_memoised_helper():
-    # Bug 3
     @functools.cache
     def positions(n):
         return torch.arange(n, dtype=torch.float32)
@@ -247,7 +259,7 @@ def test_a_memoised_helper():
 
 
 def test_a_module_that_caches_on_its_first_run():
-    # Bug 3: a rotary embedding keeps its table.
+    # Regression: a rotary embedding keeps its table.
     class Rotary(torch.nn.Module):
         table = None
 
@@ -263,7 +275,7 @@ def test_a_module_that_caches_on_its_first_run():
 
 
 def test_a_lazy_module():
-    # Bug 3: its parameters were made without data, and then never initialised.
+    # Regression: its parameters were made without data, and then never initialised.
     torch.manual_seed(0)
     layer = torch.nn.LazyLinear(4)
     out = torch2jax(layer)(f32(2, 3))

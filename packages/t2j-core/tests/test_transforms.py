@@ -124,7 +124,7 @@ def test_the_jaxpr_has_one_call():
 
 @pytest.mark.parametrize("name", ["plain", "jit", "nested jit", "scan", "while", "fori", "cond", "map", "zeros"])
 def test_a_program_without_jit(name):
-    # Bug 4: endless recursion.
+    # Regression: endless recursion.
     with jax.disable_jit():
         got = PROGRAMS[name](step, X, Y)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(PROGRAMS[name](jnp_step, X, Y)), strict=True):
@@ -139,7 +139,7 @@ def test_donation_of_an_argument_that_is_not_changed():
 
 
 def test_debugging_of_nans_is_jaxs_own():
-    # Bug 27: endless recursion.
+    # Regression: endless recursion.
     log = torch2jax(torch.log)
     with jax.debug_nans(True):
         np.testing.assert_allclose(np.asarray(log(Y)), np.log(np.asarray(Y)), rtol=1e-6)

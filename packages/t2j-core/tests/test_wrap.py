@@ -339,7 +339,7 @@ def test_the_performance_warning_points_at_the_users_line():
     ids=["unused", "equal", "unused in a loop", "invariant in a scan", "taken branch", "other branch"],
 )
 def test_with_side_effects_every_call_of_the_program_runs(program, count):
-    # Bug 26: JAX itself drops a call whose result is unused, before XLA sees that it has an effect.
+    # Regression: JAX itself drops a call whose result is unused, before XLA sees that it has an effect.
     calls = []
     f = torch2jax(lambda t: (calls.append(1), t * 2)[1], output_shapes=Size(3), has_side_effect=True)
     compiled = jax.jit(functools.partial(program, f)).lower(f32(3)).compile()

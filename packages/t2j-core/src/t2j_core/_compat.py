@@ -68,8 +68,8 @@ def hold_weakly(cls: type) -> None:
     _weak_key_types.add(cls)
 
 
-# The error an executable raises: jax before 0.8 names it differently.
-JaxRuntimeError: type[Exception] = jax.errors.JaxRuntimeError
+# What an executable raises: JAX's fast path turns the error into a plain ValueError (jax 0.10).
+XLA_ERRORS: tuple[type[Exception], ...] = (jax.errors.JaxRuntimeError, ValueError)
 
 
 def is_exporting(ctx: Any) -> bool:
@@ -207,6 +207,12 @@ def torch_device() -> torch.device:
     """Where torch functions of JAX's default platform run."""
     on_gpu = jax.default_backend() in ("gpu", "cuda", "rocm") and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
+
+
+def autocast_depth() -> int:
+    """How many autocast contexts this thread is inside of; below a dispatch mode nothing else tells."""
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
 
 
 def fake_mode() -> Any:

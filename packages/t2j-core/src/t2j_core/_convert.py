@@ -85,10 +85,11 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
     >>> t2j(torch.tensor([1, 2]))
     Array([1, 2], dtype=int32)
     """
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         got = type(tensor).__name__
         if isinstance(tensor, torch.Tensor):
             got = "a meta tensor, which has no data" if tensor.is_meta else f"{tensor.layout}"
+            got = "a nested tensor" if tensor.is_nested else got
         raise ArgumentError(
             describe(
                 "`t2j` takes a dense torch tensor.", expected="torch.Tensor", got=got, remedy="Use `torch.as_tensor`."

@@ -268,7 +268,8 @@ def _clear_frames(error: BaseException) -> None:
 
 def original_of(error: BaseException) -> BaseException | None:
     """The exception of the torch function behind an error of XLA, if it is still kept. It is not kept longer."""
-    found = _TAG.search(str(error))  # the first: the text behind it may quote older ones
+    # XLA's text begins with a status. The first tag is ours; what follows may quote older ones.
+    found = _TAG.search(str(error)) if re.match(r"[A-Z_]+: ", str(error)) else None
     return _kept.pop(int(found[1]), None) if found else None
 
 

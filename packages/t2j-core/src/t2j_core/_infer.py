@@ -45,6 +45,7 @@ class _OnMeta(_compat.DispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.results: list[weakref.ref[torch.Tensor]] = []
+        self._autocast_depth = 0
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._made: dict[int, Any] = {}  # storages of real tensors of this run, by address
 
@@ -57,10 +58,19 @@ class _OnMeta(_compat.DispatchMode):
             self._twins[id(value)] = (value, _without_data(value))
         return self._twins[id(value)][1]
 
+    def __enter__(self) -> _OnMeta:
+        self._autocast_depth = _compat.autocast_depth()
+        super().__enter__()
+        return self
+
     def _is_made(self, tensor: torch.Tensor) -> bool:
         return not tensor.is_meta and tensor.untyped_storage().data_ptr() in self._made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _compat.autocast_depth() > self._autocast_depth:
+            raise NotImplementedError("autocast acts by device, and tensors without data have none")
+        if func.name().startswith("aten::quantize"):
+            raise NotImplementedError("tensors without data are never quantised")
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         writes = func._schema.is_mutable
@@ -124,9 +134,13 @@ def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) 
         result = func(*torch_tree.tree_map(zeros, args), **torch_tree.tree_map(zeros, kwargs))
     except Exception:  # zeros need not be valid input: a singular matrix
         return None
-    if any(type(t) is not torch.Tensor or t.layout != torch.strided for t in torch_tree.tree_leaves(result)):
+    if not all(map(_is_plain, torch_tree.tree_leaves(result))):
         return None
     return torch_tree.tree_map(_without_data, result)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) is torch.Tensor and value.layout == torch.strided and not value.is_quantized
 
 
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:
@@ -242,7 +256,9 @@ def jax_inside(name: str, operation: str) -> JaxInsideTorchError:
 def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
     args, kwargs = merger(key)(tensors)
     versions = [t._version for t in tensors]
-    items, tree = jax.tree.flatten(plain(call(*args, **kwargs)))
+    answer = call(*args, **kwargs)
+    _check_containers(answer, ())
+    items, tree = jax.tree.flatten(plain(answer))
     mutated = tuple(i for i, t in enumerate(tensors) if t._version != versions[i])
     statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(item) for item in items)
     results = [item for item in items if isinstance(item, torch.Tensor)]
@@ -250,13 +266,32 @@ def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Ten
     return Outputs(tree, tuple(output_leaf(_sizes(t), t.dtype) for t in results), statics, mutated, returned)
 
 
+def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
+    """Refuse what JAX cannot flatten: containers that contain themselves, generators, coroutines."""
+    if id(item) in outer:
+        what, remedy = "a container that contains itself", "Return the tensors in tuples, lists and dicts."
+    elif isinstance(item, (Iterator, Awaitable, AsyncIterator)):
+        what, remedy = "something that would run after the call", "Return a tuple of the values: `tuple(generator)`."
+        if inspect.iscoroutine(item):
+            item.close()
+    else:
+        parts = item.values() if isinstance(item, dict) else item if isinstance(item, (list, tuple)) else ()
+        for part in parts:
+            _check_containers(part, (*outer, id(item)))
+        return
+    text = f"The function returns {what}."
+    raise OutputError(describe(text, expected="a finite tree of tensors", got=type(item).__name__, remedy=remedy))
+
+
 def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
-    if tensor.layout != torch.strided or tensor.is_nested:
-        kind = "nested tensor" if tensor.is_nested else f"sparse tensor ({tensor.layout})"
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
         raise OutputError(
             describe(
-                f"The function returns a {kind}, which JAX arrays cannot hold.",
-                remedy="Return a dense tensor, for a sparse one `tensor.to_dense()`.",
+                f"The function returns a {kind} tensor, which JAX arrays cannot hold.",
+                expected="a dense tensor",
+                got=f"{tensor.dtype}, {tensor.layout}",
+                remedy="Return `tensor.dequantize()`." if tensor.is_quantized else "Return `tensor.to_dense()`.",
             )
         )
     return tuple(tensor.shape)
@@ -270,17 +305,6 @@ def _static_output(item: Any) -> Static:
                 expected="torch tensors, and constants such as numbers or strings",
                 got=f"{type(item).__name__} {aval_text(item.shape, item.dtype)}",
                 remedy="Return `torch.as_tensor(value)`.",
-            )
-        )
-    if isinstance(item, (Iterator, Awaitable, AsyncIterator)):
-        if inspect.iscoroutine(item):
-            item.close()
-        raise OutputError(
-            describe(
-                f"The function returns a {type(item).__name__}, which would run only after the call.",
-                expected="tensors",
-                got=type(item).__name__,
-                remedy="Return a tuple or list of the values: `tuple(generator)`.",
             )
         )
     if _holds_tensors(item):

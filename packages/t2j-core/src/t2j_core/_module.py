@@ -82,9 +82,9 @@ def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str,
     >>> import jax, torch
     >>> layer = torch.nn.Linear(1, 1)
     >>> apply, variables = module2jax(layer)
-    >>> load_variables(layer, jax.tree.map(lambda x: 0 * x, variables))
+    >>> load_variables(layer, jax.tree.map(jax.numpy.ones_like, variables))
     >>> layer.bias.tolist()
-    [0.0]
+    [1.0]
     """
     owned: dict[str, dict[str, torch.Tensor]] = {
         "params": dict(module.named_parameters()),

@@ -148,7 +148,7 @@ class TorchFunction:
                 outputs = self._flat(*args)
             else:
                 outputs = self._call_any(args, kwargs)
-        except _compat.JaxRuntimeError as error:
+        except _compat.XLA_ERRORS as error:
             failure = original_of(error)
             if failure is None:
                 raise

@@ -1,0 +1,638 @@
+"""Arguments are lent: writing into one and keeping one are errors, and no memory is read after XLA has freed it."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import threading
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from t2j_core import (
+    Size,
+    TensorEscapeError,
+    TensorMutationError,
+    j2t,
+    last_error,
+    module2jax,
+    t2j,
+    torch2jax,
+)
+from t2j_core.testing import assert_nothing_escaped, counters, live_functions
+from test_faults import JaxError, check_intact, check_text
+
+N = 1 << 14
+x = jnp.arange(6.0).reshape(2, 3)
+here = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture(autouse=True)
+def _intact():
+    yield
+    assert_nothing_escaped()
+    check_intact()
+
+
+def churn() -> None:
+    """Use memory again that may have been freed."""
+    for size in (N, N // 2):
+        arrays = [jnp.full((size,), -1.0) for i in range(30)]
+        tensors = [torch.full((size,), -2.0) for i in range(30)]
+        del arrays, tensors
+
+
+# --- in-place changes that only the real call shows -------------------------------------------------------------------
+
+
+def write_index(t):
+    t[0, 0] = 7
+
+
+def write_all(t):
+    t[...] = 7
+
+
+WRITES = {
+    "add_": lambda t: t.add_(1),
+    "index": write_index,
+    "ellipsis": write_all,
+    "augmented": lambda t: t.__iadd__(1),
+    "view": lambda t: t.view(-1)[1:].mul_(2),
+    "transposed": lambda t: t.T.mul_(2),
+    "unbind": lambda t: t.unbind()[1].zero_(),
+    "expanded_row": lambda t: t[0].fill_(3),
+    "out": lambda t: torch.add(t, 1, out=t),
+    "out_of_a_view": lambda t: torch.add(t[0], 1, out=t[1]),
+    "detached": lambda t: t.detach().add_(1),
+    "copy_": lambda t: t.copy_(t + 1),
+    "foreach": lambda t: torch._foreach_add_([t], 1.0),
+    "relu": lambda t: torch.nn.functional.relu(t, inplace=True),
+    "scatter": lambda t: t.scatter_(0, torch.zeros(1, 3, dtype=torch.int64), 1.0),
+    "no_grad": lambda t: torch.no_grad()(t.add_)(1),
+    "random": lambda t: t.normal_(),
+    "optimiser": lambda t: _sgd(t),
+    "sort": lambda t: torch.sort(t, 0, out=(t, torch.empty(0, dtype=torch.int64))),
+}
+
+
+def _sgd(t):
+    p = torch.nn.Parameter(t)
+    p.grad = torch.ones_like(p)
+    torch.optim.SGD([p], lr=1.0).step()
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_change_that_only_the_real_call_shows(name):
+    flag = []
+
+    def function(first, tree):
+        if flag:
+            WRITES[name](tree["w"])
+        return first + 1
+
+    f = torch2jax(function, output_shapes=Size(2, 3))
+    for call in (f, jax.jit(f)):
+        flag.clear()
+        for _ in range(3):
+            np.testing.assert_array_equal(call(x, {"v": x, "w": x * 1}), here + 1)
+        flag.append(1)
+        for _ in range(2):
+            with pytest.raises((TensorMutationError, *JaxError)) as info:
+                jax.block_until_ready(call(x, {"v": x, "w": x * 1}))
+            assert isinstance(last_error(), TensorMutationError)
+            check_text(last_error(), "args[1]['w']", "f32[2,3]", "HAS BEEN CHANGED", "clone()", "mutable_argnums")
+            if call is f:
+                assert info.value is last_error()
+    np.testing.assert_array_equal(x, here)
+
+
+def test_what_is_not_a_change():
+    def reads(t):
+        t.requires_grad_()
+        (t * t).sum().backward()
+        u = t.detach().clone()
+        u.add_(1)
+        t.data  # noqa: B018
+        with torch.no_grad():
+            t.view(-1), t.numpy().sum(), t.tolist(), list(t), repr(t), t.storage_offset()
+        return t.grad + u
+
+    for f in (torch2jax(reads), torch2jax(reads, output_shapes=Size(2, 3))):
+        for call in (f, f, jax.jit(f)):
+            np.testing.assert_array_equal(call(x), 3 * here + 1)
+
+
+def test_only_the_shape_of_the_tensor_object_changes():
+    def function(t):
+        t.unsqueeze_(0)
+        return t + 1
+
+    with pytest.warns(UserWarning, match=r"changes args\[0\] in place"):
+        np.testing.assert_array_equal(torch2jax(function)(x)[0], here + 1)
+    np.testing.assert_array_equal(x, here)
+
+
+def test_another_tensor_put_in_the_place_of_the_argument():
+    def function(t):
+        t.data = torch.ones(3)
+        return t + 1
+
+    f = torch2jax(function, output_shapes=Size(3))
+    for call in (f, jax.jit(f)):
+        np.testing.assert_array_equal(call(x), [2, 2, 2])
+    np.testing.assert_array_equal(x, here)
+
+
+def test_a_changed_array_given_twice():
+    def function(t, u):
+        t.add_(1)
+        return t + u
+
+    with pytest.warns(UserWarning, match=r"changes args\[0\] in place"):
+        f = torch2jax(function, x, x)
+    for call in (f, jax.jit(f), jax.jit(lambda a: f(a, a))):
+        out = call(x) if call is not f and call.__name__ == "<lambda>" else call(x, x)
+        np.testing.assert_array_equal(out, 2 * here + 1)
+    np.testing.assert_array_equal(x, here)
+
+
+def test_the_arguments_memory_cannot_be_resized_or_taken():
+    for action in (
+        lambda t: t.untyped_storage().resize_(0),
+        lambda t: t.resize_(100),
+        lambda t: t.untyped_storage().resize_(10_000),
+    ):
+
+        def function(t, action=action):
+            action(t)
+            return t + 1
+
+        with pytest.raises((RuntimeError, TensorMutationError)):
+            torch2jax(function, output_shapes=Size(2, 3))(x)
+    np.testing.assert_array_equal(x, here)
+
+
+# --- tensors that outlive the call ------------------------------------------------------------------------------------
+
+w = torch.ones(N, requires_grad=True)
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, t, weight):
+        ctx.save_for_backward(t)
+        return t * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        (t,) = ctx.saved_tensors
+        return None, grad * t
+
+
+class AttributeProduct(Product):
+    @staticmethod
+    def forward(ctx, t, weight):
+        ctx.kept = t
+        return t * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, grad * ctx.kept
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def gradient(output):
+    return torch.autograd.grad(output.sum(), w, retain_graph=True)[0]
+
+
+def hooked(t):
+    y = w * 1
+    y.register_hook(lambda grad: grad * t)
+    return y
+
+
+def in_a_generator(t):
+    def items():
+        u = t
+        yield 0
+        yield u
+
+    generator = items()
+    next(generator)
+    return functools.cache(lambda: next(generator))
+
+
+def in_a_thread_local(t):
+    store = threading.local()
+    store.t = t
+    return store
+
+
+class Slots:
+    __slots__ = ("t",)
+
+
+def in_slots(t):
+    holder = Slots()
+    holder.t = t
+    return holder
+
+
+def checkpointed(t):
+    product = lambda a, b: torch.sin(a) * 0 + a * b
+    return torch.utils.checkpoint.checkpoint(product, t, w, use_reentrant=False)
+
+
+def as_gradient(t):
+    leaf = torch.zeros(N, requires_grad=True)
+    leaf.grad = t
+    return leaf
+
+
+KEPT = {  # how it is kept, how to read it
+    "tensor": (lambda t: t, lambda k: k),
+    "view": (lambda t: t[:], lambda k: k),
+    "reshaped": (lambda t: t.view(2, -1), lambda k: k.reshape(-1)),
+    "tail": (lambda t: t[1:], lambda k: torch.cat([torch.zeros(1), k])),
+    "unbound": (lambda t: t.unbind(), torch.stack),
+    "complex_view": (lambda t: torch.view_as_complex(t.view(-1, 2)), lambda k: torch.view_as_real(k).reshape(-1)),
+    "bytes_view": (lambda t: t.view(torch.uint8), lambda k: k.view(torch.float32)),
+    "detached": (lambda t: t.detach(), lambda k: k),
+    "subclass": (lambda t: t.as_subclass(Subclass), lambda k: k.as_subclass(torch.Tensor)),
+    "parameter": (lambda t: torch.nn.Parameter(t), lambda k: k),
+    "leaf": (lambda t: t.requires_grad_(), lambda k: k),
+    "graph": (lambda t: t * w, gradient),
+    "deep_graph": (lambda t: functools.reduce(lambda y, _: y + 0, range(300), t * w), gradient),
+    "custom_graph": (lambda t: Product.apply(t, w), gradient),
+    "graph_with_an_attribute": (lambda t: AttributeProduct.apply(t, w), gradient),
+    "checkpoint": (checkpointed, gradient),
+    "hook": (hooked, gradient),
+    "gradient": (as_gradient, lambda k: k.grad),
+    "exception": (lambda t: ValueError(t), lambda k: k.args[0]),
+    "closure": (lambda t: lambda: t, lambda k: k()),
+    "partial": (lambda t: functools.partial(torch.add, t), lambda k: k(0)),
+    "method": (lambda t: t.add, lambda k: k(0)),
+    "generator": (in_a_generator, lambda k: k()),
+    "dict": (lambda t: {"a": [(t,)]}, lambda k: k["a"][0][0]),
+    "slots": (in_slots, lambda k: k.t),
+    "thread_local": (in_a_thread_local, lambda k: k.t),
+    "storage": (lambda t: t.untyped_storage(), lambda k: torch.tensor([], dtype=torch.float32).set_(k)),
+    "module": (lambda t: torch.nn.ParameterList([t]), lambda k: k[0]),
+}
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", KEPT)
+def test_a_kept_argument_is_an_error_and_readable(name, jitted):
+    keep, read = KEPT[name]
+    flag, box = [], []
+
+    def function(t):
+        if flag:
+            box.append(keep(t))
+        return t + 1
+
+    f = torch2jax(function, output_shapes=Size(N))
+    call = jax.jit(f) if jitted else f
+    for _ in range(3):
+        call(jnp.arange(float(N)))
+    flag.append(1)
+    for _ in range(2):
+        a = jnp.arange(float(N))
+        with pytest.raises((TensorEscapeError, *JaxError)) as info:
+            jax.block_until_ready(call(a))
+        assert isinstance(last_error(), TensorEscapeError)
+        check_text(last_error(), "function", "clone()", "detach()")
+        if not jitted:
+            assert info.value is last_error()
+        a.delete()
+        del a
+    churn()
+    want = np.arange(N, dtype=np.float32)
+    if name == "tail":
+        want = np.where(want < 1, 0, want)
+    for kept in box:
+        np.testing.assert_array_equal(read(kept).detach().numpy(), want)
+    flag.clear()
+    np.testing.assert_array_equal(call(jnp.zeros(N)), np.ones(N))
+    for kept in box:
+        np.testing.assert_array_equal(read(kept).detach().numpy(), want)
+    assert counters()["escaped_calls"] == 0
+
+
+POINTERS = {
+    "numpy": lambda t: t.numpy(),
+    "memoryview": lambda t: memoryview(t.numpy()),
+    "numpy_by_dlpack": lambda t: np.from_dlpack(t),
+    "capsule": lambda t: torch.utils.dlpack.to_dlpack(t),
+}
+
+
+@pytest.mark.parametrize("keep", POINTERS.values(), ids=POINTERS)
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_kept_pointer_is_an_error(keep, jitted):
+    """It cannot be moved, so it is not read here; letting go of it is safe."""
+    box = []
+    f = torch2jax(lambda t: box.append(keep(t)) or t + 1, output_shapes=Size(N))
+    for _ in range(2):
+        with pytest.raises((TensorEscapeError, *JaxError)):
+            jax.block_until_ready((jax.jit(f) if jitted else f)(jnp.ones(N)))
+        assert isinstance(last_error(), TensorEscapeError)
+        check_text(last_error(), "NumPy")
+    churn()
+    box.clear()
+
+
+def test_several_arguments_of_which_one_is_kept():
+    box = []
+
+    def function(a, b, c):
+        box.append(b["w"][2:])
+        return a + c
+
+    f = torch2jax(function, output_shapes=Size(N))
+    arrays = [jnp.full((N,), float(i)) for i in range(3)]
+    with pytest.raises(TensorEscapeError):
+        f(arrays[0], {"w": arrays[1]}, arrays[2])
+    for i in (0, 2, 1):
+        arrays[i].delete()
+    churn()
+    assert box[0].eq(1).all()
+
+
+def test_an_argument_kept_by_a_call_that_also_raises():
+    box = []
+
+    def function(t):
+        box.append(t)
+        raise KeyError("kept and raised")
+
+    for jitted in (False, True):
+        f = torch2jax(function, output_shapes=Size(N))
+        a = jnp.arange(float(N))
+        with pytest.raises((KeyError, *JaxError)):
+            jax.block_until_ready((jax.jit(f) if jitted else f)(a))
+        assert isinstance(last_error(), KeyError)
+        a.delete()
+    churn()
+    for kept in box:
+        np.testing.assert_array_equal(kept.numpy(), np.arange(N))
+
+
+def test_an_argument_kept_from_call_to_call():
+    """The usual mistake: a cache of the previous input."""
+    state = {}
+
+    def function(t):
+        previous = state.get("previous")
+        state["previous"] = t
+        return t if previous is None else t - previous
+
+    f = torch2jax(function, output_shapes=Size(N))
+    for _ in range(4):
+        with pytest.raises(TensorEscapeError):
+            f(jnp.ones(N))
+    state["previous"] = torch.ones(N)
+    with pytest.raises(TensorEscapeError):
+        f(jnp.ones(N))
+
+
+@pytest.mark.parametrize("origin", ["torch", "numpy", "module"])
+def test_memory_that_torch_owns_stays_where_it_is(origin):
+    """An escape moves what was lent, and nothing of the user's that lies over the same memory."""
+    box = []
+    if origin == "module":
+        module = torch.nn.Linear(1 << 10, 1 << 10, bias=False)
+        owner = module.weight.detach()
+        keeps = torch.nn.Module.register_forward_pre_hook
+        keeps(module, lambda m, args: box.append(m.weight) if not args[0].is_meta else None)
+        apply, variables = module2jax(module, output_shapes=Size(1, 1 << 10))
+        array = variables["params"]["weight"]
+        call = lambda: apply(variables, jnp.ones((1, 1 << 10)))
+    else:
+        owner = torch.randn(1 << 20) if origin == "torch" else torch.from_numpy(np.random.randn(1 << 20).astype("f"))
+        array = t2j(owner)
+        call = lambda: torch2jax(lambda t: box.append(t) or t + 1, output_shapes=Size(1 << 20))(array)
+    shared = array.unsafe_buffer_pointer() == owner.data_ptr()
+    address, want = owner.data_ptr(), owner.numpy().copy()
+    for _ in range(2):
+        with pytest.raises(TensorEscapeError):
+            call()
+    churn()
+    others = [torch.full_like(owner, 7.0) for _ in range(10)]
+    assert owner.data_ptr() == address
+    assert (array.unsafe_buffer_pointer() == owner.data_ptr()) == shared
+    np.testing.assert_array_equal(np.asarray(array), want)
+    np.testing.assert_array_equal(owner.numpy(), want)
+    for kept in box:
+        np.testing.assert_array_equal(kept.detach().numpy(), want)
+    del others
+
+
+def test_a_tensor_over_the_array_that_the_caller_holds_stays():
+    """`j2t` keeps the array alive by itself; it has nothing to do with the call."""
+    box = []
+    a = jnp.arange(float(N))
+    mine = j2t(a)
+    address = mine.data_ptr()
+    with pytest.raises(TensorEscapeError):
+        torch2jax(lambda t: box.append(t) or t + 1, output_shapes=Size(N))(a)
+    assert mine.data_ptr() == address == a.unsafe_buffer_pointer()
+    del a
+    churn()
+    np.testing.assert_array_equal(mine.numpy(), np.arange(N))
+    np.testing.assert_array_equal(box[0].numpy(), np.arange(N))
+
+
+def test_an_escape_beside_another_running_call_over_the_same_array():
+    """The other call's tensors are lent too, and in use."""
+    a = jnp.arange(float(N))
+    inside, done, box = threading.Event(), threading.Event(), []
+    addresses = []
+
+    def slow(t):
+        addresses.append(t.data_ptr())
+        inside.set()
+        done.wait(20)
+        addresses.append(t.data_ptr())
+        return t * 2
+
+    results = []
+    f = torch2jax(slow, output_shapes=Size(N))
+    thread = threading.Thread(target=lambda: results.append(np.asarray(f(a))))
+    thread.start()
+    assert inside.wait(20)
+    try:
+        with pytest.raises(TensorEscapeError):
+            torch2jax(lambda t: box.append(t) or t + 1, output_shapes=Size(N))(a)
+    finally:
+        done.set()
+        thread.join()
+    assert addresses[0] == addresses[1]
+    np.testing.assert_array_equal(results[0], 2 * np.arange(N))
+    np.testing.assert_array_equal(box[0].numpy(), np.arange(N))
+
+
+# --- no false alarms --------------------------------------------------------------------------------------------------
+
+
+def cycle(t):
+    a = {}
+    a["self"], a["t"] = a, t
+    return t + 1
+
+
+def recursive_closure(t):
+    def down(n):
+        return t + 1 if n == 0 else down(n - 1)
+
+    return down(3)
+
+
+def caught_exception(t):
+    saved = None
+    try:
+        raise ValueError(t)
+    except ValueError as error:
+        saved = error
+    return saved.args[0] + 1
+
+
+def stored_traceback(t):
+    try:
+        raise ValueError("x")
+    except ValueError as error:
+        error.back = error
+    return t + 1
+
+
+def dropped_graph(t):
+    v = torch.ones(2, 3, requires_grad=True)
+    y = v * t
+    return (torch.autograd.grad(y.sum(), v, create_graph=True)[0] + 1).detach()
+
+
+def graph_returned(t):
+    return torch.nn.Parameter(torch.ones(3)) * t + 1
+
+
+def finished_generator(t):
+    return sum(u for u in (t, torch.ones(3)))
+
+
+def unfinished_generator(t):
+    next(v for v in (t, t))
+    return t + 1
+
+
+def joined_thread(t):
+    out = []
+    thread = threading.Thread(target=lambda: out.append(t + 1))
+    thread.start()
+    thread.join()
+    return out[0]
+
+
+def cached_in_the_call(t):
+    cache = functools.lru_cache(lambda: t)
+    return cache() + 1
+
+
+def returned_view(t):
+    return t.expand(1, 2, 3)[0] + 1
+
+
+def weakly(t):
+    reference = weakref.ref(t)
+    return reference() + 1
+
+
+FINE = [
+    cycle,
+    recursive_closure,
+    caught_exception,
+    stored_traceback,
+    dropped_graph,
+    graph_returned,
+    finished_generator,
+    unfinished_generator,
+    joined_thread,
+    cached_in_the_call,
+    returned_view,
+    weakly,
+]
+
+
+@pytest.mark.parametrize("function", FINE)
+def test_no_false_alarm(function):
+    for f in (torch2jax(function), torch2jax(function, output_shapes=Size(2, 3))):
+        for call in (f, f, jax.jit(f)):
+            np.testing.assert_array_equal(call(x), here + 1)
+
+
+@pytest.mark.parametrize("function", [cycle, recursive_closure, caught_exception])
+def test_no_false_alarm_without_the_collector(function):
+    """A cycle is only found by the collector, which some programs switch off."""
+    gc.disable()
+    try:
+        f = torch2jax(function, output_shapes=Size(2, 3))
+        for call in (f, jax.jit(f)):
+            np.testing.assert_array_equal(call(x), here + 1)
+    finally:
+        gc.enable()
+
+
+def test_a_tensor_of_its_own_may_be_kept():
+    box = []
+
+    def function(t):
+        box.extend([t.clone(), t + 1, (t * w[:6].view(2, 3)).detach()])
+        return box[-2]
+
+    f = torch2jax(function, output_shapes=Size(2, 3))
+    for call in (f, jax.jit(f)):
+        np.testing.assert_array_equal(call(x), here + 1)
+    churn()
+    assert all(np.array_equal(kept.numpy(), want) for kept, want in zip(box, [here, here + 1, here] * 2, strict=True))
+
+
+def test_results_stay_when_the_function_changes_what_it_returned():
+    state = torch.zeros(3)
+
+    def function(t):
+        state.add_(1)
+        return state
+
+    f = torch2jax(function, output_shapes=Size(3))
+    results = [f(jnp.ones(3)) for _ in range(4)]
+    assert [float(r[0]) for r in results] == [1, 2, 3, 4]
+
+
+def test_dropped_wrappers_are_freed():
+    gc.collect()
+    before, sites = live_functions(), counters()["live_sites"]
+    references = []
+
+    class Model:
+        def __call__(self, t):
+            return t + 1
+
+    for i in range(20):
+        model = Model()
+        references.append(weakref.ref(model))
+        f = torch2jax(model, name=None if i % 2 else f"dropped{i}")
+        np.testing.assert_array_equal(f(x), here + 1)
+        np.testing.assert_array_equal(jax.jit(lambda a, f=f: f(a) * 2)(x), 2 * here + 2)
+        del f, model
+    gc.collect()
+    alive = sum(reference() is not None for reference in references)
+    assert alive <= 10, "functions without a name must go; names stay registered"
+    assert live_functions() - before <= 10
+    assert counters()["live_sites"] - sites <= 10
