@@ -174,7 +174,7 @@ def test_a_call_beside_a_transformation_of_functorch(transform):
     """The call has no part in the transformation: it is a constant there."""
     f = torch2jax(observe)
     for _ in range(2):
-        out = transform(lambda r: r * torch.from_numpy(np.asarray(f(x)[0])))(torch.ones(2, 3))
+        out = transform(lambda r: r * torch.from_numpy(np.array(f(x)[0])))(torch.ones(2, 3))
         assert out.shape[-1] == 3
 
 

@@ -143,6 +143,9 @@ class _Refuse(jax.core.Trace if hasattr(jax.core, "Trace") else object):  # type
     def is_valid(self) -> bool:
         return True
 
+    def stage_value(self, *_: Any) -> Any:
+        raise self._error("a jitted function")
+
 
 @contextlib.contextmanager
 def refusing_jax(error: Callable[[str], Exception]) -> Iterator[None]:
@@ -246,10 +249,7 @@ def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
     from torch.utils._python_dispatch import _disable_current_modes
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device_type in device_types:
-            stack.enter_context(torch.autocast(device_type, enabled=False))
+        # Function modes first: they would see the rest.
         modes = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
         for mode in modes:
             stack.callback(_push_mode, mode)
@@ -257,4 +257,8 @@ def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
             stack.enter_context(_disable_current_modes())
         if torch._C._functorch.peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device_type in device_types:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from . import _compat
 from ._convert import t2j
 from ._dtypes import canonical, dtype_t2j
-from ._errors import ArgumentError, PerformanceWarning, TensorEscapeError, TensorMutationError, describe, warn
+from ._errors import ArgumentError, PerformanceWarning, T2jError, TensorEscapeError, TensorMutationError, describe, warn
 from ._faults import hold, original_of
 from ._infer import infer_outputs
 from ._primitive import torch_call
@@ -311,6 +312,18 @@ class TorchFunction:
                 del found[index]
         return tuple(found.items())
 
+
+def _refuse_after_fork(self: TorchFunction, /, *_args: Any, **_kwargs: Any) -> Any:
+    raise T2jError(
+        describe(
+            f"{self.__name__} was called in a process that was forked from one which had used JAX.",
+            expected="a process of its own: the threads of XLA and torch do not survive a fork",
+            remedy="Start workers with the 'spawn' method: `multiprocessing.get_context('spawn')`.",
+        )
+    )
+
+
+os.register_at_fork(after_in_child=lambda: setattr(TorchFunction, "__call__", _refuse_after_fork))
 
 _KEPT_SIGNATURES = 1024
 
