@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -79,12 +80,12 @@ for name in {names!r}:
     try:
         globals()[name]()
         print("\\nRESULT", json.dumps([name, "ok"]), flush=True)
+    except SystemExit:  # a forked child that ends
+        raise
     except BaseException:
         print("\\nRESULT", json.dumps([name, traceback.format_exc()[-3000:]]), flush=True)
 """
     finished = run(code, limit, **environment)
-    import json
-
     found = dict(json.loads(line[7:]) for line in finished.out.splitlines() if line.startswith("RESULT "))
     results = {name: found.get(name, f"did not finish: {finished}") for name in names}
     results["exit"] = "ok" if finished.code == 0 else str(finished)

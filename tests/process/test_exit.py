@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from subprocesses import MANY_DEVICES, finish, run, start
@@ -57,14 +58,51 @@ print("pending", flush=True)
 """
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_one_device(way):
-    line, code = WAYS[way]
-    finished = run(ONE_DEVICE + line)
-    assert finished.code == code, finished
+ENDS = {way: (ONE_DEVICE + line, code) for way, (line, code) in WAYS.items()}
+ENDS["exit_hook"] = (
+    """
+import atexit
+f = torch2jax(lambda t: t + 1, output_shapes=Size(3))
+f(jnp.ones(3))
+atexit.register(lambda: print("hook", float(f(jnp.ones(3))[0])))
+
+class Late:
+    def __del__(self):
+        try:
+            print("late", f(jnp.ones(3)))
+        except BaseException as error:
+            print("late", type(error).__name__)
+
+late = Late()
+""",
+    0,
+)
+ENDS["inside_the_function"] = (
+    """
+def leaving(t):
+    sys.exit(7)
+
+torch2jax(leaving, output_shapes=Size(3))(jnp.ones(3))
+""",
+    7,
+)
+
+
+@pytest.fixture(scope="module")
+def ended():
+    """All these processes, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run, code) for name, (code, _) in ENDS.items()}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_one_device(ended, name):
+    finished = ended[name].result()
+    assert finished.code == ENDS[name][1], finished
     assert "Fatal" not in finished.err, finished
     assert "terminate called" not in finished.err, finished
-    assert ("LookupError" in finished.err) == (way == "uncaught"), finished
+    assert ("LookupError" in finished.err) == (name == "uncaught"), finished
+    assert ("hook 2.0" in finished.out) == (name == "exit_hook"), finished
 
 
 def test_eight_devices():
@@ -80,57 +118,3 @@ def test_eight_devices():
             if finished.code != WAYS[way][1] or "Fatal" in finished.err or "pending" not in finished.out:
                 bad.append(f"{way}: {finished}")
     assert not bad, f"{len(bad)} of {repeats} did not end well; the first:\n{bad[0]}"
-
-
-def test_a_daemon_thread_that_goes_on_calling():
-    finished = run("""
-f = torch2jax(lambda t: t + 1, output_shapes=Size(3))
-f(jnp.ones(3))
-g = jax.jit(f)
-
-def forever(call):
-    while True:
-        call(jnp.ones(3))
-
-for call in (f, g, f):
-    threading.Thread(target=forever, args=(call,), daemon=True).start()
-time.sleep(0.3)
-print("leaving")
-""")
-    assert finished.code == 0, finished
-    assert "leaving" in finished.out
-    assert "Fatal" not in finished.err, finished
-
-
-def test_a_call_in_an_exit_hook():
-    """Hooks registered after the import run before calls are refused; those registered before it get an error."""
-    finished = run("""
-import atexit
-f = torch2jax(lambda t: t + 1, output_shapes=Size(3))
-f(jnp.ones(3))
-atexit.register(lambda: print("hook", float(f(jnp.ones(3))[0])))
-
-class Late:
-    def __del__(self):
-        try:
-            print("late", f(jnp.ones(3)))
-        except BaseException as error:
-            print("late", type(error).__name__)
-
-late = Late()
-""")
-    assert finished.code == 0, finished
-    assert "hook 2.0" in finished.out, finished
-    assert "Fatal" not in finished.err, finished
-
-
-def test_an_exit_from_inside_the_function():
-    """`sys.exit` inside torch code is SystemExit at the call, and ends the program with its code."""
-    finished = run("""
-def leaving(t):
-    sys.exit(7)
-
-f = torch2jax(leaving, output_shapes=Size(3))
-f(jnp.ones(3))
-""")
-    assert finished.code == 7, finished

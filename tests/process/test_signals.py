@@ -65,26 +65,6 @@ def check_under_jit():
     flag.clear()
     assert float(g(jnp.ones(3))[0]) == 2
 
-def check_in_a_thread():
-    "It belongs to the thread that called, and stops nobody else."
-    def fn(t):
-        raise KeyboardInterrupt("in a thread")
-    f = torch2jax(fn, output_shapes=Size(3))
-    seen = []
-    def work():
-        try:
-            f(jnp.ones(3))
-        except BaseException as error:
-            seen.append(type(error))
-    thread = threading.Thread(target=work)
-    try:
-        thread.start()
-        thread.join()
-        time.sleep(0.05)
-    except KeyboardInterrupt:
-        seen.append("main")
-    assert seen == [KeyboardInterrupt], seen
-
 def check_a_signal_during_a_call():
     import signal
     def fn(t):
@@ -105,7 +85,6 @@ def check_a_signal_during_a_call():
 def check_a_signal_while_the_main_thread_waits():
     "The call runs on a thread of XLA; the interrupt comes when the wait ends."
     import signal
-    release = []
     def fn(t):
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         time.sleep(0.6)

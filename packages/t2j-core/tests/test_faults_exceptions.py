@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from t2j_core import ArgumentError, Size, last_error, torch2jax
+from t2j_core._config import config
 from t2j_core.testing import counters, live_functions
 from test_faults import JaxError, check_intact
 
@@ -443,6 +444,10 @@ def test_failed_calls_keep_no_functions():
 
     for _ in range(8):
         once()
+    other = jax.jit(torch2jax(lambda t: 1 / 0, output_shapes=Size(2, 3)))
+    for _ in range(config.kept_errors):  # errors under `jit` are kept for a while, with the frames they went through
+        with pytest.raises(JaxError):
+            jax.block_until_ready(other(x))
     gc.collect()
     assert live_functions() - before <= 1
 

@@ -1,4 +1,4 @@
-"""What surrounds a call: torch's thread state, JAX inside the function, threads, and functions that leave things behind."""
+"""What surrounds a call: thread state of torch, JAX inside the function, threads, and what functions leave behind."""
 
 from __future__ import annotations
 

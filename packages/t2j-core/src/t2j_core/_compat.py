@@ -7,6 +7,7 @@ To drop support for a version, delete the branch that its comment names.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
 import threading
@@ -238,7 +239,12 @@ def state_getters() -> tuple[Callable[[], Any], ...]:
         torch._C._len_torch_function_stack,
         torch._C._len_torch_dispatch_stack,
         torch._C._functorch.peek_interpreter_stack,
+        functools.partial(torch._C._autograd._top_saved_tensors_default_hooks, False),
     )
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 @contextlib.contextmanager
@@ -257,6 +263,8 @@ def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
             stack.enter_context(_disable_current_modes())
         if torch._C._functorch.peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_same, _same))  # only the top pair counts
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device_type in device_types:

@@ -168,19 +168,20 @@ def hold(arrays: Any) -> None:
 def _make_safe(ranges: list[tuple[int, int]]) -> int:
     """Give the CPU storages that were lent memory of their own; every view of them follows.
 
-    Torch's own storages over the same memory (weights that JAX shares) are resizable and stay where they are.
+    Where something else of the user's lies over the same memory (weights that JAX shares), it is not told which storage
+    was lent. Both stay then: the other one keeps the memory alive.
     """
     lent = dict(ranges)
-    moved = 0
+    candidates: dict[int, dict[int, Any]] = {}
     for storage in _living_storages():
-        try:
-            is_lent = storage.device.type == "cpu" and lent.get(storage.data_ptr()) == storage.nbytes()
-            if is_lent and not storage.resizable():
-                storage.share_memory_()
-                moved += 1
-        except Exception:  # storages without data
-            continue
-    return moved
+        with contextlib.suppress(Exception):  # storages without data
+            pointer = storage.data_ptr()
+            if storage.device.type == "cpu" and lent.get(pointer) == storage.nbytes():
+                candidates.setdefault(pointer, {})[storage._cdata] = storage
+    alone = [storage for found in candidates.values() if len(found) == 1 for storage in found.values()]
+    for storage in alone:
+        storage.share_memory_()
+    return len(alone)
 
 
 def _living_storages() -> Iterator[Any]:

@@ -34,6 +34,10 @@ from ._signature import Leaf, Outputs, output_leaf
 logger = logging.getLogger("t2j_core")
 
 
+class _NeedsDataError(Exception):
+    """Only a run on real tensors tells the outputs."""
+
+
 class _OnMeta(_compat.DispatchMode):
     """Runs operations on the function's arguments on meta tensors: no data, no work.
 
@@ -70,7 +74,7 @@ class _OnMeta(_compat.DispatchMode):
         if _compat.autocast_depth() > self._autocast_depth:
             raise NotImplementedError("autocast acts by device, and tensors without data have none")
         if func.name().startswith("aten::quantize"):
-            raise NotImplementedError("tensors without data are never quantised")
+            raise _NeedsDataError("tensors without data are never quantised")
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         writes = func._schema.is_mutable
@@ -170,6 +174,8 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
             return outputs
         except T2jError:
             raise
+        except _NeedsDataError:
+            break
         except Exception as reason:
             logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
     return _infer_from_data(call, name, key, operands)
