@@ -28,7 +28,5 @@ def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_the_first_two_shell_lines_set_up_everything() -> None:
     lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
     demo, tests = (line.split("#")[0].strip() for line in lines[:2])
-    assert demo.endswith("nox -s demo")
-    assert tests.endswith("-m nox")
-    ci = (ROOT / ".ci" / "run").read_text().replace("--quiet", "-q")
-    assert tests in ci
+    assert demo == f"{tests} -s demo"
+    assert tests in (ROOT / ".ci" / "run").read_text().splitlines()

@@ -31,3 +31,20 @@ def test_fork_after_use(run):
     assert "forked" in done.stdout
     assert "'spawn'" in done.stdout
     assert "parent [2.0, 2.0, 2.0]" in done.stdout
+
+
+def test_fork_after_import_alone(run):
+    done = run(
+        """
+        child = os.fork()
+        f = torch2jax(lambda x: x * 2)
+        print(jax.jit(f)(jnp.ones(3)).tolist(), f(jnp.ones(3)).tolist(), flush=True)
+        if child == 0:
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status))
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[2.0, 2.0, 2.0] [2.0, 2.0, 2.0]") == 2
+    assert done.stdout.endswith("0\n")

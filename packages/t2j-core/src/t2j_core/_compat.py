@@ -64,6 +64,15 @@ except (ImportError, AttributeError):  # then XLA still runs every call that rea
     side_effects = frozenset()
 
 
+def jax_has_run() -> bool:
+    """Whether this process has started JAX's devices, and with them threads that do not survive a fork."""
+    try:
+        from jax._src.xla_bridge import backends_are_initialized
+    except ImportError:
+        return True
+    return bool(backends_are_initialized())
+
+
 def hold_weakly(cls: type) -> None:
     """Let JAX's caches hold instances of `cls` by weak reference, so that a dropped function is freed."""
     _weak_key_types.add(cls)

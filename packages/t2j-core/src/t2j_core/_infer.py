@@ -110,7 +110,15 @@ class _OnMeta(_compat.DispatchMode):
 
 
 _META = torch.device("meta")
-_SMALL = 1 << 24  # bounds the elements of the result too, unless an argument is a size
+_SMALL = 1 << 24
+
+
+def _most_elements(func: Any, tensors: list[torch.Tensor]) -> int:
+    """A bound on the elements of the result, unless an argument is a size."""
+    if torch.Tag.pointwise in func.tags:
+        with contextlib.suppress(ValueError):  # the operation itself tells better what does not broadcast
+            return math.prod(np.broadcast_shapes(*(t.shape for t in tensors)))
+    return math.prod(max(t.numel(), 1) for t in tensors)
 
 
 def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
@@ -125,7 +133,7 @@ def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) 
         or schema.is_mutable
         or any(r.alias_info for r in schema.returns)
         or any(tag in func.tags for tag in tags)
-        or math.prod(max(t.numel(), 1) for t in tensors) > _SMALL
+        or _most_elements(func, tensors) > _SMALL
     ):
         return None
 

@@ -81,7 +81,7 @@ for _handler, _platform in (("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")):
 
 # JAX registered its own hook at import, so this one runs first: no call may ask for the GIL of a dying interpreter.
 atexit.register(_native.close_gate)
-os.register_at_fork(after_in_child=_native.after_fork)
+os.register_at_fork(after_in_child=lambda: _native.after_fork() if _compat.jax_has_run() else None)
 
 counters = _native.counters
 uses_exchange_api = _native.uses_exchange_api

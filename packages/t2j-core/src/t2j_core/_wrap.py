@@ -323,7 +323,12 @@ def _refuse_after_fork(self: TorchFunction, /, *_args: Any, **_kwargs: Any) -> A
     )
 
 
-os.register_at_fork(after_in_child=lambda: setattr(TorchFunction, "__call__", _refuse_after_fork))
+def _after_fork_in_child() -> None:
+    if _compat.jax_has_run():
+        TorchFunction.__call__ = _refuse_after_fork  # type: ignore[method-assign]
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 _KEPT_SIGNATURES = 1024
 
