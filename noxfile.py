@@ -20,7 +20,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))  # pip's setting, for uv too
 
-CORE = "packages/t2j-core"
+CORE, AUTODIFF = "packages/t2j-core", "packages/t2j-autodiff"
 # 8 virtual devices in flight need more threads than a small machine has cores.
 QUIET = {"NPROC": "64", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
@@ -42,15 +42,18 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict type check of what ships."""
-    install(session, "mypy==2.4.1", CORE)
-    session.run("mypy", f"{CORE}/src")
+    install(session, "mypy==2.4.1", CORE, AUTODIFF)
+    for package in (CORE, AUTODIFF):
+        session.run("mypy", f"{package}/src")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The tests of each package, then those across packages. Arguments go to pytest: `nox -s tests -- -k export`."""
     install(session, f"{CORE}[test]")
-    session.run("pytest", CORE, *session.posargs, env=QUIET)
+    session.run("pytest", CORE, *session.posargs, env=QUIET)  # before the others are installed: core stands alone
+    install(session, CORE, f"{AUTODIFF}[test]")
+    session.run("pytest", AUTODIFF, *session.posargs, env=QUIET)
     session.run("pytest", "tests", *session.posargs, env=QUIET)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 PRELUDE = """
-import os, sys, time, threading
+import os, signal, sys, time, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 import jax, jax.numpy as jnp, numpy as np, torch
 from t2j_core import torch2jax, module2jax, testing
 torch.set_num_threads(1)

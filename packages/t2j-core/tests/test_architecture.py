@@ -158,15 +158,10 @@ def test_the_public_names():
 def test_the_names_for_sister_packages():
     assert public(t2j_core.extend) == sorted(
         [
-            "Leaf",
-            "Options",
-            "Outputs",
-            "Signature",
-            "TorchFn",
-            "TorchFunction",
-            "torch_call",
-            "torch_call_p",
-            "vary_alike",
+            *("TorchFn", "Signature", "Leaf", "Outputs", "flat_signature", "argument_paths", "canonical", "CLONE"),
+            *("TorchFunction", "Options", "argument_numbers", "functional"),
+            *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "without_functorch"),
+            *("describe", "warn"),
         ]
     )
 

@@ -24,6 +24,7 @@ from jax.extend.core import Primitive as Primitive
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
 from jax.interpreters import mlir as mlir
+from jax.interpreters import partial_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 
 JAX_FLOOR = (0, 6, 2)
@@ -80,6 +81,21 @@ def hold_weakly(cls: type) -> None:
 
 # What an executable raises: JAX's fast path turns the error into a plain ValueError (jax 0.10).
 XLA_ERRORS: tuple[type[Exception], ...] = (jax.errors.JaxRuntimeError, ValueError)
+
+
+def register_dce(primitive: Any, replace: Callable[[Sequence[bool], Any], Any]) -> None:
+    """Let `replace(used, fn)` choose a cheaper function where the last results of a call are not used."""
+
+    def rule(used: Sequence[bool], eqn: Any) -> tuple[list[bool], Any]:
+        if not any(used) and not eqn.effects:
+            return [False] * len(eqn.invars), None
+        smaller = replace(used, eqn.params["fn"])
+        if smaller is not None:
+            count = len(smaller.signature.outputs.leaves)
+            eqn = eqn.replace(params={**eqn.params, "fn": smaller}, outvars=eqn.outvars[:count])
+        return [True] * len(eqn.invars), eqn
+
+    partial_eval.dce_rules[primitive] = rule
 
 
 def is_exporting(ctx: Any) -> bool:
@@ -226,6 +242,13 @@ def autocast_depth() -> int:
     """How many autocast contexts this thread is inside of; below a dispatch mode nothing else tells."""
     torch.autocast_increment_nesting()
     return int(torch.autocast_decrement_nesting())
+
+
+def without_functorch(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor under the wrappers of `torch.func`: for `vmap`, all examples at once."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def fake_mode() -> Any:

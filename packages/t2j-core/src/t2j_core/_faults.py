@@ -207,7 +207,7 @@ def _saved_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
             if attribute.startswith("_saved_"):
                 try:
                     value = getattr(node, attribute)
-                except RuntimeError:  # already freed by a backward
+                except Exception:  # already freed by a backward, or a hook refuses
                     continue
                 found += [
                     v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, torch.Tensor)

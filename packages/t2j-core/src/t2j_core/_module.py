@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +45,14 @@ def module2jax(
     >>> jax.jit(apply)(variables, jnp.ones((4, 3))).shape
     (4, 2)
     """
+    call, variables = functional(module, train=train, mutable=mutable)
+    return torch2jax(call, **options), variables
+
+
+def functional(
+    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False
+) -> tuple[Callable[..., Any], Variables]:
+    """The torch function behind `module2jax`, which takes the variables first, and the variables as JAX arrays."""
     if not isinstance(module, torch.nn.Module):
         raise ArgumentError(
             describe(
@@ -66,7 +74,7 @@ def module2jax(
 
     call.__name__ = type(module).__name__
     call.__doc__ = f"The module {type(module).__name__} as a function of its variables and arguments."
-    return torch2jax(call, **options), variables
+    return call, variables
 
 
 def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str, Any]]) -> None:

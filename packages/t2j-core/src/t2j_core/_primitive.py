@@ -89,20 +89,19 @@ abi_layout = _native.abi_layout
 
 # --- the primitive -------------------------------------------------------------------------------------------------
 
-torch_call_p = _compat.Primitive("torch_call")
-torch_call_p.multiple_results = True
-_compat.hold_weakly(TorchFn)
 
-
-def torch_call(*operands: Any, fn: TorchFn) -> list[Any]:
-    """Bind the primitive: one result per array of the signature's outputs."""
-    return torch_call_p.bind(*_compat.vary_alike(operands), fn=fn)
-
-
-@torch_call_p.def_impl  # type: ignore[untyped-decorator]
 def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
-    with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):  # each of them ends here again
-        return _jitted(fn)(*operands)
+    try:
+        with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):  # each of them ends here again
+            return _jitted(fn)(*operands)
+    except _compat.XLA_ERRORS as error:
+        failure = _faults.original_of(error)
+        if failure is None:
+            raise
+    try:  # raised out here, its own `__cause__` and `__context__` stay
+        raise failure
+    finally:
+        del failure  # the traceback refers to this frame, and this frame to the exception
 
 
 def _jitted(fn: TorchFn) -> Any:
@@ -115,7 +114,6 @@ def _bind_weakly(reference: Any, *operands: Any) -> list[Any]:
     return torch_call_p.bind(*operands, fn=reference())
 
 
-@torch_call_p.def_effectful_abstract_eval  # type: ignore[untyped-decorator]
 def _abstract(*operands: Any, fn: TorchFn) -> tuple[list[Any], frozenset[Any]]:
     for path, operand in zip(fn.signature.operand_paths() if operands else (), operands, strict=False):
         if (spec := _compat.explicit_spec(operand)) is not None:
@@ -148,9 +146,28 @@ def _lower_to_host(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
     return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
 
 
-_compat.mlir.register_lowering(torch_call_p, _lower_to_host)
-for _platform in ("cpu", "cuda", "rocm"):
-    _compat.mlir.register_lowering(torch_call_p, _lower, platform=_platform)
+def call_primitive(name: str) -> Any:
+    """A primitive whose parameter `fn` is the `TorchFn` that it runs. It has no rules for transformations yet."""
+    primitive = _compat.Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(_impl)
+    primitive.def_effectful_abstract_eval(_abstract)
+    _compat.mlir.register_lowering(primitive, _lower_to_host)
+    for platform in ("cpu", "cuda", "rocm"):
+        _compat.mlir.register_lowering(primitive, _lower, platform=platform)
+    return primitive
+
+
+torch_call_p = call_primitive("torch_call")
+_compat.hold_weakly(TorchFn)
+
+
+def torch_call(*operands: Any, fn: TorchFn, primitive: Any = torch_call_p) -> list[Any]:
+    """Bind the primitive: one result per array of the signature's outputs."""
+    return primitive.bind(*_compat.vary_alike(operands), fn=fn)
+
+
+# --- transformations: a sister package brings them in `fn.rules` ---------------------------------------------------
 
 
 def _jvp(primals: Any, tangents: Any, *, fn: TorchFn) -> Any:
@@ -159,10 +176,23 @@ def _jvp(primals: Any, tangents: Any, *, fn: TorchFn) -> Any:
     return fn.rules.jvp(primals, tangents, fn=fn)
 
 
+def _transpose(cotangents: Any, *operands: Any, fn: TorchFn) -> Any:
+    raise TransformError(
+        describe(
+            f"{fn.signature.name} is not known to be linear, so it cannot be transposed with `jax.linear_transpose`.",
+            remedy="Use `jax.vjp`, which differentiates it.",
+        )
+    )
+
+
 def _batch(operands: Any, dims: Any, *, fn: TorchFn) -> Any:
     if fn.rules is None:
         raise _needs_autodiff(fn, "batched with `jax.vmap`")
     return fn.rules.batch(operands, dims, fn=fn)
+
+
+def _replace_unused(used: Sequence[bool], fn: TorchFn) -> TorchFn | None:
+    return None if fn.rules is None else fn.rules.without_unused(used, fn=fn)
 
 
 def _needs_autodiff(fn: TorchFn, what: str) -> TransformError:
@@ -175,7 +205,9 @@ def _needs_autodiff(fn: TorchFn, what: str) -> TransformError:
 
 
 _compat.ad.primitive_jvps[torch_call_p] = _jvp
+_compat.ad.primitive_transposes[torch_call_p] = _transpose
 _compat.batching.primitive_batchers[torch_call_p] = _batch
+_compat.register_dce(torch_call_p, _replace_unused)
 
 
 def nothing(*operands: Any) -> Any:

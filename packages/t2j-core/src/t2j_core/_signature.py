@@ -93,6 +93,13 @@ def leaf_of(shape: Sequence[int], dtype: Any, torch_dtype: torch.dtype | None = 
     return Leaf(sizes, row.jax, torch_dtype or row.torch)
 
 
+def flat_signature(name: str, operands: Sequence[Leaf], results: Sequence[Leaf]) -> Signature:
+    """The signature of a function from tensors to a tuple of tensors."""
+    key = (jax.tree.structure((tuple(range(len(operands))), {})), (None,) * len(operands))
+    outputs = Outputs(jax.tree.structure(tuple(range(len(results)))), tuple(results), (None,) * len(results))
+    return Signature(name, key, tuple(operands), outputs)
+
+
 # --- declared outputs ---------------------------------------------------------------------------------------------
 
 

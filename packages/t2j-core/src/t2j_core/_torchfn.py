@@ -32,8 +32,8 @@ _UINT8 = (1, 8)
 class TorchFn:
     """A torch function for one signature. Primitives carry it as a parameter; it hashes by identity.
 
-    `call` takes the arguments of the signature. `rules` is where a sister package puts what JAX's transformations
-    need; None in core.
+    `call` takes the arguments of the signature; or, if `is_flat`, one tensor per operand, and answers a tuple of
+    tensors. `rules` is where a sister package puts what JAX's transformations need; None in core.
     """
 
     def __init__(
@@ -46,9 +46,11 @@ class TorchFn:
         aliases: dict[int, int] | None = None,
         has_side_effect: bool = False,
         name: str | None = None,
+        is_flat: bool = False,
         rules: Any = None,
     ) -> None:
         self.call = call
+        self.is_flat = is_flat
         self.signature = signature
         self.outputs = outputs
         self.passes = tuple(passes or (BORROW,) * len(signature.operands))
@@ -83,31 +85,41 @@ class TorchFn:
             _wire(leaf) is None and row_of_jax(leaf.dtype).torch == leaf.torch_dtype for leaf in signature.operands
         )
         same_results = all(_wire(leaf) is None for leaf in signature.outputs.leaves)
-        return (
-            is_flat(signature.key) and unchanged and same_results and signature.outputs.single and not self.pass_results
-        )
+        flat = self.is_flat or (is_flat(signature.key) and signature.outputs.single)
+        return flat and unchanged and same_results and not self.pass_results
+
+    def flat(self) -> Callable[..., tuple[Any, ...]]:
+        """The function on one tensor per operand, each of its torch dtype: a tuple of tensors."""
+        call, signature = self.call, self.signature
+        if self.is_flat:
+            return call
+        merge = merger(signature.key)
+
+        def run(*tensors: torch.Tensor, **extra: Any) -> tuple[Any, ...]:
+            args, kwargs = merge(tensors)
+            return tuple(_flatten_results(signature, call(*args, **kwargs, **extra)))
+
+        return run
 
     def _target(self) -> Callable[..., Any]:
         if self._is_direct:
             return self.call
-        call, signature = self.call, self.signature
-        merge, outputs = merger(signature.key), signature.outputs
-        arrive = _conversions(signature.operands)
+        call, outputs = self.flat(), self.signature.outputs
+        arrive = _conversions(self.signature.operands)
         depart = [i for i, leaf in enumerate(outputs.leaves) if _wire(leaf) is not None]
 
         def run(*tensors: torch.Tensor, **extra: Any) -> tuple[Any, ...]:
             data = list(tensors)
             for index, convert in arrive:
                 data[index] = convert(data[index])
-            args, kwargs = merge(data)
-            results = _flatten_results(signature, call(*args, **kwargs, **extra))
-            for index in depart:
-                results[index] = results[index].view(torch.uint8)
-            return tuple(results)
+            results = call(*data, **extra)
+            if depart:
+                results = tuple(r.view(torch.uint8) if i in depart else r for i, r in enumerate(results))
+            return results
 
         if not self.pass_results:
             return run
-        n = len(signature.operands)
+        n = len(self.signature.operands)
         if self.outputs == "out":
 
             def run_out(*tensors: torch.Tensor) -> tuple[Any, ...]:
@@ -125,7 +137,7 @@ class TorchFn:
             (*_dlpack(leaf), leaf.shape, how) for leaf, how in zip(self.signature.operands, self.passes, strict=True)
         )
         results = tuple((*_dlpack(leaf), leaf.shape, BORROW) for leaf in self.signature.outputs.leaves)
-        flags = (self.target is self.call, self.pass_results, self.outputs == "auto")
+        flags = (self.target is self.call and not self.is_flat, self.pass_results, self.outputs == "auto")
         return self.target, self.signature, operands, results, *flags
 
 

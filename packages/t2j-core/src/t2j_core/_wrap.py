@@ -33,11 +33,39 @@ class Options:
     """How a function is wrapped; see `torch2jax`."""
 
     output_shapes: Any = None
-    mutable_argnums: tuple[int, ...] = ()
+    mutable_argnums: Any = ()
     rng: bool = False
     outputs: str = "auto"
     has_side_effect: bool = False
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options, and make a tuple of `mutable_argnums`."""
+        if self.outputs not in _OUTPUTS:
+            raise ArgumentError(
+                describe(
+                    "`outputs` is unknown.",
+                    expected='"copy", "out" or "auto"',
+                    got=repr(self.outputs),
+                    remedy="Choose one.",
+                )
+            )
+        object.__setattr__(self, "mutable_argnums", argument_numbers("mutable_argnums", self.mutable_argnums))
+
+
+def argument_numbers(option: str, given: Any) -> tuple[int, ...]:
+    """Positions of arguments as a tuple, from one number or several."""
+    numbers = tuple(given) if isinstance(given, Iterable) else (given,)
+    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
+        raise ArgumentError(
+            describe(
+                f"`{option}` must be positions of arguments.",
+                expected="non-negative integers",
+                got=repr(given),
+                remedy="Count positional arguments from 0.",
+            )
+        )
+    return numbers
 
 
 def torch2jax(
@@ -83,27 +111,7 @@ def torch2jax(
     >>> jax.jit(f)(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
     (2, 4)
     """
-    if not callable(fn):
-        raise ArgumentError(
-            describe("`fn` must be callable.", got=type(fn).__name__, remedy="Pass a function or an `nn.Module`.")
-        )
-    if outputs not in _OUTPUTS:
-        raise ArgumentError(
-            describe(
-                "`outputs` is unknown.", expected='"copy", "out" or "auto"', got=repr(outputs), remedy="Choose one."
-            )
-        )
-    numbers = tuple(mutable_argnums) if isinstance(mutable_argnums, Iterable) else (mutable_argnums,)
-    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
-        raise ArgumentError(
-            describe(
-                "`mutable_argnums` must be positions of arguments.",
-                expected="non-negative integers",
-                got=repr(mutable_argnums),
-                remedy="Count positional arguments from 0.",
-            )
-        )
-    options = Options(output_shapes, numbers, rng, outputs, has_side_effect, name)
+    options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name)
     examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
     return TorchFunction(fn, options, examples)
 
@@ -117,6 +125,10 @@ class TorchFunction:
     def __init__(
         self, fn: Callable[..., Any], options: Options, examples: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     ) -> None:
+        if not callable(fn):
+            raise ArgumentError(
+                describe("`fn` must be callable.", got=type(fn).__name__, remedy="Pass a function or an `nn.Module`.")
+            )
         self.fn = fn
         self.options = options
         self.__name__ = str(options.name or getattr(fn, "__name__", type(fn).__name__))

@@ -1,0 +1,69 @@
+"""Flat torch functions over a batch: `jax.vmap` in one call of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from t2j_core import PerformanceWarning
+from t2j_core.extend import Leaf, warn
+
+from . import _compat
+from ._differentiate import Flat, first_line
+from ._shared import Shared
+
+Dims = tuple[int | None, ...]  # per operand: 0, or None where it is the same for all examples
+
+
+def batched(f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool) -> Flat:
+    """`f` for `size` examples at once; every output has the examples along axis 0."""
+
+    def in_turn(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        answers = [f(*(t if d is None else t[i] for t, d in zip(x, dims, strict=True))) for i in range(size)]
+        return tuple(torch.stack(column) for column in zip(*answers, strict=True))
+
+    def with_vmap(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.func.vmap(f, dims, randomness=randomness, chunk_size=options.vmap_chunk_size)(*x)
+
+    def with_vmap_or_in_turn(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if shared.vmap_failure is not None:
+            return in_turn(*x)
+        try:
+            return with_vmap(*x)
+        except Exception as error:
+            if _compat.in_transform():  # the outermost batch decides
+                raise
+            answers = in_turn(*x)
+            shared.vmap_failure = first_line(error)
+        warn(_in_turn(shared.name, size, shared.vmap_failure), PerformanceWarning)
+        return answers
+
+    def with_leading_axis(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = [t[None] if d is None else t for t, d in zip(x, dims, strict=True)]
+        if method == "broadcast_all":
+            rows = [t.expand(size, *t.shape[1:]) for t in rows]
+        return tuple(y.expand(size, *y.shape[1:]) if y.shape[:1] == (1,) else y for y in f(*rows))
+
+    def empty(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        device = x[0].device
+        return tuple(torch.zeros((0, *leaf.shape), dtype=leaf.torch_dtype, device=device) for leaf in results)
+
+    options = shared.options
+    method = options.vmap_method
+    key_is_batched = shared.has_key and dims[0] is not None
+    randomness = options.vmap_randomness or ("same" if shared.has_key else "error")
+    if is_derivative and method in ("expand_dims", "broadcast_all"):  # they would sum over the examples
+        method = "auto"
+    if size == 0:
+        return empty
+    if method == "auto":
+        # Each example of a batch of keys draws the numbers that it draws alone, so they take turns.
+        return in_turn if key_is_batched and options.vmap_randomness is None else with_vmap_or_in_turn
+    return {"vmap": with_vmap, "sequential": in_turn}.get(method, with_leading_axis)
+
+
+def _in_turn(name: str, size: int, reason: str) -> str:
+    return (
+        f"`torch.func.vmap` cannot batch {name} ({reason}), so the {size} examples run one after another. "
+        'Pass `vmap_method="sequential"` to choose that.'
+    )

@@ -1,0 +1,65 @@
+"""What is outside the compatibility promises of JAX and torch. Every use of it is here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import torch
+from jax.interpreters import ad as ad
+from jax.interpreters import batching as batching
+
+Zero = ad.Zero
+
+
+def is_zero(tangent: object) -> bool:
+    """Whether a tangent or cotangent is zero symbolically."""
+    return type(tangent) is Zero
+
+
+def zero_tangent(primal: Any) -> Any:
+    """The symbolic zero tangent of a value: float0 for integers."""
+    return Zero(jax.typeof(primal).to_tangent_aval())
+
+
+def zero_cotangent(primal: Any) -> Any:
+    """The symbolic zero cotangent of a linear operand."""
+    return Zero(primal.aval)
+
+
+def mapped_axis(dim: Any) -> int | None:
+    """The batch axis of an operand in a batching rule, None if it has none."""
+    return None if dim is None or dim is getattr(batching, "not_mapped", None) else dim
+
+
+def in_transform() -> bool:
+    """Whether a transformation of `torch.func` is running on this thread."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def storage_uses(tensor: torch.Tensor) -> int:
+    """How many owners the memory of a tensor has."""
+    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
+
+
+@contextlib.contextmanager
+def math_attention() -> Iterator[None]:
+    """Scaled dot product attention in plain operations: its fast kernels lack forward mode and second derivatives."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel([SDPBackend.MATH]):
+        yield
+
+
+def materialised(tensor: torch.Tensor) -> torch.Tensor:
+    """Torch's symbolic zeros as numbers; any other tensor as it is."""
+    if not tensor._is_zerotensor():
+        return tensor
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def random_state() -> torch.Tensor:
+    """The state of torch's generator on the CPU, which tells whether a function drew random numbers."""
+    return torch.default_generator.get_state()

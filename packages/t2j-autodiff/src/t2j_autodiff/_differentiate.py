@@ -1,0 +1,128 @@
+"""Derivatives of flat torch functions, computed by torch.
+
+A flat function takes tensors and answers a tuple of tensors. Cotangents follow JAX's convention throughout, in which
+the pullback is the transpose of the pushforward. PyTorch's is its conjugate transpose, so cotangents are conjugated on
+their way in and out ("Autograd for Complex Numbers" in PyTorch's notes; "Complex numbers and differentiation" in JAX's
+autodiff cookbook).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from . import _compat
+from ._errors import NonDifferentiableError
+
+Flat = Callable[..., tuple[torch.Tensor, ...]]
+Tensors = Sequence[torch.Tensor]
+
+one_at_a_time = threading.RLock()
+"""Torch's forward mode is wrong when several threads use it, and its choice of attention kernel is global."""
+
+
+def vjp(f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The cotangents of the inputs `ins`, from the cotangents of some outputs.
+
+    Differentiable by torch itself, in `x` and in the cotangents, and works inside `torch.func.vmap`.
+    """
+    cotangents = {i: ct.conj() for i, ct in cotangents.items()}
+    pull = _vjp_in_transform if _compat.in_transform() else _vjp
+    return tuple(_compat.materialised(g).conj() for g in pull(f, x, ins, cotangents))
+
+
+def _vjp(f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
+    differentiable = any(t.requires_grad for t in (*x, *cotangents.values()))
+    with torch.enable_grad():
+        handles = list(x)
+        for i in ins:  # a view is a handle of its own, through which an outer derivative still reaches the tensor
+            handles[i] = x[i].view_as(x[i]) if x[i].requires_grad else x[i].detach().requires_grad_()
+        y = f(*handles)
+        pairs = [(y[i], ct.to(y[i].dtype)) for i, ct in cotangents.items() if y[i].requires_grad]
+        if not pairs:
+            return [torch.zeros_like(x[i]) for i in ins]
+        grads = torch.autograd.grad(
+            [p[0] for p in pairs],
+            [handles[i] for i in ins],
+            [p[1] for p in pairs],
+            allow_unused=True,
+            create_graph=differentiable,
+        )
+    return [torch.zeros_like(x[i]) if g is None else g for i, g in zip(ins, grads, strict=True)]
+
+
+def _vjp_in_transform(f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
+    pull: Any  # `torch.func.vjp` answers three values only where it is told that there is an auxiliary output
+    y, pull = torch.func.vjp(_restricted(f, x, ins, tuple(cotangents)), *(x[i] for i in ins))  # type: ignore[misc]
+    return pull(tuple(ct.to(yi.dtype) for yi, ct in zip(y, cotangents.values(), strict=True)))
+
+
+def _restricted(f: Flat, x: Tensors, ins: Sequence[int], outs: Sequence[int]) -> Flat:
+    """`f` as a function of some inputs to some outputs."""
+
+    def g(*moved: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = list(x)
+        for i, value in zip(ins, moved, strict=True):
+            inputs[i] = value
+        y = f(*inputs)
+        return tuple(y[i] for i in outs)
+
+    return g
+
+
+def jvp(
+    f: Flat, x: Tensors, ins: Sequence[int], tangents: Tensors, outs: Sequence[int], *, has_forward_mode: bool = True
+) -> tuple[tuple[torch.Tensor, ...], str | None]:
+    """The tangents of the outputs `outs`, from tangents of the inputs `ins`; and why forward mode failed, if it did.
+
+    Where an operation has no forward mode, the pullback is transposed: it is linear in the cotangent, and the
+    transpose of the transpose is the pushforward.
+    """
+    with one_at_a_time, _compat.math_attention():
+        failure: Exception | None = None
+        if has_forward_mode:
+            try:
+                return _forward_mode(f, x, ins, tangents, outs), None
+            except Exception as error:
+                failure = error
+        try:
+            return _transposed_vjp(f, x, ins, tangents, outs), first_line(failure) if failure else None
+        except Exception as error:
+            if failure is None or (type(failure), str(failure)) == (type(error), str(error)):
+                raise
+            raise NonDifferentiableError(
+                "PyTorch cannot compute the forward-mode derivative of this function.\n"
+                f"  Forward mode failed:     {first_line(failure)}\n"
+                f"  Double backward failed:  {first_line(error)}\n"
+                "Use reverse mode (`jax.grad`, `jax.vjp`, `jax.jacrev`), or give the `autograd.Function` a `jvp`."
+            ) from error
+
+
+def _forward_mode(
+    f: Flat, x: Tensors, ins: Sequence[int], tangents: Tensors, outs: Sequence[int]
+) -> tuple[torch.Tensor, ...]:
+    moved = tuple(x[i] for i in ins)
+    tangents = tuple(t.to(m.dtype) for t, m in zip(tangents, moved, strict=True))
+    _, dy = torch.func.jvp(_restricted(f, x, ins, outs), moved, tangents)  # type: ignore[misc]
+    return tuple(map(_compat.materialised, dy))
+
+
+def _transposed_vjp(
+    f: Flat, x: Tensors, ins: Sequence[int], tangents: Tensors, outs: Sequence[int]
+) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        y = f(*x)
+
+    def pullback(*cotangents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return vjp(f, x, ins, dict(zip(outs, cotangents, strict=True)))
+
+    anywhere = [torch.zeros_like(y[i]) for i in outs]
+    return vjp(pullback, anywhere, range(len(outs)), dict(enumerate(tangents)))
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -1,0 +1,166 @@
+"""`residuals="graph"`: saved tensors as JAX arrays, so that XLA and `jax.checkpoint` manage their memory.
+
+Torch's ahead-of-time autograd traces forward and backward once, as graphs of operations without Python. A function
+whose Python depends on data, or that needs tracing by `torch.compile`, cannot be traced so; it keeps its autograd
+graph instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from t2j_core import PerformanceWarning, dtype_t2j
+from t2j_core.extend import Leaf, canonical, warn
+
+from ._batching import batched
+from ._differentiate import Flat, first_line
+from ._shared import Shared
+
+
+class Graphs:
+    """A traced forward and backward of one function."""
+
+    def __init__(self, forward: Any, backward: Any, n_results: int, differentiated: Sequence[int]) -> None:
+        self._forward, self._backward = forward, backward
+        self._n = n_results
+        self._differentiated = tuple(differentiated)  # the outputs that the backward takes a cotangent of
+        places = [node for node in forward.graph.nodes if node.op == "placeholder"]
+        saved = _outputs(forward)[n_results:]
+        self._inputs = {k: places.index(node) for k, node in enumerate(saved) if node in places}
+        self._own = [k for k in range(len(saved)) if k not in self._inputs]
+        self._count = len(saved)
+        values = [saved[k].meta["val"] for k in self._own]
+        if not all(isinstance(value, torch.Tensor) for value in values):
+            raise NotImplementedError("it saves sizes")
+        self.leaves = tuple(_leaf(value) for value in values)
+        self.is_reversed = self.is_pushed = False
+
+    @staticmethod
+    def make(
+        flat: Flat,
+        operands: Sequence[Leaf],
+        results: Sequence[Leaf],
+        ins: Sequence[int],
+        outs: Sequence[int],
+        shared: Shared,
+        label: str,
+    ) -> Graphs | None:
+        """Trace the function; None with a warning where that is not possible."""
+        try:
+            forward, backward, differentiated = _trace(flat, operands, ins)
+            graphs = Graphs(forward, backward, len(results), differentiated)
+        except Exception as error:
+            warn(
+                f'{shared.name} cannot be traced for `residuals="graph"` ({first_line(error)}); its autograd graph is '
+                'kept instead, as with `residuals="auto"`.',
+                PerformanceWarning,
+            )
+            return None
+        graphs._set(operands, results, ins, shared)
+        megabytes = sum(leaf.nbytes for leaf in graphs.leaves) / 1e6
+        shared.residuals[label] = f"{len(graphs.leaves)} arrays ({megabytes:.1f} MB) from a traced graph"
+        return graphs
+
+    def _set(self, operands: Any, results: Any, ins: Sequence[int], shared: Shared) -> None:
+        self._operands, self._results, self._ins, self._shared = operands, results, tuple(ins), shared
+        self._pullbacks: dict[Any, Flat] = {}
+
+    # --- forward ---------------------------------------------------------------------------------------------------
+
+    def forward(self, plain: Flat, levels: Sequence[tuple[int, Any]]) -> Flat:
+        """A flat function that answers the outputs and the saved tensors."""
+
+        def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            with torch.no_grad():
+                answer = self._forward(*x)
+            return (*answer[: self._n], *(answer[self._n + k].resolve_conj() for k in self._own))
+
+        return self._over(run, [*self._results, *self.leaves], levels, 0)
+
+    # --- backward --------------------------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        x: Sequence[torch.Tensor],
+        residuals: Sequence[torch.Tensor],
+        ins: Sequence[int],
+        cotangents: Mapping[int, torch.Tensor],
+        levels: Sequence[tuple[int, Any]],
+    ) -> tuple[torch.Tensor, ...]:
+        """The cotangents of `ins` from the saved tensors."""
+        key = (tuple(ins), tuple(cotangents), tuple(levels))
+        if key not in self._pullbacks:
+            pull = self._pullback(tuple(ins), tuple(cotangents))
+            leaves = [self._operands[i] for i in ins]
+            self._pullbacks[key] = self._over(pull, leaves, levels, len(cotangents))
+        return self._pullbacks[key](*x, *residuals, *cotangents.values())
+
+    def _pullback(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> Flat:
+        n, m = len(self._operands), len(self._operands) + len(self.leaves)
+
+        def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            given = dict(zip(outs, a[m:], strict=True))
+            cotangents = [self._cotangent(i, given, a[0].device) for i in self._differentiated]
+            own = iter(a[n:m])
+            saved = [a[self._inputs[k]] if k in self._inputs else next(own) for k in range(self._count)]
+            with torch.no_grad():
+                grads = self._backward(*saved, *cotangents)
+            of_ins = dict(zip(range(n), grads, strict=True))
+            return tuple(torch.zeros_like(a[i]) if of_ins[i] is None else of_ins[i].conj().resolve_conj() for i in ins)
+
+        return pull
+
+    def _cotangent(self, index: int, given: Mapping[int, torch.Tensor], device: Any) -> torch.Tensor:
+        leaf = self._results[index]
+        if index in given:
+            return given[index].conj().resolve_conj().to(leaf.torch_dtype)
+        return torch.zeros(leaf.shape, dtype=leaf.torch_dtype, device=device)
+
+    def _over(self, f: Flat, leaves: Sequence[Leaf], levels: Sequence[tuple[int, Any]], n_linear: int) -> Flat:
+        for k, (size, dims) in enumerate(levels):
+            from ._linearize import with_all_levels
+
+            answered = [with_all_levels(leaf, tuple(levels[:k])) for leaf in leaves]
+            f = batched(f, answered, size, (*dims, *(0,) * n_linear), self._shared, is_derivative=True)
+        return f
+
+
+def _trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> tuple[Any, Any, list[int]]:
+    """(forward graph, backward graph, outputs that have a cotangent)."""
+    from torch._functorch.aot_autograd import aot_export_joint_simple
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = [torch.empty(leaf.shape, dtype=leaf.torch_dtype) for leaf in operands]
+    for i in ins:
+        x[i].requires_grad_()
+    requires: list[bool] = []
+
+    def f(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = flat(*x)
+        requires[:] = [t.requires_grad for t in y]
+        return y
+
+    joint: Any = aot_export_joint_simple(f, tuple(x), trace_joint=True)
+    differentiated = [i for i, wanted in enumerate(requires) if wanted]
+    if not differentiated:
+        raise NotImplementedError("no output can be differentiated")
+    places = [node for node in joint.graph.nodes if node.op == "placeholder"]
+    tangents = len(places) - len(operands)
+    if tangents != len(differentiated):
+        raise NotImplementedError(f"{tangents} cotangents for {len(differentiated)} outputs")
+    values = [node.meta["val"] for node in places]
+    split = values[: len(operands)], values[len(operands) :]
+    forward, backward = min_cut_rematerialization_partition(joint, split, num_fwd_outputs=len(requires))
+    return forward, backward, differentiated
+
+
+def _outputs(module: Any) -> list[Any]:
+    return list(next(node for node in module.graph.nodes if node.op == "output").args[0])
+
+
+def _leaf(value: torch.Tensor) -> Leaf:
+    return Leaf(tuple(value.shape), canonical(dtype_t2j(value.dtype)), value.dtype)

@@ -1,0 +1,190 @@
+"""From a `TorchFn` to the functions that its derivatives are made of. Each is made once and remembered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import torch
+from t2j_core.extend import Leaf, TorchFn, flat_signature
+
+from . import _compat
+from ._batching import Dims, batched
+from ._differentiate import Flat, jvp, one_at_a_time, vjp
+from ._graph import Graphs
+from ._residuals import LiveGraphs, warn_if_random
+from ._shared import Shared
+
+Levels = tuple[tuple[int, Dims], ...]
+"""Batch axes, innermost first: how many examples, and which operands have the axis."""
+
+
+def is_inexact(leaf: Leaf) -> bool:
+    """Whether a leaf can have a tangent."""
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+class Memo:
+    """A table that makes each value once, also when threads race."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._values: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value of `key`, made now if it is not known."""
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = make()
+            return self._values[key]
+
+
+def derived(label: str, source: TorchFn, call: Flat, operands: Any, results: Any, outputs: str, rules: Any) -> TorchFn:
+    """A flat function that comes from `source`."""
+    signature = flat_signature(f"{label}({source.signature.name})", operands, results)
+    return TorchFn(call, signature, outputs=outputs, is_flat=True, rules=rules)
+
+
+def with_levels(leaf: Leaf, index: int, levels: Levels) -> Leaf:
+    """The leaf of an operand with its batch axes."""
+    sizes = tuple(size for size, dims in reversed(levels) if dims[index] is not None)
+    return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
+
+
+def with_all_levels(leaf: Leaf, levels: Levels) -> Leaf:
+    """The leaf of a result, which has every batch axis."""
+    sizes = tuple(size for size, _ in reversed(levels))
+    return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
+
+
+class Linearized:
+    """A function with respect to the inputs `ins`: its forward with residuals, and its linear maps.
+
+    A linear map takes the operands of the function, the residuals, and tangents of some inputs (a pushforward, "jvp")
+    or cotangents of some outputs (a pullback, "vjp"). Transposing one gives the other.
+    """
+
+    def __init__(self, source: TorchFn, flat: Flat, ins: tuple[int, ...], shared: Shared, *, keeps: bool) -> None:
+        self.source = source
+        self.flat = flat
+        self.ins = ins
+        self.shared = shared
+        self.memo = Memo()
+        self.operands = source.signature.operands
+        self.results = source.signature.outputs.leaves
+        self.outs = tuple(i for i, leaf in enumerate(self.results) if is_inexact(leaf))
+        self.residuals: LiveGraphs | Graphs | None = None
+        method = shared.options.residuals
+        label = str(source.signature)
+        if keeps and self.outs and method != "recompute":
+            if method == "graph":
+                self.residuals = Graphs.make(flat, self.operands, self.results, ins, self.outs, shared, label)
+            self.residuals = self.residuals or LiveGraphs(ins, shared, label)
+        elif keeps:
+            shared.residuals[label] = "recompute" if self.outs else "no output can be differentiated"
+
+    @property
+    def residual_leaves(self) -> tuple[Leaf, ...]:
+        """What the forward answers beside the outputs."""
+        return tuple(self.residuals.leaves) if self.residuals else ()
+
+    @property
+    def constants(self) -> tuple[Leaf, ...]:
+        """The operands of a linear map that it is not linear in."""
+        return (*self.operands, *self.residual_leaves)
+
+    def batched_flat(self, levels: Levels, *, all_of_ins: bool) -> Flat:
+        """The function over batch axes; with `all_of_ins`, the inputs `ins` have every axis."""
+        flat = self.flat
+        for k, (size, dims) in enumerate(levels):
+            dims = dims[: len(self.operands)]
+            if all_of_ins:
+                dims = tuple(0 if i in self.ins else d for i, d in enumerate(dims))
+            leaves = [with_all_levels(leaf, levels[:k]) for leaf in self.results]
+            flat = batched(flat, leaves, size, dims, self.shared, is_derivative=False)
+        return flat
+
+    def forward_call(self, levels: Levels) -> Flat:
+        """The flat function that answers outputs and residuals."""
+        plain = self.batched_flat(levels, all_of_ins=False)
+        if isinstance(self.residuals, Graphs):
+            return self.residuals.forward(plain, levels)
+        recorded = self.batched_flat(levels, all_of_ins=True) if levels else self.flat
+        return self.residuals.forward(plain, recorded, levels)  # type: ignore[union-attr]
+
+    # --- linear maps -----------------------------------------------------------------------------------------------
+
+    def map_leaves(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple[list[Leaf], list[Leaf]]:
+        """What a linear map takes beside the constants, and what it answers."""
+        of_ins, of_outs = [self.operands[i] for i in ins], [self.results[i] for i in outs]
+        return (of_ins, of_outs) if direction == "jvp" else (of_outs, of_ins)
+
+    def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
+        """A linear map as mathematics: it runs the forward again, and torch can differentiate it."""
+        f, n, m, shared = self.flat, len(self.operands), len(self.constants), self.shared
+
+        def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            known = shared.jvp_failure is None
+            answer, failure = jvp(f, a[:n], ins, a[m:], outs, has_forward_mode=known)
+            if failure is not None:
+                shared.jvp_failure = failure
+            return answer
+
+        def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return vjp(f, a[:n], ins, dict(zip(outs, a[m:], strict=True)))
+
+        taken, answered = self.map_leaves(direction, ins, outs)
+        flat: Flat = warn_if_random(push if direction == "jvp" else pull, shared)
+        for k, (size, dims) in enumerate(levels):
+            leaves = [with_all_levels(leaf, levels[:k]) for leaf in answered]
+            flat = batched(flat, leaves, size, (*dims, *(0 for _ in taken)), shared, is_derivative=True)
+        return flat
+
+    def map_call(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
+        """What a linear map runs: the kept residuals if they are there, else `map_flat`."""
+        flat, residuals = self.map_flat(direction, ins, outs, levels), self.residuals
+        if residuals is None:
+            return flat
+        n, m = len(self.operands), len(self.constants)
+        if direction == "vjp":
+            residuals.is_reversed = True
+
+        def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            residuals.is_pushed = True
+            if isinstance(residuals, LiveGraphs):
+                residuals.take(a[n])
+            return flat(*a)
+
+        def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if not _compat.in_transform():
+                cotangents = dict(zip(outs, a[m:], strict=True))
+                answer = residuals.backward(a[:n], a[n:m], ins, cotangents, levels)
+                if answer is not None:
+                    return answer
+            return flat(*a)
+
+        return push if direction == "jvp" else pull
+
+
+def under_math_attention(f: Flat) -> Flat:
+    """`f` for a second derivative, which the fast attention kernels lack."""
+
+    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with one_at_a_time, _compat.math_attention():
+            return f(*x)
+
+    return run
+
+
+def clones(f: Flat, indices: Sequence[int]) -> Flat:
+    """`f`, which may write into the operands `indices`: it gets copies of them."""
+    if not indices:
+        return f
+
+    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return f(*(t.clone() if i in indices else t for i, t in enumerate(x)))
+
+    return run

@@ -1,0 +1,334 @@
+"""The forward's autograd graph, kept alive until its backward, so that the forward runs once.
+
+JAX's residual is one integer, the number of the kept graph. Whatever happens to it (XLA may merge, hoist, drop or
+repeat calls), a backward whose graph is gone runs the forward again: right results never depend on a kept graph.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from t2j_core import T2jWarning
+from t2j_core.extend import Leaf, warn, without_functorch
+
+from . import _compat
+from ._config import residual_bytes
+from ._differentiate import Flat, first_line
+from ._shared import Shared
+
+NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
+_NO_GRAPH = 0
+_LEAST_BYTES = 4096  # what a graph weighs at least
+_QUICK_SECONDS = 1e-4  # below this running a function again costs less than keeping its graph
+_TRIALS = 3
+
+Edges = list[Any]
+
+
+@dataclass
+class _Graph:
+    """A recorded forward. It refers to no memory of XLA: saved inputs are rebuilt from the operands of the backward."""
+
+    owner: LiveGraphs
+    sizes: tuple[int, ...]  # of the batch axes
+    ins: dict[int, Any] = field(default_factory=dict)  # input -> its gradient edge
+    outs: dict[int, tuple[Any, torch.dtype]] = field(default_factory=dict)  # output -> its gradient edge, its dtype
+    operands: list[torch.Tensor] = field(default_factory=list)  # filled while the forward or the backward runs
+    storages: dict[int, int] = field(default_factory=dict)
+
+    def nbytes(self) -> int:
+        return max(sum(self.storages.values()), _LEAST_BYTES)
+
+
+@dataclass(frozen=True)
+class _OfInput:
+    """A saved tensor that lies in the memory of an input."""
+
+    index: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    is_conj: bool
+
+
+_kept: collections.OrderedDict[int, _Graph] = collections.OrderedDict()
+_kept_bytes = 0
+_lock = threading.Lock()
+_numbers = itertools.count(1)
+
+
+def _keep(graph: _Graph) -> int:
+    global _kept_bytes
+    dropped = []
+    with _lock:
+        number = next(_numbers) % (2**31 - 1) + 1
+        _kept[number] = graph
+        _kept_bytes += graph.nbytes()
+        while _kept_bytes > residual_bytes and _kept:
+            dropped.append(_kept.popitem(last=False)[1])
+            _kept_bytes -= dropped[-1].nbytes()
+    return number  # graphs are freed out here, without the lock
+
+
+def _take(number: int, owner: LiveGraphs) -> _Graph | None:
+    global _kept_bytes
+    with _lock:
+        graph = _kept.get(number)
+        if graph is None or graph.owner is not owner:
+            return None
+        del _kept[number]
+        _kept_bytes -= graph.nbytes()
+        return graph
+
+
+def clear_residuals() -> int:
+    """Free the autograd graphs that wait for a backward, and answer how many they were.
+
+    Only a backward that never comes leaves one, such as that of a `jax.vjp` whose pullback is not called. Backwards
+    that come after all run the forward again.
+
+    >>> clear_residuals() >= 0
+    True
+    """
+    global _kept_bytes
+    with _lock:
+        graphs = list(_kept.values())
+        _kept.clear()
+        _kept_bytes = 0
+    return len(graphs)
+
+
+class LiveGraphs:
+    """Keeps the graphs of one function, differentiated with respect to the inputs `ins`."""
+
+    leaves = (NUMBER,)
+
+    def __init__(self, ins: Sequence[int], shared: Shared, label: str) -> None:
+        self.ins = tuple(ins)
+        self.shared = shared
+        self.label = label
+        self.reason_not_kept: str | None = None
+        self.is_reversed = False  # a backward has been asked for
+        self.is_pushed = False  # a forward-mode derivative has run
+        self.is_random = False
+        self._trials = 0
+        self._shortest = float("inf")
+        self._say("kept autograd graph")
+
+    def _say(self, what: str) -> None:
+        self.shared.residuals[self.label] = what
+
+    def give_up(self, reason: str) -> None:
+        """Run the forward again in every backward from now on."""
+        self.reason_not_kept = reason
+        self._say(f"recompute ({reason})")
+
+    # --- forward ---------------------------------------------------------------------------------------------------
+
+    def forward(self, plain: Flat, f: Flat, levels: Sequence[tuple[int, Any]]) -> Flat:
+        """A flat function that answers the outputs of `plain` and the number of a kept graph.
+
+        `f` is what is recorded; it takes the inputs `ins` with all batch axes, so that each example has a gradient of
+        its own.
+        """
+        sizes = tuple(size for size, _ in reversed(levels))
+
+        def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            wanted = self.reason_not_kept is None and not (self.is_pushed and not self.is_reversed)
+            number, y = _NO_GRAPH, None
+            if wanted and not _compat.in_transform():
+                number, y = self._record(f, x, levels, sizes)
+            answer = plain(*x) if y is None else y
+            return (*answer, torch.full(sizes, number, dtype=torch.int32))
+
+        return run
+
+    def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
+        deciding = self._trials < _TRIALS
+        state = _compat.random_state()
+        begin = time.perf_counter()
+        graph = _Graph(self, sizes)
+        uses = [_compat.storage_uses(t) for t in x]
+        try:
+            y = self._run_recorded(f, x, levels, graph)
+        except Exception as error:  # if the function itself is at fault, it raises again without recording
+            self.give_up(f"recording failed, {first_line(error)}")
+            return _NO_GRAPH, None
+        if deciding:
+            self._decide(time.perf_counter() - begin, not torch.equal(state, _compat.random_state()))
+        kept_by_outputs = collections.Counter(t.untyped_storage()._cdata for t in y)
+        for t, before in zip(x, uses, strict=True):
+            if _compat.storage_uses(t) - kept_by_outputs[t.untyped_storage()._cdata] > before:
+                self.give_up("the function keeps its arguments in the graph")
+                return _NO_GRAPH, y
+        if self.reason_not_kept is not None or not graph.outs:
+            return _NO_GRAPH, y
+        return _keep(graph), y
+
+    def _run_recorded(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, graph: _Graph) -> Any:
+        lent = {t.untyped_storage().data_ptr(): i for i, t in enumerate(x) if t.numel()}
+        dtypes = [t.dtype for t in x]
+        offsets = [t.storage_offset() for t in x]
+
+        def pack(t: torch.Tensor) -> Any:
+            storage = t.untyped_storage()
+            index = lent.get(storage.data_ptr())
+            if index is None or t.dtype != dtypes[index]:
+                if not _is_parameter(t):
+                    graph.storages[storage._cdata] = storage.nbytes()
+                return t
+            offset = int(t.storage_offset() - offsets[index])
+            return _OfInput(index, tuple(t.shape), t.stride(), offset, t.is_conj())
+
+        operands = graph.operands  # `unpack` may not refer to the graph, whose nodes refer to `unpack`
+
+        def unpack(saved: Any) -> torch.Tensor:
+            if not isinstance(saved, _OfInput):
+                return saved
+            base = operands[saved.index]
+            view = base.as_strided(saved.shape, saved.strides, base.storage_offset() + saved.offset)
+            return view.conj() if saved.is_conj else view
+
+        leaves: dict[int, torch.Tensor] = {}
+        handles = list(x)
+        operands.extend(x)
+        try:
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+                for i in self.ins:
+                    leaves[i] = _with_batch_axes(x[i], i, levels).detach().requires_grad_()
+                    handles[i] = leaves[i].view_as(leaves[i])
+                y = f(*handles)
+        finally:
+            operands.clear()
+        graph.ins = {i: torch.autograd.graph.get_gradient_edge(leaf) for i, leaf in leaves.items()}
+        graph.outs = {
+            i: (torch.autograd.graph.get_gradient_edge(t), t.dtype) for i, t in enumerate(y) if t.requires_grad
+        }
+        for leaf in leaves.values():  # its edge keeps it alive, but not the memory of XLA
+            leaf.data = leaf.new_empty(0)
+        return tuple(t.detach() for t in y)
+
+    def _decide(self, seconds: float, is_random: bool) -> None:
+        self._trials += 1
+        self._shortest = min(self._shortest, seconds)
+        self.is_random |= is_random
+        if self._trials == _TRIALS and self._shortest < _QUICK_SECONDS and not self.is_random:
+            self.give_up("the function is quicker than keeping its graph")
+
+    # --- backward --------------------------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        x: Sequence[torch.Tensor],
+        residuals: Sequence[torch.Tensor],
+        ins: Sequence[int],
+        cotangents: Mapping[int, torch.Tensor],
+        levels: Sequence[tuple[int, Any]],
+    ) -> tuple[torch.Tensor, ...] | None:
+        """The cotangents of `ins` from the kept graph; None if there is none, or it does not fit."""
+        graph = self.take(*residuals)
+        if graph is None:
+            return None
+        position = len(x)  # of the number among the operands
+        outer_first = list(reversed(levels))
+        extra = [k for k, (_, dims) in enumerate(outer_first) if dims[position] is None]
+        of_graph = tuple(size for size, dims in outer_first if dims[position] is not None)
+        if of_graph != graph.sizes or len(extra) > 1:
+            return None
+        axis = extra[0] if extra else None
+        if axis is not None and any(outer_first[axis][1][i] is not None for i in range(len(x))):
+            return None
+        return self._pull(graph, x, ins, cotangents, axis, levels)
+
+    def _pull(
+        self,
+        graph: _Graph,
+        x: Sequence[torch.Tensor],
+        ins: Sequence[int],
+        cotangents: Mapping[int, torch.Tensor],
+        axis: int | None,
+        levels: Sequence[tuple[int, Any]],
+    ) -> tuple[torch.Tensor, ...] | None:
+        pairs = [
+            (graph.outs[i][0], _conj_with_front(ct, axis).to(graph.outs[i][1]))
+            for i, ct in cotangents.items()
+            if i in graph.outs
+        ]
+        grads: Sequence[torch.Tensor | None] = [None] * len(ins)
+        graph.operands.extend(x)
+        try:
+            if pairs:
+                grads = torch.autograd.grad(
+                    [p[0] for p in pairs],
+                    [graph.ins[i] for i in ins],
+                    [p[1] for p in pairs],
+                    allow_unused=True,
+                    is_grads_batched=axis is not None,
+                )
+        except Exception as error:
+            if axis is None:
+                raise
+            self.give_up(f"the backward cannot be batched, {first_line(error)}")
+            return None
+        finally:
+            graph.operands.clear()
+        return tuple(
+            torch.zeros_like(_with_batch_axes(x[i], i, levels)) if g is None else _conj_with_back(g, axis)
+            for i, g in zip(ins, grads, strict=True)
+        )
+
+    def take(self, number: torch.Tensor) -> _Graph | None:
+        """Remove a kept graph."""
+        value = int(without_functorch(number).flatten()[0]) if number.numel() else _NO_GRAPH
+        return None if value == _NO_GRAPH else _take(value, self)
+
+
+def _is_parameter(t: torch.Tensor) -> bool:
+    """Whether a saved tensor is one that the function refers to anyway, or a view of it."""
+    base = t if t._base is None else t._base
+    return base.is_leaf and base.requires_grad
+
+
+def _with_batch_axes(t: torch.Tensor, index: int, levels: Sequence[tuple[int, Any]]) -> torch.Tensor:
+    """An operand with all batch axes in front, outermost first."""
+    for position, (size, dims) in enumerate(reversed(levels)):
+        if dims[index] is None:
+            t = t.unsqueeze(position).expand(*t.shape[:position], size, *t.shape[position:])
+    return t
+
+
+def _conj_with_front(t: torch.Tensor, axis: int | None) -> torch.Tensor:
+    return t.conj() if axis is None else t.conj().movedim(axis, 0)
+
+
+def _conj_with_back(t: torch.Tensor, axis: int | None) -> torch.Tensor:
+    t = _compat.materialised(t).conj()
+    return t if axis is None else t.movedim(0, axis)
+
+
+def warn_if_random(f: Flat, shared: Shared) -> Flat:
+    """`f`, which runs a forward again, with a warning if it draws random numbers: other ones than the forward drew."""
+    checks = itertools.count()
+
+    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if next(checks) >= _TRIALS:
+            return f(*x)
+        state = _compat.random_state()
+        answer = f(*x)
+        if not torch.equal(state, _compat.random_state()):
+            warn(
+                f"{shared.name} draws random numbers, and its derivative drew other ones than its value. "
+                "Wrap it with `rng=True` and pass a JAX key.",
+                T2jWarning,
+            )
+        return answer
+
+    return run

@@ -1,0 +1,341 @@
+"""The rules that JAX's transformations follow, for both primitives.
+
+`torch_call` is any torch function. Its jvp is a forward that answers residuals, and a `torch_linear`: a map that is
+linear in its last operands and has a transpose. JAX's own partial evaluation makes reverse mode of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from t2j_core.extend import TorchFn, call_primitive, describe, torch_call, torch_call_p
+
+from . import _compat
+from ._batching import Dims, batched
+from ._differentiate import Flat
+from ._errors import DepthError
+from ._linearize import (
+    Levels,
+    Linearized,
+    Memo,
+    derived,
+    is_inexact,
+    under_math_attention,
+    with_all_levels,
+    with_levels,
+)
+from ._shared import Shared
+
+torch_linear_p = call_primitive("torch_linear")
+
+
+class Rules:
+    """How JAX transforms a function. `flat` is what torch differentiates and batches."""
+
+    def __init__(
+        self, flat: Flat, depth: float, shared: Shared, residuals: Sequence[int] = (), *, is_derivative: bool = False
+    ) -> None:
+        self.flat = flat
+        self.depth = depth
+        self.shared = shared
+        self.residuals = tuple(residuals)  # operands that are cached values: no derivative goes through them
+        self.is_derivative = is_derivative  # derivatives of derivatives keep no residuals
+        self._memo = Memo()
+
+    # --- what is derived -------------------------------------------------------------------------------------------
+
+    def at_depth(self, fn: TorchFn, depth: float) -> TorchFn:
+        """The same function, which may be differentiated `depth` more times."""
+        if depth == self.depth:
+            return fn
+
+        def make() -> TorchFn:
+            return TorchFn(
+                fn.call,
+                fn.signature,
+                outputs=fn.outputs,
+                passes=fn.passes,
+                aliases=fn.aliases,
+                has_side_effect=fn.has_side_effect,
+                is_flat=fn.is_flat,
+                rules=Rules(self.flat, depth, self.shared, self.residuals, is_derivative=self.is_derivative),
+            )
+
+        return self._memo.get(("depth", depth), make)
+
+    def linearized(self, fn: TorchFn, ins: tuple[int, ...], *, keeps: bool = True) -> Linearized:
+        """The function with respect to the inputs `ins`."""
+        keeps = keeps and not self.is_derivative
+        return self._memo.get(
+            ("linearized", ins, keeps), lambda: Linearized(fn, self.flat, ins, self.shared, keeps=keeps)
+        )
+
+    def over_batch(self, fn: TorchFn, size: int, dims: Dims) -> TorchFn:
+        """The function for `size` examples, with the examples along axis 0 of all results."""
+        level: Levels = ((size, dims),)
+
+        def make() -> TorchFn:
+            results = fn.signature.outputs.leaves
+            flat = batched(self.flat, results, size, dims, self.shared, is_derivative=self.is_derivative)
+            operands = [with_levels(leaf, i, level) for i, leaf in enumerate(fn.signature.operands)]
+            rules = Rules(flat, self.depth, self.shared, self.residuals, is_derivative=self.is_derivative)
+            answered = [with_all_levels(leaf, level) for leaf in results]
+            made = derived("vmap", fn, flat, operands, answered, _outputs(fn), rules)
+            made.has_side_effect = fn.has_side_effect
+            return made
+
+        return self._memo.get(("batch", size, dims), make)
+
+    # --- rules of torch_call ---------------------------------------------------------------------------------------
+
+    def jvp(self, primals: Any, tangents: Any, *, fn: TorchFn) -> Any:
+        """Forward-mode rule."""
+        ins = self._moved(fn, tangents)
+        if not ins:
+            y = torch_call(*primals, fn=fn)
+            return y, [_compat.zero_tangent(yi) for yi in y]
+        self._check_depth(fn)
+        linearized = self.linearized(fn, ins)
+        y = torch_call(*primals, fn=forward(linearized, self.depth - 1))
+        n = len(linearized.results)
+        return y[:n], push(linearized, self.depth - 1, primals, y[:n], y[n:], tangents)
+
+    def batch(self, operands: Any, dims: Any, *, fn: TorchFn) -> Any:
+        """Batching rule."""
+        size, operands, dims = _batch_in_front(operands, dims)
+        results = torch_call(*operands, fn=self.over_batch(fn, size, dims))
+        return results, [0] * len(results)
+
+    def without_unused(self, used: Sequence[bool], *, fn: TorchFn) -> TorchFn | None:
+        """A cheaper function where not all results are used."""
+        return None
+
+    def _moved(self, fn: TorchFn, tangents: Sequence[Any]) -> tuple[int, ...]:
+        return tuple(
+            i
+            for i, (t, leaf) in enumerate(zip(tangents, fn.signature.operands, strict=True))
+            if not _compat.is_zero(t) and is_inexact(leaf) and i not in self.residuals
+        )
+
+    def _check_depth(self, fn: TorchFn) -> None:
+        if self.depth >= 1:
+            return
+        depth, name = self.shared.options.depth or 0, self.shared.name
+        if depth == 0:
+            what = f"{name} was wrapped with `depth=0` (forward only), so it cannot be differentiated."
+        else:
+            what = f"{name} was wrapped with `depth={depth}`, and this needs a derivative of order {depth + 1}."
+        raise DepthError(
+            describe(
+                what,
+                remedy=f"Wrap it with `depth={depth + 1}`, or `depth=None` for no limit; or use "
+                "`jax.lax.stop_gradient` on arguments that need no derivative.",
+            )
+        )
+
+
+class ForwardRules(Rules):
+    """Rules of a forward that answers residuals after its outputs."""
+
+    def __init__(self, linearized: Linearized, levels: Levels, depth: float) -> None:
+        super().__init__(linearized.batched_flat(levels, all_of_ins=False), depth, linearized.shared)
+        self.linearized_source = linearized
+        self.levels = levels
+
+    def plain(self, fn: TorchFn) -> TorchFn:
+        """The function without residuals."""
+        source = self.linearized_source
+
+        def make() -> TorchFn:
+            if not self.levels:
+                return source.source.rules.at_depth(source.source, self.depth)
+            operands, results = fn.signature.operands, fn.signature.outputs.leaves[: len(source.results)]
+            rules = Rules(self.flat, self.depth, self.shared)
+            return derived("plain", source.source, self.flat, operands, results, _outputs(source.source), rules)
+
+        return self._memo.get("plain", make)
+
+    def jvp(self, primals: Any, tangents: Any, *, fn: TorchFn) -> Any:
+        """Forward-mode rule: the residuals are cached values, so they have no tangents."""
+        ins = self._moved(fn, tangents)
+        results = torch_call(*primals, fn=fn)
+        if not ins:
+            return results, [_compat.zero_tangent(r) for r in results]
+        self._check_depth(fn)
+        plain = self.plain(fn)
+        linearized = plain.rules.linearized(plain, ins, keeps=False)
+        n = len(linearized.results)
+        moved = push(linearized, self.depth - 1, primals, results[:n], (), tangents)
+        return results, [*moved, *(_compat.zero_tangent(r) for r in results[n:])]
+
+    def batch(self, operands: Any, dims: Any, *, fn: TorchFn) -> Any:
+        """Batching rule: a forward of the batched function."""
+        size, operands, dims = _batch_in_front(operands, dims)
+        batched_forward = forward(self.linearized_source, self.depth, (*self.levels, (size, dims)))
+        results = torch_call(*operands, fn=batched_forward)
+        return results, [0] * len(results)
+
+    def without_unused(self, used: Sequence[bool], *, fn: TorchFn) -> TorchFn | None:
+        """The function without residuals, where nobody needs them."""
+        return None if any(used[len(self.linearized_source.results) :]) else self.plain(fn)
+
+
+class LinearRules(Rules):
+    """Rules of a linear map. As a `torch_call` it is differentiated like any function."""
+
+    def __init__(
+        self,
+        linearized: Linearized,
+        direction: str,
+        ins: tuple[int, ...],
+        outs: tuple[int, ...],
+        levels: Levels,
+        depth: float,
+    ) -> None:
+        n, m = len(linearized.operands), len(linearized.constants)
+        flat = under_math_attention(linearized.map_flat(direction, ins, outs, levels))
+        super().__init__(flat, depth, linearized.shared, range(n, m), is_derivative=True)
+        self.source = linearized
+        self.direction, self.ins, self.outs, self.levels = direction, ins, outs, levels
+        self.n_constants = m
+
+    def linear_jvp(self, primals: Any, tangents: Any, *, fn: TorchFn) -> Any:
+        """Forward-mode rule of `torch_linear`: linear again, unless its constants move."""
+        m = self.n_constants
+        if any(i < m for i in self._moved(fn, tangents)):
+            return self.jvp(primals, tangents, fn=fn)
+        y = _linear(*primals, fn=fn)
+        if all(map(_compat.is_zero, tangents[m:])):
+            return y, [_compat.zero_tangent(yi) for yi in y]
+        moved = [_compat.ad.instantiate_zeros(t) for t in tangents[m:]]
+        return y, _linear(*primals[:m], *moved, fn=fn)
+
+    def transpose(self, cotangents: Sequence[Any], *operands: Any) -> list[Any]:
+        """Transposition rule of `torch_linear`. Cotangents nobody asked for are not computed."""
+        m = self.n_constants
+        wanted = [_compat.ad.is_undefined_primal(x) for x in operands[m:]]
+        given = [not _compat.is_zero(ct) for ct in cotangents]
+        answers: list[Any] = [None] * len(operands)
+        for k, x in enumerate(operands[m:]):
+            if wanted[k]:
+                answers[m + k] = _compat.zero_cotangent(x)
+        if not any(given) or not any(wanted):
+            return answers
+        if self.direction == "jvp":
+            direction, ins, outs = "vjp", _choose(self.ins, wanted), _choose(self.outs, given)
+        else:
+            direction, ins, outs = "jvp", _choose(self.ins, given), _choose(self.outs, wanted)
+        fn = linear_map(self.source, direction, ins, outs, self.levels, self.depth)
+        results = _linear(*operands[:m], *_choose(cotangents, given), fn=fn)
+        for position, result in zip(_choose(range(len(operands) - m), wanted), results, strict=True):
+            answers[m + position] = result
+        return answers
+
+    def linear_batch(self, operands: Any, dims: Any) -> Any:
+        """Batching rule of `torch_linear`: all it is linear in gets the axis."""
+        size, operands, dims = _batch_in_front(operands, dims)
+        m = self.n_constants
+        moved = [
+            x if d == 0 else jnp.broadcast_to(x, (size, *x.shape)) for x, d in zip(operands[m:], dims[m:], strict=True)
+        ]
+        levels = (*self.levels, (size, dims[:m]))
+        fn = linear_map(self.source, self.direction, self.ins, self.outs, levels, self.depth)
+        results = _linear(*operands[:m], *moved, fn=fn)
+        return results, [0] * len(results)
+
+
+def _choose(values: Any, mask: Sequence[bool]) -> tuple[Any, ...]:
+    return tuple(value for value, chosen in zip(values, mask, strict=True) if chosen)
+
+
+def _outputs(fn: TorchFn) -> str:
+    """Where the results of a derived function go: it takes no `out=`."""
+    return "auto" if fn.outputs == "out" else fn.outputs
+
+
+# --- the functions that the rules bind -----------------------------------------------------------------------------
+
+
+def forward(linearized: Linearized, depth: float, levels: Levels = ()) -> TorchFn:
+    """The forward of a linearized function: its outputs, then the residuals."""
+    source = linearized.source
+    if linearized.residuals is None:
+        return source.rules.at_depth(source, depth)
+
+    def make() -> TorchFn:
+        operands = [with_levels(leaf, i, levels) for i, leaf in enumerate(linearized.operands)]
+        results = [with_all_levels(leaf, levels) for leaf in (*linearized.results, *linearized.residual_leaves)]
+        rules = ForwardRules(linearized, levels, depth)
+        fn = derived("forward", source, linearized.forward_call(levels), operands, results, "copy", rules)
+        fn.has_side_effect = source.has_side_effect
+        return fn
+
+    return linearized.memo.get(("forward", depth, levels), make)
+
+
+def linear_map(
+    linearized: Linearized, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels, depth: float
+) -> TorchFn:
+    """A pushforward or pullback of a linearized function, for `torch_linear`."""
+
+    def make() -> TorchFn:
+        taken, answered = linearized.map_leaves(direction, ins, outs)
+        constants = [with_levels(leaf, i, levels) for i, leaf in enumerate(linearized.constants)]
+        operands = [*constants, *(with_all_levels(leaf, levels) for leaf in taken)]
+        results = [with_all_levels(leaf, levels) for leaf in answered]
+        rules = LinearRules(linearized, direction, ins, outs, levels, depth)
+        call = linearized.map_call(direction, ins, outs, levels)
+        return derived(direction, linearized.source, call, operands, results, _outputs(linearized.source), rules)
+
+    return linearized.memo.get((direction, ins, outs, levels, depth), make)
+
+
+def push(
+    linearized: Linearized, depth: float, primals: Any, y: Sequence[Any], residuals: Sequence[Any], tangents: Any
+) -> list[Any]:
+    """The tangents of the outputs `y`."""
+    ins, outs = linearized.ins, linearized.outs
+    answer = [_compat.zero_tangent(yi) for yi in y]
+    if outs:
+        dx = [_compat.ad.instantiate_zeros(tangents[i]) for i in ins]
+        fn = linear_map(linearized, "jvp", ins, outs, (), depth)
+        for i, dy in zip(outs, _linear(*primals, *residuals, *dx, fn=fn), strict=True):
+            answer[i] = dy
+    return answer
+
+
+def _linear(*operands: Any, fn: TorchFn) -> list[Any]:
+    return torch_call(*operands, fn=fn, primitive=torch_linear_p)
+
+
+def _batch_in_front(operands: Sequence[Any], dims: Sequence[Any]) -> tuple[int, list[Any], Dims]:
+    axes = [_compat.mapped_axis(d) for d in dims]
+    size = next(x.shape[d] for x, d in zip(operands, axes, strict=True) if d is not None)
+    moved = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(operands, axes, strict=True)]
+    return size, moved, tuple(None if d is None else 0 for d in axes)
+
+
+_compat.ad.primitive_jvps[torch_linear_p] = lambda primals, tangents, *, fn: fn.rules.linear_jvp(
+    primals, tangents, fn=fn
+)
+_compat.ad.primitive_transposes[torch_linear_p] = lambda cotangents, *operands, fn: fn.rules.transpose(
+    cotangents, *operands
+)
+_compat.batching.primitive_batchers[torch_linear_p] = lambda operands, dims, *, fn: fn.rules.linear_batch(
+    operands, dims
+)
+
+
+def checkpoint_policy(primitive: Any, *_: Any, **__: Any) -> bool:
+    """For `jax.checkpoint(f, policy=checkpoint_policy)`: keep what torch functions compute, recompute the rest.
+
+    >>> import jax, jax.numpy as jnp, torch
+    >>> from t2j_autodiff import torch2jax
+    >>> f = torch2jax(torch.sin)
+    >>> g = jax.checkpoint(lambda x: jnp.sum(f(2 * x)), policy=checkpoint_policy)
+    >>> float(jax.grad(g)(jnp.zeros(())))
+    2.0
+    """
+    return primitive is torch_call_p

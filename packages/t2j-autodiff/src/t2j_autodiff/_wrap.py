@@ -1,0 +1,243 @@
+"""`torch2jax` with derivatives and batching."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import torch
+from t2j_core import ArgumentError
+from t2j_core.extend import Options, Signature, TorchFn, TorchFunction, argument_paths, describe, functional
+
+from ._linearize import clones
+from ._rules import Rules
+from ._shared import DiffOptions, Shared
+
+
+def torch2jax(
+    fn: Callable[..., Any],
+    *example_args: Any,
+    example_kw: Mapping[str, Any] | None = None,
+    depth: int | None = 2,
+    nondiff_argnums: int | Sequence[int] | None = None,
+    nondiff_mask: Any = None,
+    output_shapes: Any = None,
+    use_zeros: bool = True,
+    use_torch_vjp: bool = True,
+    residuals: str = "auto",
+    vmap_method: str = "auto",
+    vmap_randomness: str | None = None,
+    vmap_chunk_size: int | None = None,
+    mutable_argnums: int | Sequence[int] = (),
+    rng: bool = False,
+    outputs: str = "auto",
+    has_side_effect: bool = False,
+    name: str | None = None,
+) -> DifferentiableFunction:
+    """Wrap a PyTorch function so that JAX can call, differentiate and batch it.
+
+    As `t2j_core.torch2jax`, whose options work here too, but with derivatives in both modes and batching, computed by
+    PyTorch's autograd and `torch.func`.
+
+    Args:
+      fn: any callable on torch tensors. Arguments and outputs may be pytrees.
+      *example_args: optional examples of the arguments.
+      example_kw: examples of the keyword arguments.
+      depth: how many times the function may be differentiated; 0 for forward only, None for no limit.
+      nondiff_argnums: positions of arguments that are constants to differentiation: their gradients are zero, and are
+        not computed.
+      nondiff_mask: the same leaf by leaf: a tree like the tuple of arguments with True where a leaf is a constant. A
+        prefix of that tree will do.
+      output_shapes: declares the outputs, as in `t2j_core.torch2jax`.
+      use_zeros: accepted for `wrap_torch2jax`; gradients of constants are always zeros, as JAX requires.
+      use_torch_vjp: accepted for `wrap_torch2jax`; `torch.autograd` is used, and inside `torch.func.vmap`
+        `torch.func.vjp`.
+      residuals: what the backward gets from the forward. `"auto"` keeps torch's autograd graph alive, so that the
+        forward runs once, or runs a quick function again; `"recompute"` always runs it again; `"graph"` traces the
+        function once and makes the saved tensors JAX arrays.
+      vmap_method: `"auto"` batches with `torch.func.vmap`, or one call that loops where that fails; `"vmap"` and
+        `"sequential"` are these two; `"expand_dims"` and `"broadcast_all"` give arguments a leading axis of size 1
+        or of the batch, for functions that take leading axes anyway. Derivatives are batched with `"auto"` then.
+      vmap_randomness: `"same"` or `"different"` random numbers for the examples of a `torch.func.vmap`, or `"error"`.
+        None: with `rng=True` each example draws what it would draw alone, otherwise `"error"`.
+      vmap_chunk_size: how many examples `torch.func.vmap` runs at once; None for all.
+      mutable_argnums: as in `t2j_core.torch2jax`, as are the following.
+      rng: the first argument is a JAX key; derivatives draw the numbers that the value drew.
+      outputs: `"auto"`, `"copy"` or `"out"`.
+      has_side_effect: run every call the program contains.
+      name: a name that is the same in every process.
+
+    Returns:
+      The wrapped function. `f.explain()` tells how its derivatives and batches are computed.
+
+    Raises:
+      ArgumentError: for options or examples that do not fit.
+      DepthError: when a derivative of a higher order than `depth` is traced.
+      NonDifferentiableError: when PyTorch has no forward-mode derivative; reverse mode may work.
+
+    >>> import jax, jax.numpy as jnp, torch
+    >>> f = torch2jax(lambda x: (x**3).sum())
+    >>> jax.grad(f)(jnp.arange(3.0)).tolist()
+    [0.0, 3.0, 12.0]
+    >>> jax.vmap(jax.hessian(f))(jnp.ones((2, 1))).tolist()
+    [[[6.0]], [[6.0]]]
+    """
+    options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name)
+    diff_options = DiffOptions(
+        depth,
+        nondiff_argnums,
+        nondiff_mask,
+        use_zeros,
+        use_torch_vjp,
+        residuals,
+        vmap_method,
+        vmap_randomness,
+        vmap_chunk_size,
+    )
+    examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
+    return DifferentiableFunction(fn, options, examples, diff_options)
+
+
+@functools.wraps(torch2jax)
+def torch2jax_with_vjp(*args: Any, **options: Any) -> DifferentiableFunction:
+    warnings.warn("`torch2jax_with_vjp` is now `torch2jax`, with the same arguments.", DeprecationWarning, stacklevel=2)
+    return torch2jax(*args, **options)
+
+
+class DifferentiableFunction(TorchFunction):
+    """A PyTorch function that JAX can call, differentiate and batch; made by `torch2jax`."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        options: Options,
+        examples: tuple[tuple[Any, ...], dict[str, Any]] | None,
+        diff_options: DiffOptions,
+    ) -> None:
+        self.diff_options = diff_options
+        self._shared: dict[str, Shared] = {}  # by signature, as text
+        self._constants: dict[Any, tuple[bool, ...]] = {}
+        super().__init__(fn, options, examples)
+
+    def explain(self) -> str:
+        """How derivatives and batches are computed, for each signature that was used, and why.
+
+        >>> import jax, jax.numpy as jnp, torch
+        >>> f = torch2jax(torch.sin)
+        >>> _ = jax.jit(jax.grad(f))(1.0 * jnp.ones(()))
+        >>> print(f.explain())
+        sin(f32[]) -> (f32[])
+          reverse mode: kept autograd graph
+          forward mode: torch.func.jvp
+          vmap: auto
+        """
+        return "\n".join(map(_explained, self._shared, self._shared.values())) or f"{self.__name__} was not called yet."
+
+    def _build(self, signature: Signature) -> TorchFn:
+        fn = super()._build(signature)
+        flat = fn.flat()
+        if self.options.outputs == "out":
+            flat = functools.partial(flat, out=None)
+        shared = Shared(self.__name__, self.diff_options, self.options.rng)
+        self._shared[str(signature)] = shared
+        written = [i for i, how in enumerate(fn.passes) if how != 0]
+        fn.rules = Rules(clones(flat, written), self.diff_options.limit, shared)
+        return fn
+
+    def _bind(self, arrays: list[Any], key: Any, dtypes: Any, *, marked: bool = False) -> Any:
+        if self.diff_options.nondiff_argnums or self.diff_options.nondiff_mask is not None:
+            if key not in self._constants:
+                self._constants[key] = self._find_constants(key)
+            arrays = [
+                jax.lax.stop_gradient(array) if constant else array
+                for array, constant in zip(arrays, self._constants[key], strict=True)
+            ]
+        return super()._bind(arrays, key, dtypes, marked=marked)
+
+    def _find_constants(self, key: Any) -> tuple[bool, ...]:
+        paths = argument_paths(key)
+        found = {
+            path: path.startswith(tuple(f"args[{n}]" for n in self.diff_options.nondiff_argnums)) for path in paths
+        }
+        for number in self.diff_options.nondiff_argnums:
+            if not any(path == f"args[{number}]" or path.startswith(f"args[{number}][") for path in paths):
+                raise ArgumentError(
+                    describe(
+                        f"`nondiff_argnums` names position {number}, but {self.__name__} has no array there.",
+                        expected=f"a position of an array among {', '.join(paths) or 'no arrays'}",
+                        got=number,
+                        remedy="Correct the position, and pass that argument by position.",
+                    )
+                )
+        if self.diff_options.nondiff_mask is not None:
+            found.update(dict.fromkeys(self._masked(key), True))
+        return tuple(found[path] for path in paths)
+
+    def _masked(self, key: Any) -> list[str]:
+        """The paths of the data leaves that `nondiff_mask` marks."""
+        tree, statics = key
+        args, kwargs = jax.tree.unflatten(tree, list(range(len(statics))))
+        mask = self.diff_options.nondiff_mask
+        mask = tuple(mask) if isinstance(mask, list) else mask
+        try:
+            if not isinstance(mask, (bool, tuple)):
+                mask = (mask,)
+            full = jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), mask, args)
+            flags = jax.tree.leaves((full, jax.tree.map(lambda _: False, kwargs)))
+        except ValueError as error:
+            raise ArgumentError(
+                describe(
+                    f"`nondiff_mask` does not match the arguments of {self.__name__} ({error}).",
+                    expected=f"a tree of bools like {jax.tree.structure(args)}, or a prefix of it",
+                    got=f"{jax.tree.structure(mask)}",
+                    remedy="Give one bool per argument, or per leaf of an argument.",
+                )
+            ) from None
+        chosen = iter([flag for flag, static in zip(flags, statics, strict=True) if static is None])
+        return [path for path in argument_paths(key) if next(chosen)]
+
+
+def _explained(signature: str, shared: Shared) -> str:
+    lines = [signature]
+    for label, what in shared.residuals.items():
+        where = "" if label == signature else f" of {label}"
+        lines.append(f"  reverse mode{where}: {what}")
+    if shared.jvp_failure is None:
+        lines.append("  forward mode: torch.func.jvp")
+    else:
+        lines.append(f"  forward mode: transposed reverse mode ({shared.jvp_failure})")
+    method = shared.options.vmap_method
+    reason = "" if shared.vmap_failure is None else f", one after another ({shared.vmap_failure})"
+    return "\n".join([*lines, f"  vmap: {method}{reason}"])
+
+
+def module2jax(
+    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
+) -> tuple[DifferentiableFunction, dict[str, dict[str, Any]]]:
+    """An `nn.Module` as a pure, differentiable JAX function and its variables.
+
+    As `t2j_core.module2jax`, but `apply` can be differentiated, with respect to its variables too, and batched.
+
+    Args:
+      module: any module; it is not changed.
+      train: run in training (True) or evaluation (False) mode; None keeps the mode the module is in.
+      mutable: also return the new buffers, such as the running statistics of BatchNorm.
+      **options: those of `torch2jax`.
+
+    Returns:
+      `(apply, variables)`, with `variables = {"params": {name: array}, "buffers": {name: array}}`.
+
+    Raises:
+      ArgumentError: if `module` is not a module, or cannot be copied.
+
+    >>> import jax, jax.numpy as jnp, torch
+    >>> apply, variables = module2jax(torch.nn.Linear(3, 1, bias=False))
+    >>> loss = lambda params: apply({"params": params, "buffers": {}}, jnp.ones((2, 3))).sum()
+    >>> jax.grad(loss)(variables["params"])["weight"].tolist()
+    [[2.0, 2.0, 2.0]]
+    """
+    call, variables = functional(module, train=train, mutable=mutable)
+    return torch2jax(call, **options), variables

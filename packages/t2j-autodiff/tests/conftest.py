@@ -1,0 +1,19 @@
+"""JAX at its strictest, torch on one thread, everything on the CPU unless JAX_PLATFORMS says otherwise."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import torch
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+torch.set_num_threads(1)
+
+# Compiling takes what it takes, so no deadline; the same examples at every run, so that a failure is everybody's.
+hypothesis.settings.register_profile("t2j", deadline=None, derandomize=True, database=None, max_examples=25)
+hypothesis.settings.load_profile("t2j")
