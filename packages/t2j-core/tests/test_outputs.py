@@ -62,6 +62,10 @@ OPS = {
     "topk": lambda a, b: a.topk(500, 0).values,
     "gather": lambda a, b: torch.gather(a, 1, b.argsort(1)),
     "transpose": lambda a, b: (a + b).T,
+    "transpose of a product": lambda a, b: (a @ b).T,
+    "transpose of a batch": lambda a, b: torch.bmm(a.view(-1, 10, SIDE), b.expand(SIDE // 10, SIDE, SIDE)).mT,
+    "permute": lambda a, b: (a * b).view(20, 30, SIDE).permute(2, 0, 1),
+    "transposed and read": lambda a, b: (lambda y: (y.T, y.view(-1)))(a * b),
     "transposed_copy": lambda a, b: (a + b).T.contiguous(),
     "slice": lambda a, b: (a * b)[:, 10:],
     "step": lambda a, b: (a * b)[::2],
@@ -247,6 +251,20 @@ def test_the_same_operation_at_the_same_place_in_another_shape():
     run_branches((lambda a, b: a * a, lambda a, b: (small * small).expand(SIDE, SIDE)), FLAGS)
     flat = torch.full((SIDE * SIDE,), 2.0)
     run_branches((lambda a, b: a * a, lambda a, b: (flat * flat).view(SIDE, SIDE)), FLAGS)
+
+
+def test_views_that_change_between_calls():
+    run_branches((lambda a, b: (a * a).T, lambda a, b: (a * a).view(-1).view(SIDE, SIDE)), FLAGS)
+
+
+def test_a_view_of_a_result_is_written_in_place():
+    product = torch2jax(lambda a, b: (a @ b).view(-1, 2))
+    a, b = map(jnp.asarray, inputs(0, (SIDE, SIDE), (SIDE, SIDE)))
+    jax.block_until_ready([product(a, b) for _ in range(2)])
+    (fn,) = product._fns.values()
+    (swap,) = fn.target.plan.values()
+    assert swap.operation is torch.ops.aten.mm.default
+    assert swap.shape == (SIDE, SIDE)
 
 
 def test_a_result_in_another_layout():

@@ -26,7 +26,7 @@ class Graphs:
         self._forward, self._backward = forward, backward
         self._n = n_results
         self._differentiated = tuple(differentiated)  # the outputs that the backward takes a cotangent of
-        places = [node for node in forward.graph.nodes if node.op == "placeholder"]
+        places = _places(forward)
         saved = _outputs(forward)[n_results:]
         self._inputs = {k: places.index(node) for k, node in enumerate(saved) if node in places}
         self._own = [k for k in range(len(saved)) if k not in self._inputs]
@@ -34,8 +34,12 @@ class Graphs:
         values = [saved[k].meta["val"] for k in self._own]
         if not all(isinstance(value, torch.Tensor) for value in values):
             raise NotImplementedError("it saves sizes")
-        self.leaves = tuple(_leaf(value) for value in values)
-        self.is_reversed = self.is_pushed = False
+        self._orders = [_order(value) for value in values]
+        self._tangent_orders = [
+            _order(node.meta["val"]) for node in _places(backward)[len(saved) :]
+        ]  # the graph was traced for the strides of its outputs
+        self.leaves = tuple(_leaf(value.permute(order)) for value, order in zip(values, self._orders, strict=True))
+        self.is_reversed = False
 
     @staticmethod
     def make(
@@ -75,9 +79,13 @@ class Graphs:
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             with torch.no_grad():
                 answer = self._forward(*x)
-            return (*answer[: self._n], *(answer[self._n + k].resolve_conj() for k in self._own))
+            own = (answer[self._n + k].permute(order) for k, order in zip(self._own, self._orders, strict=True))
+            return (*answer[: self._n], *(t.resolve_conj() for t in own))
 
         return self._over(run, [*self._results, *self.leaves], levels, 0)
+
+    def drop(self, residuals: Sequence[torch.Tensor]) -> None:
+        """Forward mode needs no residuals; XLA frees them."""
 
     # --- backward --------------------------------------------------------------------------------------------------
 
@@ -102,8 +110,11 @@ class Graphs:
 
         def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             given = dict(zip(outs, a[m:], strict=True))
-            cotangents = [self._cotangent(i, given, a[0].device) for i in self._differentiated]
-            own = iter(a[n:m])
+            cotangents = [
+                self._cotangent(i, given, a[0].device).permute(order).contiguous().permute(_inverse(order))
+                for i, order in zip(self._differentiated, self._tangent_orders, strict=True)
+            ]
+            own = (t.permute(_inverse(order)) for t, order in zip(a[n:m], self._orders, strict=True))
             saved = [a[self._inputs[k]] if k in self._inputs else next(own) for k in range(self._count)]
             with torch.no_grad():
                 grads = self._backward(*saved, *cotangents)
@@ -148,7 +159,7 @@ def _trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> tuple[An
     differentiated = [i for i, wanted in enumerate(requires) if wanted]
     if not differentiated:
         raise NotImplementedError("no output can be differentiated")
-    places = [node for node in joint.graph.nodes if node.op == "placeholder"]
+    places = _places(joint)
     tangents = len(places) - len(operands)
     if tangents != len(differentiated):
         raise NotImplementedError(f"{tangents} cotangents for {len(differentiated)} outputs")
@@ -156,6 +167,19 @@ def _trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> tuple[An
     split = values[: len(operands)], values[len(operands) :]
     forward, backward = min_cut_rematerialization_partition(joint, split, num_fwd_outputs=len(requires))
     return forward, backward, differentiated
+
+
+def _order(value: torch.Tensor) -> list[int]:
+    """The order of axes in which a tensor is contiguous, or nearest to it."""
+    return sorted(range(value.ndim), key=lambda axis: -value.stride()[axis])
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _places(module: Any) -> list[Any]:
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
 
 
 def _outputs(module: Any) -> list[Any]:

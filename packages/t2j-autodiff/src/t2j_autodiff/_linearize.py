@@ -79,7 +79,9 @@ class Linearized:
         self.residuals: LiveGraphs | Graphs | None = None
         method = shared.options.residuals
         label = str(source.signature)
-        if keeps and self.outs and method != "recompute":
+        if method == "auto" and source.signature.outputs.is_quick:
+            shared.residuals.setdefault(label, "recompute (few operations on small tensors)")
+        elif keeps and self.outs and method != "recompute":
             if method == "graph":
                 self.residuals = Graphs.make(flat, self.operands, self.results, ins, self.outs, shared, label)
             self.residuals = self.residuals or LiveGraphs(ins, shared, label)
@@ -123,28 +125,28 @@ class Linearized:
         return (of_ins, of_outs) if direction == "jvp" else (of_outs, of_ins)
 
     def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
-        """A linear map as mathematics: it runs the forward again, and torch can differentiate it."""
-        f, n, m, shared = self.flat, len(self.operands), len(self.constants), self.shared
+        """A linear map without residuals: it runs the forward again, and torch can differentiate it."""
+        f, n, shared = self.flat, len(self.operands), self.shared
 
         def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             known = shared.jvp_failure is None
-            answer, failure = jvp(f, a[:n], ins, a[m:], outs, has_forward_mode=known)
+            answer, failure = jvp(f, a[:n], ins, a[n:], outs, has_forward_mode=known)
             if failure is not None:
                 shared.jvp_failure = failure
             return answer
 
         def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return vjp(f, a[:n], ins, dict(zip(outs, a[m:], strict=True)))
+            return vjp(f, a[:n], ins, dict(zip(outs, a[n:], strict=True)))
 
         taken, answered = self.map_leaves(direction, ins, outs)
         flat: Flat = warn_if_random(push if direction == "jvp" else pull, shared)
         for k, (size, dims) in enumerate(levels):
             leaves = [with_all_levels(leaf, levels[:k]) for leaf in answered]
-            flat = batched(flat, leaves, size, (*dims, *(0 for _ in taken)), shared, is_derivative=True)
+            flat = batched(flat, leaves, size, (*dims[:n], *(0 for _ in taken)), shared, is_derivative=True)
         return flat
 
     def map_call(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
-        """What a linear map runs: the kept residuals if they are there, else `map_flat`."""
+        """A linear map with residuals: it uses them if they are there, else it runs the forward again."""
         flat, residuals = self.map_flat(direction, ins, outs, levels), self.residuals
         if residuals is None:
             return flat
@@ -153,18 +155,13 @@ class Linearized:
             residuals.is_reversed = True
 
         def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            residuals.is_pushed = True
-            if isinstance(residuals, LiveGraphs):
-                residuals.take(a[n])
-            return flat(*a)
+            residuals.drop(a[n:m])
+            return flat(*a[:n], *a[m:])
 
         def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            if not _compat.in_transform():
-                cotangents = dict(zip(outs, a[m:], strict=True))
-                answer = residuals.backward(a[:n], a[n:m], ins, cotangents, levels)
-                if answer is not None:
-                    return answer
-            return flat(*a)
+            cotangents = dict(zip(outs, a[m:], strict=True))
+            answer = residuals.backward(a[:n], a[n:m], ins, cotangents, levels)
+            return flat(*a[:n], *a[m:]) if answer is None else answer
 
         return push if direction == "jvp" else pull
 

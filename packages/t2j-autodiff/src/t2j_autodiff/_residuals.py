@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import itertools
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,8 +26,7 @@ from ._shared import Shared
 NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
 _NO_GRAPH = 0
 _LEAST_BYTES = 4096  # what a graph weighs at least
-_QUICK_SECONDS = 1e-4  # below this running a function again costs less than keeping its graph
-_TRIALS = 3
+_CHECKS = 3  # how many runs are watched for random numbers
 
 Edges = list[Any]
 
@@ -118,9 +116,6 @@ class LiveGraphs:
         self.reason_not_kept: str | None = None
         self.is_reversed = False  # a backward has been asked for
         self.is_pushed = False  # a forward-mode derivative has run
-        self.is_random = False
-        self._trials = 0
-        self._shortest = float("inf")
         self._say("kept autograd graph")
 
     def _say(self, what: str) -> None:
@@ -152,9 +147,6 @@ class LiveGraphs:
         return run
 
     def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
-        deciding = self._trials < _TRIALS
-        state = _compat.random_state()
-        begin = time.perf_counter()
         graph = _Graph(self, sizes)
         uses = [_compat.storage_uses(t) for t in x]
         try:
@@ -162,8 +154,6 @@ class LiveGraphs:
         except Exception as error:  # if the function itself is at fault, it raises again without recording
             self.give_up(f"recording failed, {first_line(error)}")
             return _NO_GRAPH, None
-        if deciding:
-            self._decide(time.perf_counter() - begin, not torch.equal(state, _compat.random_state()))
         kept_by_outputs = collections.Counter(t.untyped_storage()._cdata for t in y)
         for t, before in zip(x, uses, strict=True):
             if _compat.storage_uses(t) - kept_by_outputs[t.untyped_storage()._cdata] > before:
@@ -215,13 +205,6 @@ class LiveGraphs:
         for leaf in leaves.values():  # its edge keeps it alive, but not the memory of XLA
             leaf.data = leaf.new_empty(0)
         return tuple(t.detach() for t in y)
-
-    def _decide(self, seconds: float, is_random: bool) -> None:
-        self._trials += 1
-        self._shortest = min(self._shortest, seconds)
-        self.is_random |= is_random
-        if self._trials == _TRIALS and self._shortest < _QUICK_SECONDS and not self.is_random:
-            self.give_up("the function is quicker than keeping its graph")
 
     # --- backward --------------------------------------------------------------------------------------------------
 
@@ -285,6 +268,11 @@ class LiveGraphs:
             for i, g in zip(ins, grads, strict=True)
         )
 
+    def drop(self, residuals: Sequence[torch.Tensor]) -> None:
+        """Forward mode needs no residuals: from now on they are kept only once a backward is asked for."""
+        self.is_pushed = True
+        self.take(*residuals)
+
     def take(self, number: torch.Tensor) -> _Graph | None:
         """Remove a kept graph."""
         value = int(without_functorch(number).flatten()[0]) if number.numel() else _NO_GRAPH
@@ -319,7 +307,7 @@ def warn_if_random(f: Flat, shared: Shared) -> Flat:
     checks = itertools.count()
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if next(checks) >= _TRIALS:
+        if next(checks) >= _CHECKS:
             return f(*x)
         state = _compat.random_state()
         answer = f(*x)

@@ -34,36 +34,14 @@ torch_linear_p = call_primitive("torch_linear")
 class Rules:
     """How JAX transforms a function. `flat` is what torch differentiates and batches."""
 
-    def __init__(
-        self, flat: Flat, depth: float, shared: Shared, residuals: Sequence[int] = (), *, is_derivative: bool = False
-    ) -> None:
+    def __init__(self, flat: Flat, depth: float, shared: Shared, *, is_derivative: bool = False) -> None:
         self.flat = flat
-        self.depth = depth
+        self.depth = depth  # how many more times it may be differentiated
         self.shared = shared
-        self.residuals = tuple(residuals)  # operands that are cached values: no derivative goes through them
         self.is_derivative = is_derivative  # derivatives of derivatives keep no residuals
         self._memo = Memo()
 
     # --- what is derived -------------------------------------------------------------------------------------------
-
-    def at_depth(self, fn: TorchFn, depth: float) -> TorchFn:
-        """The same function, which may be differentiated `depth` more times."""
-        if depth == self.depth:
-            return fn
-
-        def make() -> TorchFn:
-            return TorchFn(
-                fn.call,
-                fn.signature,
-                outputs=fn.outputs,
-                passes=fn.passes,
-                aliases=fn.aliases,
-                has_side_effect=fn.has_side_effect,
-                is_flat=fn.is_flat,
-                rules=Rules(self.flat, depth, self.shared, self.residuals, is_derivative=self.is_derivative),
-            )
-
-        return self._memo.get(("depth", depth), make)
 
     def linearized(self, fn: TorchFn, ins: tuple[int, ...], *, keeps: bool = True) -> Linearized:
         """The function with respect to the inputs `ins`."""
@@ -80,7 +58,7 @@ class Rules:
             results = fn.signature.outputs.leaves
             flat = batched(self.flat, results, size, dims, self.shared, is_derivative=self.is_derivative)
             operands = [with_levels(leaf, i, level) for i, leaf in enumerate(fn.signature.operands)]
-            rules = Rules(flat, self.depth, self.shared, self.residuals, is_derivative=self.is_derivative)
+            rules = Rules(flat, self.depth, self.shared, is_derivative=self.is_derivative)
             answered = [with_all_levels(leaf, level) for leaf in results]
             made = derived("vmap", fn, flat, operands, answered, _outputs(fn), rules)
             made.has_side_effect = fn.has_side_effect
@@ -98,7 +76,7 @@ class Rules:
             return y, [_compat.zero_tangent(yi) for yi in y]
         self._check_depth(fn)
         linearized = self.linearized(fn, ins)
-        y = torch_call(*primals, fn=forward(linearized, self.depth - 1))
+        y = torch_call(*primals, fn=forward(linearized, self.depth))
         n = len(linearized.results)
         return y[:n], push(linearized, self.depth - 1, primals, y[:n], y[n:], tangents)
 
@@ -115,8 +93,8 @@ class Rules:
     def _moved(self, fn: TorchFn, tangents: Sequence[Any]) -> tuple[int, ...]:
         return tuple(
             i
-            for i, (t, leaf) in enumerate(zip(tangents, fn.signature.operands, strict=True))
-            if not _compat.is_zero(t) and is_inexact(leaf) and i not in self.residuals
+            for i, (t, leaf) in enumerate(zip(tangents, fn.signature.operands, strict=False))
+            if not _compat.is_zero(t) and is_inexact(leaf)
         )
 
     def _check_depth(self, fn: TorchFn) -> None:
@@ -150,7 +128,7 @@ class ForwardRules(Rules):
 
         def make() -> TorchFn:
             if not self.levels:
-                return source.source.rules.at_depth(source.source, self.depth)
+                return source.source
             operands, results = fn.signature.operands, fn.signature.outputs.leaves[: len(source.results)]
             rules = Rules(self.flat, self.depth, self.shared)
             return derived("plain", source.source, self.flat, operands, results, _outputs(source.source), rules)
@@ -194,19 +172,41 @@ class LinearRules(Rules):
         levels: Levels,
         depth: float,
     ) -> None:
-        n, m = len(linearized.operands), len(linearized.constants)
         flat = under_math_attention(linearized.map_flat(direction, ins, outs, levels))
-        super().__init__(flat, depth, linearized.shared, range(n, m), is_derivative=True)
+        super().__init__(flat, depth, linearized.shared, is_derivative=True)
         self.source = linearized
         self.direction, self.ins, self.outs, self.levels = direction, ins, outs, levels
-        self.n_constants = m
+        self.n_operands, self.n_constants = len(linearized.operands), len(linearized.constants)
+
+    def plain(self, fn: TorchFn) -> TorchFn:
+        """The map without residuals, as any function."""
+
+        def make() -> TorchFn:
+            operands = self._without_residuals(fn.signature.operands)
+            rules = Rules(self.flat, self.depth, self.shared, is_derivative=True)
+            source = self.source.source
+            return derived(
+                self.direction, source, self.flat, operands, fn.signature.outputs.leaves, _outputs(source), rules
+            )
+
+        return self._memo.get("plain", make)
+
+    def _without_residuals(self, values: Sequence[Any]) -> list[Any]:
+        return [*values[: self.n_operands], *values[self.n_constants :]]
 
     def linear_jvp(self, primals: Any, tangents: Any, *, fn: TorchFn) -> Any:
-        """Forward-mode rule of `torch_linear`: linear again, unless its constants move."""
+        """Forward-mode rule of `torch_linear`: linear again, unless its constants move.
+
+        Residuals are cached values: derivatives go through the operands that they were computed from.
+        """
         m = self.n_constants
-        if any(i < m for i in self._moved(fn, tangents)):
-            return self.jvp(primals, tangents, fn=fn)
         y = _linear(*primals, fn=fn)
+        if self._moved(fn, tangents[: self.n_operands]):
+            plain = self.plain(fn)
+            self._check_depth(fn)
+            tangents = self._without_residuals(tangents)
+            linearized = plain.rules.linearized(plain, self._moved(plain, tangents))
+            return y, push(linearized, self.depth - 1, self._without_residuals(primals), y, (), tangents)
         if all(map(_compat.is_zero, tangents[m:])):
             return y, [_compat.zero_tangent(yi) for yi in y]
         moved = [_compat.ad.instantiate_zeros(t) for t in tangents[m:]]
@@ -262,7 +262,7 @@ def forward(linearized: Linearized, depth: float, levels: Levels = ()) -> TorchF
     """The forward of a linearized function: its outputs, then the residuals."""
     source = linearized.source
     if linearized.residuals is None:
-        return source.rules.at_depth(source, depth)
+        return source
 
     def make() -> TorchFn:
         operands = [with_levels(leaf, i, levels) for i, leaf in enumerate(linearized.operands)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import inspect
 import logging
@@ -49,6 +50,9 @@ class _OnMeta(_compat.DispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.results: list[weakref.ref[torch.Tensor]] = []
+        self._operations = 0
+        self._largest = 0  # elements of the largest tensor
+        self._is_random = False
         self._autocast_depth = 0
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._made: dict[int, Any] = {}  # storages of real tensors of this run, by address
@@ -77,6 +81,9 @@ class _OnMeta(_compat.DispatchMode):
             raise _NeedsDataError("tensors without data are never quantised")
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        self._operations += 1
+        self._largest = max(self._largest, *(t.numel() for t in tensors), 0)
+        self._is_random |= torch.Tag.nondeterministic_seeded in func.tags
         writes = func._schema.is_mutable
         makes = not writes and not any(r.alias_info for r in func._schema.returns)
         if all(not t.is_meta for t in tensors) and (not writes or all(map(self._is_made, tensors))):
@@ -101,6 +108,10 @@ class _OnMeta(_compat.DispatchMode):
         kwargs.pop("pin_memory", None)
         return func(*args, **kwargs)
 
+    def is_quick(self) -> bool:
+        """Whether a run takes less than about 0.1 ms, and always does the same."""
+        return self._operations <= _FEW and self._largest <= _TINY and not self._is_random
+
     def kept(self) -> bool:
         """Whether the function still refers to a tensor without data after its outputs are gone."""
         self._twins.clear()
@@ -110,6 +121,7 @@ class _OnMeta(_compat.DispatchMode):
 
 
 _META = torch.device("meta")
+_FEW, _TINY = 12, 1 << 12
 _SMALL = 1 << 24
 
 
@@ -179,7 +191,7 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
                 outputs = _run_in(mode, device, call, key, operands)
             if on_meta.kept():
                 warn(_keeps_state(name), T2jWarning)
-            return outputs
+            return dataclasses.replace(outputs, is_quick=mode is on_meta and on_meta.is_quick())
         except T2jError:
             raise
         except _NeedsDataError:

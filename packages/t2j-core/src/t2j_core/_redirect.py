@@ -7,7 +7,6 @@ operation for its `.out` overload. Any mismatch leaves the ordinary result, whic
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +26,8 @@ class _Swap(NamedTuple):
     out_name: str
     output: int
     arguments: Any  # what `_kinds` said of the arguments when it was recorded
+    shape: tuple[int, ...]  # how the operation's result lies in the memory of the output, which may be a view of it
+    strides: tuple[int, ...]
 
 
 @functools.cache
@@ -59,18 +60,51 @@ def _kinds(args: Any, kwargs: Any) -> list[Any]:
     return kinds
 
 
+class _Producer(NamedTuple):
+    """The operation that made the memory of a tensor, and how that tensor lay in it."""
+
+    position: int
+    operation: Any
+    arguments: Any
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    numel: int
+
+
 class _Recorder(_compat.DispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
-        self.producer: dict[int, tuple[int, Any, Any, Any]] = {}  # id -> (position, operation, kinds, reference)
+        self.producers: dict[int, _Producer] = {}  # by the address of the memory; the newest of an address counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.producer[id(result)] = (self.count, func, _kinds(args, kwargs or {}), weakref.ref(result))
+        if isinstance(result, torch.Tensor) and not any(r.alias_info for r in func._schema.returns):
+            self._note(func, args, kwargs or {}, result)
         self.count += 1
         return result
+
+    def _note(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+        inputs = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        address = _address(result)
+        if address is not None and all(_address(t) != address for t in inputs):  # some views do not say so
+            self.producers[address] = _Producer(
+                self.count,
+                func,
+                _kinds(args, kwargs),
+                result.dtype,
+                tuple(result.shape),
+                result.stride(),
+                result.numel(),
+            )
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    """Where the memory of a tensor begins, if that is where the tensor begins."""
+    if tensor.layout != torch.strided or tensor.storage_offset() != 0:
+        return None
+    return tensor.untyped_storage().data_ptr() or None
 
 
 class _Redirector(_compat.DispatchMode):
@@ -83,7 +117,8 @@ class _Redirector(_compat.DispatchMode):
         self.count += 1
         if swap is None or swap.operation is not func or swap.arguments != _kinds(args, kwargs or {}):
             return func(*args, **(kwargs or {}))
-        return swap.replacement(*args, **(kwargs or {}), **{swap.out_name: self.buffers[swap.output]})
+        place = self.buffers[swap.output].as_strided(swap.shape, swap.strides)
+        return swap.replacement(*args, **(kwargs or {}), **{swap.out_name: place})
 
 
 class Redirected:
@@ -118,15 +153,19 @@ class Redirected:
         plan = {}
         saved = 0.0
         for index, (result, leaf) in enumerate(zip(results, self._outputs, strict=False)):
-            position, operation, kinds, reference = recorder.producer.get(id(result), (0, None, None, lambda: None))
-            overload = _out_overload(operation) if operation is not None and reference() is result else None
+            producer = recorder.producers.get(_address(result) or 0)
+            overload = _out_overload(producer.operation) if producer is not None else None
             if (
-                overload
+                producer is not None
+                and overload is not None
                 and leaf.nbytes >= self._minimum
                 and result.is_contiguous()
-                and result.dtype == leaf.torch_dtype
+                and result.numel() == producer.numel
+                and result.dtype == producer.dtype == leaf.torch_dtype
             ):
-                plan[position] = _Swap(operation, *overload, index, kinds)
+                plan[producer.position] = _Swap(
+                    producer.operation, *overload, index, producer.arguments, producer.shape, producer.strides
+                )
                 saved += leaf.nbytes * _BYTE_SECONDS
         worth_it = saved > _MODE_SECONDS + recorder.count * _OPERATION_SECONDS
         self.plan = plan if worth_it else {}

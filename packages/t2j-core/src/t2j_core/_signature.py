@@ -41,6 +41,7 @@ class Outputs:
     statics: tuple[Static | None, ...]
     mutated: tuple[int, ...] = ()  # operands the function writes into
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
+    is_quick: bool = False  # few operations, on small tensors, none of them random
 
     @property
     def single(self) -> bool:
