@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from t2j_core import PerformanceWarning
@@ -13,6 +14,20 @@ from ._differentiate import Flat, first_line
 from ._shared import Shared
 
 Dims = tuple[int | None, ...]  # per operand: 0, or None where it is the same for all examples
+Levels = tuple[tuple[int, Dims], ...]
+"""Batch axes, innermost first: how many examples, and which operands have the axis."""
+
+
+def with_levels(leaf: Leaf, index: int, levels: Levels) -> Leaf:
+    """The leaf of an operand with its batch axes."""
+    sizes = tuple(size for size, dims in reversed(levels) if dims[index] is not None)
+    return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
+
+
+def with_all_levels(leaf: Leaf, levels: Levels) -> Leaf:
+    """The leaf of a result, which has every batch axis."""
+    sizes = tuple(size for size, _ in reversed(levels))
+    return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
 
 
 def batched(f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool) -> Flat:

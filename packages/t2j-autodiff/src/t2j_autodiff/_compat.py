@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +45,14 @@ def in_transform() -> bool:
 def storage_uses(tensor: torch.Tensor) -> int:
     """How many owners the memory of a tensor has."""
     return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
+
+
+@functools.cache
+def prepare_forward_mode() -> None:
+    """Import what torch imports when forward mode is first used, without the warnings of its own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 @contextlib.contextmanager

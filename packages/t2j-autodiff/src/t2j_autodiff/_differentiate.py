@@ -82,6 +82,7 @@ def jvp(
     transpose of the transpose is the pushforward.
     """
     with one_at_a_time, _compat.math_attention():
+        _compat.prepare_forward_mode()
         failure: Exception | None = None
         if has_forward_mode:
             try:

@@ -14,7 +14,7 @@ import torch
 from t2j_core import PerformanceWarning, dtype_t2j
 from t2j_core.extend import Leaf, canonical, warn
 
-from ._batching import batched
+from ._batching import Levels, batched, with_all_levels
 from ._differentiate import Flat, first_line
 from ._shared import Shared
 
@@ -73,7 +73,7 @@ class Graphs:
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, plain: Flat, levels: Sequence[tuple[int, Any]]) -> Flat:
+    def forward(self, plain: Flat, levels: Levels) -> Flat:
         """A flat function that answers the outputs and the saved tensors."""
 
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -95,10 +95,10 @@ class Graphs:
         residuals: Sequence[torch.Tensor],
         ins: Sequence[int],
         cotangents: Mapping[int, torch.Tensor],
-        levels: Sequence[tuple[int, Any]],
+        levels: Levels,
     ) -> tuple[torch.Tensor, ...]:
         """The cotangents of `ins` from the saved tensors."""
-        key = (tuple(ins), tuple(cotangents), tuple(levels))
+        key = (tuple(ins), tuple(cotangents), levels)
         if key not in self._pullbacks:
             pull = self._pullback(tuple(ins), tuple(cotangents))
             leaves = [self._operands[i] for i in ins]
@@ -129,11 +129,9 @@ class Graphs:
             return given[index].conj().resolve_conj().to(leaf.torch_dtype)
         return torch.zeros(leaf.shape, dtype=leaf.torch_dtype, device=device)
 
-    def _over(self, f: Flat, leaves: Sequence[Leaf], levels: Sequence[tuple[int, Any]], n_linear: int) -> Flat:
+    def _over(self, f: Flat, leaves: Sequence[Leaf], levels: Levels, n_linear: int) -> Flat:
         for k, (size, dims) in enumerate(levels):
-            from ._linearize import with_all_levels
-
-            answered = [with_all_levels(leaf, tuple(levels[:k])) for leaf in leaves]
+            answered = [with_all_levels(leaf, levels[:k]) for leaf in leaves]
             f = batched(f, answered, size, (*dims, *(0,) * n_linear), self._shared, is_derivative=True)
         return f
 

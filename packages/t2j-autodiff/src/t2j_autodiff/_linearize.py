@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,14 +11,11 @@ import torch
 from t2j_core.extend import Leaf, TorchFn, flat_signature
 
 from . import _compat
-from ._batching import Dims, batched
+from ._batching import Levels, batched, with_all_levels
 from ._differentiate import Flat, jvp, one_at_a_time, vjp
 from ._graph import Graphs
 from ._residuals import LiveGraphs, warn_if_random
 from ._shared import Shared
-
-Levels = tuple[tuple[int, Dims], ...]
-"""Batch axes, innermost first: how many examples, and which operands have the axis."""
 
 
 def is_inexact(leaf: Leaf) -> bool:
@@ -46,18 +42,6 @@ def derived(label: str, source: TorchFn, call: Flat, operands: Any, results: Any
     """A flat function that comes from `source`."""
     signature = flat_signature(f"{label}({source.signature.name})", operands, results)
     return TorchFn(call, signature, outputs=outputs, is_flat=True, rules=rules)
-
-
-def with_levels(leaf: Leaf, index: int, levels: Levels) -> Leaf:
-    """The leaf of an operand with its batch axes."""
-    sizes = tuple(size for size, dims in reversed(levels) if dims[index] is not None)
-    return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
-
-
-def with_all_levels(leaf: Leaf, levels: Levels) -> Leaf:
-    """The leaf of a result, which has every batch axis."""
-    sizes = tuple(size for size, _ in reversed(levels))
-    return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
 
 
 class Linearized:

@@ -19,6 +19,7 @@ from t2j_core import T2jWarning
 from t2j_core.extend import Leaf, warn, without_functorch
 
 from . import _compat
+from ._batching import Levels
 from ._config import residual_bytes
 from ._differentiate import Flat, first_line
 from ._shared import Shared
@@ -128,7 +129,7 @@ class LiveGraphs:
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, plain: Flat, f: Flat, levels: Sequence[tuple[int, Any]]) -> Flat:
+    def forward(self, plain: Flat, f: Flat, levels: Levels) -> Flat:
         """A flat function that answers the outputs of `plain` and the number of a kept graph.
 
         `f` is what is recorded; it takes the inputs `ins` with all batch axes, so that each example has a gradient of
@@ -167,18 +168,18 @@ class LiveGraphs:
         lent = {t.untyped_storage().data_ptr(): i for i, t in enumerate(x) if t.numel()}
         dtypes = [t.dtype for t in x]
         offsets = [t.storage_offset() for t in x]
+        # These two functions may not refer to the graph, whose nodes refer to them: such a cycle is never collected.
+        operands, storages = graph.operands, graph.storages
 
         def pack(t: torch.Tensor) -> Any:
             storage = t.untyped_storage()
             index = lent.get(storage.data_ptr())
             if index is None or t.dtype != dtypes[index]:
                 if not _is_parameter(t):
-                    graph.storages[storage._cdata] = storage.nbytes()
+                    storages[storage._cdata] = storage.nbytes()
                 return t
             offset = int(t.storage_offset() - offsets[index])
             return _OfInput(index, tuple(t.shape), t.stride(), offset, t.is_conj())
-
-        operands = graph.operands  # `unpack` may not refer to the graph, whose nodes refer to `unpack`
 
         def unpack(saved: Any) -> torch.Tensor:
             if not isinstance(saved, _OfInput):
@@ -214,7 +215,7 @@ class LiveGraphs:
         residuals: Sequence[torch.Tensor],
         ins: Sequence[int],
         cotangents: Mapping[int, torch.Tensor],
-        levels: Sequence[tuple[int, Any]],
+        levels: Levels,
     ) -> tuple[torch.Tensor, ...] | None:
         """The cotangents of `ins` from the kept graph; None if there is none, or it does not fit."""
         graph = self.take(*residuals)
@@ -238,7 +239,7 @@ class LiveGraphs:
         ins: Sequence[int],
         cotangents: Mapping[int, torch.Tensor],
         axis: int | None,
-        levels: Sequence[tuple[int, Any]],
+        levels: Levels,
     ) -> tuple[torch.Tensor, ...] | None:
         pairs = [
             (graph.outs[i][0], _conj_with_front(ct, axis).to(graph.outs[i][1]))
@@ -285,7 +286,7 @@ def _is_parameter(t: torch.Tensor) -> bool:
     return base.is_leaf and base.requires_grad
 
 
-def _with_batch_axes(t: torch.Tensor, index: int, levels: Sequence[tuple[int, Any]]) -> torch.Tensor:
+def _with_batch_axes(t: torch.Tensor, index: int, levels: Levels) -> torch.Tensor:
     """An operand with all batch axes in front, outermost first."""
     for position, (size, dims) in enumerate(reversed(levels)):
         if dims[index] is None:

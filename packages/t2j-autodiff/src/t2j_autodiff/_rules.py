@@ -13,19 +13,10 @@ import jax.numpy as jnp
 from t2j_core.extend import TorchFn, call_primitive, describe, torch_call, torch_call_p
 
 from . import _compat
-from ._batching import Dims, batched
+from ._batching import Dims, Levels, batched, with_all_levels, with_levels
 from ._differentiate import Flat
 from ._errors import DepthError
-from ._linearize import (
-    Levels,
-    Linearized,
-    Memo,
-    derived,
-    is_inexact,
-    under_math_attention,
-    with_all_levels,
-    with_levels,
-)
+from ._linearize import Linearized, Memo, derived, is_inexact, under_math_attention
 from ._shared import Shared
 
 torch_linear_p = call_primitive("torch_linear")

@@ -130,7 +130,7 @@ class DifferentiableFunction(TorchFunction):
         >>> _ = jax.jit(jax.grad(f))(1.0 * jnp.ones(()))
         >>> print(f.explain())
         sin(f32[]) -> (f32[])
-          reverse mode: kept autograd graph
+          reverse mode: recompute (few operations on small tensors)
           forward mode: torch.func.jvp
           vmap: auto
         """
