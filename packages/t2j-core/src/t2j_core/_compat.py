@@ -7,7 +7,6 @@ To drop support for a version, delete the branch that its comment names.
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import sys
 import threading
@@ -86,7 +85,8 @@ XLA_ERRORS: tuple[type[Exception], ...] = (jax.errors.JaxRuntimeError, ValueErro
 def register_dce(primitive: Any, replace: Callable[[Sequence[bool], Any], Any]) -> None:
     """Let `replace(used, fn)` choose a cheaper function where the last results of a call are not used."""
 
-    def rule(used: Sequence[bool], eqn: Any) -> tuple[list[bool], Any]:
+    def rule(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
+        eqn = rest[-1]  # jax 0.12 says which inputs are live before it
         if not any(used) and not eqn.effects:
             return [False] * len(eqn.invars), None
         smaller = replace(used, eqn.params["fn"])
@@ -271,8 +271,13 @@ def state_getters() -> tuple[Callable[[], Any], ...]:
         torch._C._len_torch_function_stack,
         torch._C._len_torch_dispatch_stack,
         torch._C._functorch.peek_interpreter_stack,
-        functools.partial(torch._C._autograd._top_saved_tensors_default_hooks, False),
+        _has_saved_tensors_hooks,
     )
+
+
+def _has_saved_tensors_hooks() -> bool:
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # torch before 2.7 does not tell
+    return top is not None and top(False) is not None
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
@@ -295,7 +300,7 @@ def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
             stack.enter_context(_disable_current_modes())
         if torch._C._functorch.peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
-        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        if _has_saved_tensors_hooks():
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_same, _same))  # only the top pair counts
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
