@@ -104,36 +104,33 @@ def same(expected: Any, tolerance: float = 1e-3) -> Callable[[object], None]:
 def value_and_grad(report: Report, pace: Pace) -> None:
     """Jitted `value_and_grad` beside torch's forward and backward."""
     for name, (make, shape, target) in MODELS.items():
-        torch.manual_seed(0)
-        loss, params = loss_of(make())
-        x = torch.randn(shape)
-        arrays, x_jax = tree_t2j(params), tree_t2j(x)
-        race = Race(f"1. value_and_grad, {name}", report)
+        _value_and_grad(Race(f"1. value_and_grad, {name}", report), make(), shape, target).run(pace)
 
-        def native(loss: Any = loss, params: Params = params, x: torch.Tensor = x) -> Any:
-            leaves = {key: p.requires_grad_() for key, p in params.items()}
-            value = loss(leaves, x)
-            grads = torch.autograd.grad(value, list(leaves.values()))
-            return value.detach(), [g.detach() for g in grads]
 
-        value, grads = native()
-        check = same((value, dict(zip(params, grads, strict=True))))
-        race.enter("torch", lambda native=native: native)
-        for residuals in ("auto", "recompute", "graph"):
-            goal = Versus("torch", target if residuals == "auto" else None)
-            race.enter(
-                f"t2j {residuals}",
-                lambda r=residuals: ready(jax.jit(jax.value_and_grad(torch2jax(loss, residuals=r))), arrays, x_jax),
-                goal,
-                check,
-            )
-        race.enter(
-            PEER,
-            lambda: ready(jax.jit(jax.value_and_grad(peer(loss, params, x))), arrays, x_jax),
-            Versus("torch"),
-            check,
-        )
-        race.run(pace)
+def _value_and_grad(race: Race, module: torch.nn.Module, shape: tuple[int, ...], target: float) -> Race:
+    torch.manual_seed(0)
+    loss, params = loss_of(module)
+    x = torch.randn(shape)
+    arrays, x_jax = tree_t2j(params), tree_t2j(x)
+
+    def native() -> Any:
+        leaves = {key: p.requires_grad_() for key, p in params.items()}
+        value = loss(leaves, x)
+        return value.detach(), dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+
+    check = same(native())
+    race.enter("torch", lambda: native)
+    for residuals in ("auto", "recompute", "graph"):
+        goal = Versus("torch", target if residuals == "auto" else None)
+        step = jax.jit(jax.value_and_grad(torch2jax(loss, residuals=residuals)))
+        race.enter(f"t2j {residuals}", lambda step=step: ready(step, arrays, x_jax), goal, check)
+    race.enter(
+        PEER,
+        lambda: ready(jax.jit(jax.value_and_grad(peer(loss, params, x))), arrays, x_jax),
+        Versus("torch"),
+        check,
+    )
+    return race
 
 
 def tiny_grad(report: Report, pace: Pace) -> None:
@@ -155,26 +152,25 @@ def tiny_grad(report: Report, pace: Pace) -> None:
 def per_example_gradients(report: Report, pace: Pace) -> None:
     """`vmap(grad)` over a batch of 64."""
     for width, target in ((32, 1 / 10), (256, 1 / 3)):
-        torch.manual_seed(0)
-        loss, params = loss_of(mlp(width, 3))
-        x = torch.randn(64, width)
-        arrays, x_jax = tree_t2j(params), tree_t2j(x)
-        race = Race(f"3. vmap(grad), batch 64, MLP 3 x {width}", report)
-        native = torch.func.vmap(torch.func.grad(loss), (None, 0))
-        check = same(native(params, x))
+        _per_example_gradients(Race(f"3. vmap(grad), batch 64, MLP 3 x {width}", report), width, target).run(pace)
 
-        def ours(loss: Any = loss, **options: Any) -> Callable[..., Any]:
-            return jax.jit(jax.vmap(jax.grad(torch2jax(loss, **options)), (None, 0)))
 
-        race.enter(
-            PEER,
-            lambda: ready(jax.jit(jax.vmap(jax.grad(peer(loss, params, x[0])), (None, 0))), arrays, x_jax),
-            check=check,
-        )
-        race.enter("torch.func", lambda: functools.partial(native, params, x), Versus(PEER))
-        race.enter("t2j auto", lambda: ready(ours(), arrays, x_jax), Versus(PEER, target), check)
-        race.enter("t2j sequential", lambda: ready(ours(vmap_method="sequential"), arrays, x_jax), Versus(PEER), check)
-        race.run(pace)
+def _per_example_gradients(race: Race, width: int, target: float) -> Race:
+    torch.manual_seed(0)
+    loss, params = loss_of(mlp(width, 3))
+    x = torch.randn(64, width)
+    arrays, x_jax = tree_t2j(params), tree_t2j(x)
+    native = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    check = same(native(params, x))
+
+    def batched(f: Callable[..., Any]) -> Call:
+        return ready(jax.jit(jax.vmap(jax.grad(f), (None, 0))), arrays, x_jax)
+
+    race.enter(PEER, lambda: batched(peer(loss, params, x[0])), check=check)
+    race.enter("torch.func", lambda: functools.partial(native, params, x), Versus(PEER))
+    race.enter("t2j auto", lambda: batched(torch2jax(loss)), Versus(PEER, target), check)
+    race.enter("t2j sequential", lambda: batched(torch2jax(loss, vmap_method="sequential")), Versus(PEER), check)
+    return race
 
 
 def forward_mode(report: Report, pace: Pace) -> None:

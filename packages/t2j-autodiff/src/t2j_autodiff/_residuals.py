@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from ._batching import Levels
 from ._config import residual_bytes
 from ._differentiate import Flat, first_line
 from ._shared import Shared
+
+logger = logging.getLogger("t2j_autodiff")
 
 NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
 _NO_GRAPH = 0
@@ -117,6 +120,7 @@ class LiveGraphs:
         self.reason_not_kept: str | None = None
         self.is_reversed = False  # a backward has been asked for
         self.is_pushed = False  # a forward-mode derivative has run
+        self.can_batch = True  # one graph can be pulled back along many cotangents at once
         self._say("kept autograd graph")
 
     def _say(self, what: str) -> None:
@@ -143,7 +147,7 @@ class LiveGraphs:
             if wanted and not _compat.in_transform():
                 number, y = self._record(f, x, levels, sizes)
             answer = plain(*x) if y is None else y
-            return (*answer, torch.full(sizes, number, dtype=torch.int32))
+            return (*answer, torch.full(sizes, number, dtype=torch.int32, device=x[0].device))
 
         return run
 
@@ -225,7 +229,7 @@ class LiveGraphs:
         outer_first = list(reversed(levels))
         extra = [k for k, (_, dims) in enumerate(outer_first) if dims[position] is None]
         of_graph = tuple(size for size, dims in outer_first if dims[position] is not None)
-        if of_graph != graph.sizes or len(extra) > 1:
+        if of_graph != graph.sizes or len(extra) > self.can_batch:
             return None
         axis = extra[0] if extra else None
         if axis is not None and any(outer_first[axis][1][i] is not None for i in range(len(x))):
@@ -260,7 +264,8 @@ class LiveGraphs:
         except Exception as error:
             if axis is None:
                 raise
-            self.give_up(f"the backward cannot be batched, {first_line(error)}")
+            logger.info("%s: the kept graph cannot be batched (%s)", self.label, first_line(error))
+            self.can_batch = False
             return None
         finally:
             graph.operands.clear()
