@@ -6,7 +6,7 @@ import contextlib
 import functools
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -62,6 +62,31 @@ def math_attention() -> Iterator[None]:
 
     with sdpa_kernel([SDPBackend.MATH]):
         yield
+
+
+def is_once_differentiable(results: Iterable[torch.Tensor]) -> bool:
+    """Whether the graph behind `results` has a backward that was marked with `once_differentiable`.
+
+    Such a backward is cut off from what it came from, so that autograd takes its derivative for zero.
+    """
+    queue, seen = [t.grad_fn for t in results], set()
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        if type(node).__name__ == "Error":
+            return True
+        seen.add(node)
+        queue += [edge for edge, _ in node.next_functions]
+    return False
+
+
+def conj(tensor: torch.Tensor) -> torch.Tensor:
+    """The conjugate as numbers: of torch's own two, `vmap` cannot batch what follows one, nor the other itself."""
+    if not tensor.is_complex():
+        return tensor
+    tensor = tensor.resolve_conj()
+    return torch.complex(tensor.real, -tensor.imag)
 
 
 def materialised(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,23 +24,39 @@ one_at_a_time = threading.RLock()
 """Torch's forward mode is wrong when several threads use it, and its choice of attention kernel is global."""
 
 
-def vjp(f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def vjp(
+    f: Flat,
+    x: Tensors,
+    ins: Sequence[int],
+    cotangents: Mapping[int, torch.Tensor],
+    *,
+    is_of_derivative: bool = False,
+) -> tuple[torch.Tensor, ...]:
     """The cotangents of the inputs `ins`, from the cotangents of some outputs.
 
     Differentiable by torch itself, in `x` and in the cotangents, and works inside `torch.func.vmap`.
     """
-    cotangents = {i: ct.conj() for i, ct in cotangents.items()}
-    pull = _vjp_in_transform if _compat.in_transform() else _vjp
-    return tuple(_compat.materialised(g).conj() for g in pull(f, x, ins, cotangents))
+    cotangents = {i: _compat.conj(ct) for i, ct in cotangents.items()}
+    if _compat.in_transform():
+        grads = _vjp_in_transform(f, x, ins, cotangents)
+    else:
+        grads = _vjp(f, x, ins, cotangents, is_of_derivative)
+    return tuple(_compat.conj(_compat.materialised(g)) for g in grads)
 
 
-def _vjp(f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
+def _vjp(
+    f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor], is_of_derivative: bool
+) -> Tensors:
     differentiable = any(t.requires_grad for t in (*x, *cotangents.values()))
     with torch.enable_grad():
         handles = list(x)
-        for i in ins:  # a view is a handle of its own, through which an outer derivative still reaches the tensor
+        # `once_differentiable` shows only where everything is watched.
+        watched = [i for i, t in enumerate(x) if i in ins or (is_of_derivative and _can_require_grad(t))]
+        for i in watched:  # a view is a handle of its own, through which an outer derivative still reaches the tensor
             handles[i] = x[i].view_as(x[i]) if x[i].requires_grad else x[i].detach().requires_grad_()
         y = f(*handles)
+        if is_of_derivative and _compat.is_once_differentiable(y[i] for i in cotangents):
+            raise NonDifferentiableError("PyTorch marks a backward of this function with `once_differentiable`.")
         pairs = [(y[i], ct.to(y[i].dtype)) for i, ct in cotangents.items() if y[i].requires_grad]
         if not pairs:
             return [torch.zeros_like(x[i]) for i in ins]
@@ -52,6 +68,10 @@ def _vjp(f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch
             create_graph=differentiable,
         )
     return [torch.zeros_like(x[i]) if g is None else g for i, g in zip(ins, grads, strict=True)]
+
+
+def _can_require_grad(t: torch.Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
 
 
 def _vjp_in_transform(f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
@@ -117,11 +137,14 @@ def _transposed_vjp(
     with torch.no_grad():
         y = f(*x)
 
-    def pullback(*cotangents: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return vjp(f, x, ins, dict(zip(outs, cotangents, strict=True)))
+    n = len(x)
+
+    def pullback(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return vjp(f, a[:n], ins, dict(zip(outs, a[n:], strict=True)))
 
     anywhere = [torch.zeros_like(y[i]) for i in outs]
-    return vjp(pullback, anywhere, range(len(outs)), dict(enumerate(tangents)))
+    of_cotangents = range(n, n + len(outs))
+    return vjp(pullback, (*x, *anywhere), of_cotangents, dict(enumerate(tangents)), is_of_derivative=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,9 +14,14 @@ import torch
 from t2j_core import PerformanceWarning, dtype_t2j
 from t2j_core.extend import Leaf, canonical, warn
 
+from . import _compat
 from ._batching import Levels, batched, with_all_levels
 from ._differentiate import Flat, first_line
 from ._shared import Shared
+
+
+class _NothingToKeepError(Exception):
+    """No output depends on the inputs in a way that torch can differentiate."""
 
 
 class Graphs:
@@ -55,6 +60,8 @@ class Graphs:
         try:
             forward, backward, differentiated = _trace(flat, operands, ins)
             graphs = Graphs(forward, backward, len(results), differentiated)
+        except _NothingToKeepError:
+            return None
         except Exception as error:
             warn(
                 f'{shared.name} cannot be traced for `residuals="graph"` ({first_line(error)}); its autograd graph is '
@@ -119,14 +126,14 @@ class Graphs:
             with torch.no_grad():
                 grads = self._backward(*saved, *cotangents)
             of_ins = dict(zip(range(n), grads, strict=True))
-            return tuple(torch.zeros_like(a[i]) if of_ins[i] is None else of_ins[i].conj().resolve_conj() for i in ins)
+            return tuple(torch.zeros_like(a[i]) if of_ins[i] is None else _compat.conj(of_ins[i]) for i in ins)
 
         return pull
 
     def _cotangent(self, index: int, given: Mapping[int, torch.Tensor], device: Any) -> torch.Tensor:
         leaf = self._results[index]
         if index in given:
-            return given[index].conj().resolve_conj().to(leaf.torch_dtype)
+            return _compat.conj(given[index]).to(leaf.torch_dtype)
         return torch.zeros(leaf.shape, dtype=leaf.torch_dtype, device=device)
 
     def _over(self, f: Flat, leaves: Sequence[Leaf], levels: Levels, n_linear: int) -> Flat:
@@ -149,14 +156,16 @@ def _trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> tuple[An
     requires: list[bool] = []
 
     def f(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        y = flat(*x)
+        y: list[torch.Tensor] = []
+        for t in flat(*x):  # results may not share memory with anything
+            y.append(t.clone() if t._is_view() or any(t is other for other in (*x, *y)) else t)
         requires[:] = [t.requires_grad for t in y]
-        return y
+        return tuple(y)
 
     joint: Any = aot_export_joint_simple(f, tuple(x), trace_joint=True)
     differentiated = [i for i, wanted in enumerate(requires) if wanted]
     if not differentiated:
-        raise NotImplementedError("no output can be differentiated")
+        raise _NothingToKeepError
     places = _places(joint)
     tangents = len(places) - len(operands)
     if tangents != len(differentiated):

@@ -113,6 +113,7 @@ class Linearized:
     def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
         """A linear map without residuals: it runs the forward again, and torch can differentiate it."""
         f, n, shared = self.flat, len(self.operands), self.shared
+        is_of_derivative = self.source.rules.is_derivative
 
         def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             known = shared.jvp_failure is None
@@ -122,7 +123,8 @@ class Linearized:
             return answer
 
         def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return vjp(f, a[:n], ins, dict(zip(outs, a[n:], strict=True)))
+            cotangents = dict(zip(outs, a[n:], strict=True))
+            return vjp(f, a[:n], ins, cotangents, is_of_derivative=is_of_derivative)
 
         taken, answered = self.map_leaves(direction, ins, outs)
         flat: Flat = warn_if_random(push if direction == "jvp" else pull, shared)

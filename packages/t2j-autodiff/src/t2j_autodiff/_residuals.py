@@ -300,11 +300,12 @@ def _with_batch_axes(t: torch.Tensor, index: int, levels: Levels) -> torch.Tenso
 
 
 def _conj_with_front(t: torch.Tensor, axis: int | None) -> torch.Tensor:
-    return t.conj() if axis is None else t.conj().movedim(axis, 0)
+    t = _compat.conj(t)
+    return t if axis is None else t.movedim(axis, 0)
 
 
 def _conj_with_back(t: torch.Tensor, axis: int | None) -> torch.Tensor:
-    t = _compat.materialised(t).conj()
+    t = _compat.conj(_compat.materialised(t))
     return t if axis is None else t.movedim(0, axis)
 
 

@@ -33,7 +33,8 @@ def module2jax(
 
     Returns:
       `(apply, variables)`: `variables` is `{"params": {name: array}, "buffers": {name: array}}`, over the module's own
-      memory where that is aligned to 64 bytes (weights mapped from a safetensors file are not, and are copied once);
+      memory where that is aligned to 64 bytes (weights mapped from a safetensors file are not, and are copied once), so
+      do not train the module with torch afterwards, in place;
       `apply(variables, *args, **kwargs)` calls the module with them and returns its output, or `(output, buffers)` if
       `mutable`. Calls may run on several devices or threads at once.
 
@@ -113,9 +114,8 @@ def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str,
                 )
             tensor = j2t(array) if isinstance(array, jax.Array) else torch.as_tensor(np.asarray(array))
             pairs.append((target, tensor))
-    with torch.no_grad():
-        for target, tensor in pairs:
-            target.copy_(tensor)
+    for target, tensor in pairs:  # memory of its own: the module's may be that of arrays of `module2jax`
+        target.data = tensor.detach().to(target.device, target.dtype, copy=True)
 
 
 class _Slot(NamedTuple):

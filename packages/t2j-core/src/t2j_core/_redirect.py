@@ -102,9 +102,10 @@ class _Recorder(_compat.DispatchMode):
 
 def _address(tensor: torch.Tensor) -> int | None:
     """Where the memory of a tensor begins, if that is where the tensor begins."""
-    if tensor.layout != torch.strided or tensor.storage_offset() != 0:
+    try:
+        return (tensor.untyped_storage().data_ptr() or None) if tensor.storage_offset() == 0 else None
+    except RuntimeError:  # no storage, or one without data: sparse tensors, torch's symbolic zeros
         return None
-    return tensor.untyped_storage().data_ptr() or None
 
 
 class _Redirector(_compat.DispatchMode):
