@@ -61,6 +61,8 @@ def x64(name: str):
 def test_the_table_maps_names_to_names(name):
     assert dtype_j2t(numpy_dtype(name)) == getattr(torch, name)
     assert dtype_t2j(getattr(torch, name)) == numpy_dtype(name)
+    assert dtype_t2j(numpy_dtype(name)) == numpy_dtype(name)
+    assert dtype_j2t(getattr(torch, name)) is getattr(torch, name)
 
 
 @pytest.mark.parametrize("spelling", ["float32", np.float32, jnp.float32, np.dtype("float32")])

@@ -91,25 +91,25 @@ def _unsupported(dtype: object) -> str:
 
 
 def dtype_j2t(dtype: Any) -> torch.dtype:
-    """The torch dtype of a JAX (or NumPy) dtype.
+    """The torch dtype of a JAX (or NumPy) dtype; a torch dtype is answered as it is.
 
     Raises `DTypeError` for a dtype that torch does not have.
 
     >>> dtype_j2t("bfloat16")
     torch.bfloat16
     """
-    return row_of_jax(dtype).torch
+    return row_of_torch(dtype).torch if isinstance(dtype, torch.dtype) else row_of_jax(dtype).torch
 
 
-def dtype_t2j(dtype: torch.dtype) -> np.dtype[Any]:
-    """The JAX dtype of a torch dtype, 64-bit ones included.
+def dtype_t2j(dtype: Any) -> np.dtype[Any]:
+    """The JAX dtype of a torch dtype, 64-bit ones included; a JAX (or NumPy) dtype is answered as it is.
 
     Raises `DTypeError` for a dtype that JAX does not have (quantised ones, `torch.complex32`, ...).
 
     >>> dtype_t2j(torch.float16)
     dtype('float16')
     """
-    return row_of_torch(dtype).jax
+    return row_of_torch(dtype).jax if isinstance(dtype, torch.dtype) else row_of_jax(dtype).jax
 
 
 def canonical(dtype: Any) -> np.dtype[Any]:
