@@ -114,8 +114,8 @@ def refused(signature: Signature, reason: str) -> ExportError:
             f"{signature.name} cannot be exported: {reason}.",
             expected="a name under which the loading process finds the function, and arguments that are text: "
             "tuples, lists and dicts of arrays, numbers, strings and None",
-            remedy="Export a forward call of `torch2jax(fn, name='my_function')`, and wrap it under the same name before "
-            "loading.",
+            remedy="Export a forward call of `torch2jax(fn, name='my_function')`, and wrap it under the same name "
+            "before loading.",
         )
     )
 
