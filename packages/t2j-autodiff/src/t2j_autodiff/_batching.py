@@ -34,7 +34,11 @@ def batched(f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Sha
     """`f` for `size` examples at once; every output has the examples along axis 0."""
 
     def in_turn(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        answers = [f(*(t if d is None else t[i] for t, d in zip(x, dims, strict=True))) for i in range(size)]
+        # An example of its own memory, not a view: some operations read the memory from its beginning.
+        def example(i: int) -> list[torch.Tensor]:
+            return [t if d is None else t[i].clone() for t, d in zip(x, dims, strict=True)]
+
+        answers = [f(*example(i)) for i in range(size)]
         return tuple(torch.stack(column) for column in zip(*answers, strict=True))
 
     def with_vmap(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
