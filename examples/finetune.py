@@ -2,7 +2,7 @@
 
 Do two sentences say the same? The cosine of their embeddings does not tell: an opposite shares more words with a
 sentence than a paraphrase does. So the encoder (MiniLM, through `t2j_autodiff.module2jax`) and a small head are trained
-together, in one jitted step. The first gradients are compared with PyTorch's own, and the weights go back to the module.
+together, in one jitted step. The first gradients are compared with PyTorch's, and the weights go back to the module.
 
     python examples/finetune.py
     python examples/finetune.py --epochs 3 --output finetune_output

@@ -1,13 +1,14 @@
 """Curvature of a PyTorch model, from JAX: Hessian, Hessian-vector products, per-example gradients.
 
-The loss of a small classifier is a torch function; JAX takes its derivatives, batches them, and runs the power iteration in
-one jitted loop. Everything is compared with `torch.func`.
+The loss of a small classifier is a torch function; JAX takes its derivatives, batches them, and runs the power
+iteration in one jitted loop. Everything is compared with `torch.func`.
 
     python examples/hessian.py
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import jax
@@ -32,7 +33,7 @@ def spirals() -> tuple[torch.Tensor, torch.Tensor]:
 
 def unpacked(flat: torch.Tensor) -> list[torch.Tensor]:
     """Weights and biases from one vector of parameters."""
-    shapes = [shape for n, m in zip(SIZES, SIZES[1:], strict=False) for shape in ((n, m), (m,))]
+    shapes = [shape for n, m in itertools.pairwise(SIZES) for shape in ((n, m), (m,))]
     parts = flat.split([int(np.prod(shape)) for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -47,7 +48,7 @@ def loss(flat: torch.Tensor, x: torch.Tensor, label: torch.Tensor) -> torch.Tens
 def main() -> None:
     """Train a little, then look at the curvature."""
     x, label = spirals()
-    count = sum(n * m + m for n, m in zip(SIZES, SIZES[1:], strict=False))
+    count = sum(n * m + m for n, m in itertools.pairwise(SIZES))
     start = 0.5 * torch.randn(count, generator=torch.Generator().manual_seed(1))
     f = torch2jax(loss, start, x, label, nondiff_argnums=(1, 2))  # the examples tell that labels are int64
     xj, lj = jnp.asarray(x.numpy()), jnp.asarray(label.numpy().astype(np.int32))
