@@ -48,12 +48,12 @@ from matplotlib import pyplot
 from tqdm import tqdm
 
 PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"
-TOKENS = 24  # every sentence is padded or cut to this length
-BATCH = 16
+TOKENS = 18  # every sentence is padded or cut to this length
+BATCH = 8
 HELD_OUT = 3  # every third first sentence is held out, with all its pairs
-LEARNING_RATES = {"encoder": 1e-4, "head": 1e-2}
+LEARNING_RATES = {"encoder": 3e-4, "head": 1e-2}
 TOLERANCE = 1e-4  # of the first gradients, against PyTorch's
-WARM_UP = 3
+WARM_UP = 2
 
 Params = dict[str, dict[str, Any]]  # "encoder": {name: array}, "head": {name: array}
 
@@ -162,15 +162,23 @@ def torch_reference(model: transformers.PreTrainedModel, head: dict[str, jax.Arr
 
 
 def compare_gradients(ours: Params, native: Params) -> None:
-    """Print the largest difference of the gradients, relative to each part's largest, or stop if it is too large."""
+    """Print how far each part's gradients are from PyTorch's, or stop if one is too far.
+
+    Each tensor is measured by its own largest number, or by a thousandth of the part's: the gradients of the biases of
+    attention's keys are zero but for rounding.
+    """
     for part in ours:
-        scale = max(float(g.abs().max()) for g in native[part].values())
+        largest = {name: float(g.abs().max()) for name, g in native[part].items()}
+        least = 1e-3 * max(largest.values())
         differences = {name: float(jnp.abs(g - t2j(native[part][name])).max()) for name, g in ours[part].items()}
-        name = max(differences, key=differences.__getitem__)
-        print(f"First gradients, {part:<8}largest difference from PyTorch's {differences[name]:.1e}", end="")
-        print(f", {differences[name] / scale:.1e} of the largest gradient (in {name})")
-        if not differences[name] <= TOLERANCE * scale:
-            raise SystemExit(f"The gradient of {name} differs from PyTorch's.")
+        relative = {name: differences[name] / max(largest[name], least) for name in differences}
+        worst = max(relative, key=relative.__getitem__)
+        print(
+            f"First gradients of the {part}: largest difference from PyTorch's {max(differences.values()):.1e}", end=""
+        )
+        print(f", relative {relative[worst]:.1e} ({worst})")
+        if not all(value <= TOLERANCE for value in relative.values()):
+            raise SystemExit(f"The gradient of {worst} differs from PyTorch's.")
 
 
 def accuracy(task: Task, params: Params, pairs: Batch) -> tuple[float, float]:
@@ -255,7 +263,7 @@ def reloaded_accuracy(path: Path, params: Params, held_out: Batch) -> float:
 def main() -> None:
     """Check the gradients, time them, train, and save the loss curve and the weights."""
     parser = argparse.ArgumentParser(description="Fine-tune a PyTorch encoder from JAX, with optax.")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--output", type=Path, help="folder for the results; a temporary one if not given")
     parser.add_argument("--quick", action="store_true", help="fewer timing repetitions")
     options = parser.parse_args()
@@ -271,7 +279,7 @@ def main() -> None:
     batch = next(shuffled(pairs, np.random.default_rng(0)))
     _, gradients = task.loss_and_grad(params, batch)
     compare_gradients(gradients, native(batch))
-    print_times(task, native, params, batch, rounds=5 if options.quick else 20)
+    print_times(task, native, params, batch, rounds=5 if options.quick else 15)
 
     share_before, loss_before = accuracy(task, params, held_out)
     start = time.perf_counter()

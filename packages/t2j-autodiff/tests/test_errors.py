@@ -139,7 +139,9 @@ def test_what_vmap_cannot_batch_is_an_error_on_request():
         jax.vmap(f)(jnp.ones((2, 3)))
 
 
-@pytest.mark.parametrize("mask", [(True,), ({"a": True}, False), (True, (True, False))], ids=str)
+@pytest.mark.parametrize(
+    "mask", [("yes", False), (1.5, False), (True,), ({"a": True}, False), (True, (True, False))], ids=str
+)
 def test_a_mask_that_does_not_match(mask):
     f = torch2jax(lambda p, x: (p["w"] * x).sum(), nondiff_mask=mask)
     with pytest.raises(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from t2j_autodiff import load_variables, module2jax, torch2jax, tree_t2j
+from t2j_autodiff import ArgumentError, load_variables, module2jax, torch2jax, tree_t2j
 from torch import nn
 
 RNG = np.random.default_rng(0)
@@ -223,3 +223,25 @@ def test_training_and_writing_back():
     close(dict(params), dict(reference.named_parameters()))
     for name, value in model.state_dict().items():
         assert torch.allclose(value, reference.state_dict()[name], atol=1e-6)
+
+
+def test_no_grad_stops_forward_mode_too():
+    # Regression: torch's forward mode goes through `no_grad`, and then JAX's two modes disagree.
+    def fn(x):
+        with torch.no_grad():
+            s = x.sum()
+        return s * x.prod()
+
+    x = jnp.array([0.5, -1.0, 2.0])
+    f, g = torch2jax(fn), lambda x: jax.lax.stop_gradient(x.sum()) * x.prod()
+    np.testing.assert_allclose(jax.grad(f)(x), jax.grad(g)(x), rtol=1e-5)
+    np.testing.assert_allclose(jax.jacfwd(f)(x), jax.jacfwd(g)(x), rtol=1e-5)
+    np.testing.assert_allclose(jax.hessian(f)(x), jax.hessian(g)(x), rtol=1e-5, atol=1e-6)
+
+
+def test_missing_buffers_are_named():
+    apply, variables = module2jax(nn.BatchNorm1d(3).eval())
+    with pytest.raises(
+        ArgumentError, match=r"(?s)`variables\['buffers'\]\['running_mean'\]` is missing.*Pass `{\*\*variables"
+    ):
+        apply({"params": variables["params"]}, jnp.ones((2, 3)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import torch
+import torch.overrides
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
 
@@ -53,6 +54,27 @@ def prepare_forward_mode() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+class _NoGradInForwardMode(torch.overrides.TorchFunctionMode):
+    """Lets `torch.no_grad` stop forward mode too, which by itself it does not: JAX's two modes must agree."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch._C._set_grad_enabled:
+            torch._C._set_fwd_grad_enabled(args[0])
+        return result
+
+
+@contextlib.contextmanager
+def no_grad_stops_forward_mode() -> Iterator[None]:
+    """Within, what runs under `torch.no_grad` has no tangents."""
+    before = torch._C._is_fwd_grad_enabled()
+    try:
+        with _NoGradInForwardMode():
+            yield
+    finally:
+        torch._C._set_fwd_grad_enabled(before)
 
 
 @contextlib.contextmanager

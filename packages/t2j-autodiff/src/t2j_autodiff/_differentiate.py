@@ -127,7 +127,13 @@ def _forward_mode(
 ) -> tuple[torch.Tensor, ...]:
     moved = tuple(x[i] for i in ins)
     tangents = tuple(t.to(m.dtype) for t, m in zip(tangents, moved, strict=True))
-    _, dy = torch.func.jvp(_restricted(f, x, ins, outs), moved, tangents)  # type: ignore[misc]
+    g = _restricted(f, x, ins, outs)
+
+    def watched(*moved: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with _compat.no_grad_stops_forward_mode():
+            return g(*moved)
+
+    _, dy = torch.func.jvp(watched, moved, tangents)  # type: ignore[misc]
     return tuple(map(_compat.materialised, dy))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 from t2j_core import ArgumentError
 from t2j_core.extend import Options, Signature, TorchFn, TorchFunction, argument_paths, describe, functional
@@ -185,12 +186,14 @@ class DifferentiableFunction(TorchFunction):
         try:
             if not isinstance(mask, (bool, tuple)):
                 mask = (mask,)
+            if not all(isinstance(leaf, (bool, np.bool_)) for leaf in jax.tree.leaves(mask)):
+                raise ValueError
             full = jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), mask, args)
             flags = jax.tree.leaves((full, jax.tree.map(lambda _: False, kwargs)))
-        except ValueError as error:
+        except ValueError:
             raise ArgumentError(
                 describe(
-                    f"`nondiff_mask` does not match the arguments of {self.__name__} ({error}).",
+                    f"`nondiff_mask` does not match the arguments of {self.__name__}.",
                     expected=f"a tree of bools like {jax.tree.structure(args)}, or a prefix of it",
                     got=f"{jax.tree.structure(mask)}",
                     remedy="Give one bool per argument, or per leaf of an argument.",

@@ -169,6 +169,8 @@ class _Skeleton:
         private: dict[str, torch.Tensor] = {}
         try:
             for slot in self._slots:
+                if slot.name not in variables.get(slot.part, {}):
+                    raise _missing(slot, type(self.module).__name__)
                 tensor = _restored(variables[slot.part][slot.name], slot.empty.dtype)
                 if slot.part == "buffers" and slot.training:  # such as running statistics
                     tensor = private.setdefault(slot.name, tensor.clone())
@@ -185,6 +187,16 @@ class _Skeleton:
     def _refresh_recurrent(self) -> None:
         for module in self._recurrent:  # LSTM and its kin keep a second list of their weights
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore
+
+
+def _missing(slot: _Slot, module: str) -> ArgumentError:
+    return ArgumentError(
+        describe(
+            f"`variables[{slot.part!r}][{slot.name!r}]` is missing in a call of {module}.",
+            expected='{"params": {...}, "buffers": {...}} with every parameter and buffer of the module',
+            remedy='Pass `{**variables, "params": params}`, where `variables` is what `module2jax` returned.',
+        )
+    )
 
 
 def _restored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
