@@ -173,9 +173,8 @@ def compare_gradients(ours: Params, native: Params) -> None:
         differences = {name: float(jnp.abs(g - t2j(native[part][name])).max()) for name, g in ours[part].items()}
         relative = {name: differences[name] / max(largest[name], least) for name in differences}
         worst = max(relative, key=relative.__getitem__)
-        print(
-            f"First gradients of the {part}: largest difference from PyTorch's {max(differences.values()):.1e}", end=""
-        )
+        difference = max(differences.values())
+        print(f"First gradients of the {part}: largest difference from PyTorch's {difference:.1e}", end="")
         print(f", relative {relative[worst]:.1e} ({worst})")
         if not all(value <= TOLERANCE for value in relative.values()):
             raise SystemExit(f"The gradient of {worst} differs from PyTorch's.")

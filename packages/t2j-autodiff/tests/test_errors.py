@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import t2j_autodiff
 import torch
-from t2j_autodiff import ArgumentError, DepthError, NonDifferentiableError, TransformError, torch2jax
+from t2j_autodiff import (
+    ArgumentError,
+    DepthError,
+    NonDifferentiableError,
+    PerformanceWarning,
+    T2jError,
+    TransformError,
+    torch2jax,
+)
 
 X = jnp.arange(3.0) + 1
 
@@ -206,3 +216,278 @@ def test_the_deprecated_name():
     with pytest.warns(DeprecationWarning, match="`torch2jax_with_vjp` is now `torch2jax`"):
         f = t2j_autodiff.torch2jax_with_vjp(cube, depth=1)
     np.testing.assert_allclose(jax.grad(f)(X), 3 * X**2, rtol=1e-6)
+
+
+def of_order(f, n):
+    for _ in range(n):
+        f = (lambda g: lambda x: jax.grad(g)(x).sum())(f)
+    return f
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda g: g, jax.jit, jax.vmap, jax.checkpoint], ids=["eager", "jit", "vmap", "remat"]
+)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_text_of_a_depth_error(depth, wrap):
+    f = torch2jax(cube, depth=depth)
+    x = X[None] if wrap is jax.vmap else X
+    assert wrap(of_order(f, depth))(x).shape == x.shape[:-1]
+    with pytest.raises(DepthError) as caught:
+        wrap(of_order(f, depth + 1))(x)
+    first = {
+        0: "cube was wrapped with `depth=0` (forward only), so it cannot be differentiated.",
+        1: "cube was wrapped with `depth=1`, and this needs a derivative of order 2.",
+        2: "cube was wrapped with `depth=2`, and this needs a derivative of order 3.",
+    }[depth]
+    remedy = (
+        f"Wrap it with `depth={depth + 1}`, or `depth=None` for no limit; or use `jax.lax.stop_gradient` on arguments "
+        "that need no derivative."
+    )
+    assert str(caught.value).splitlines() == [first, remedy]
+    assert isinstance(caught.value, TransformError)
+    assert wrap(of_order(f, depth))(x).shape == x.shape[:-1]  # the failure leaves nothing behind
+
+
+SECOND = {
+    "hessian": jax.hessian,
+    "jacrev": lambda f: jax.jacrev(jax.jacrev(f)),
+    "jacfwd": lambda f: jax.jacfwd(jax.jacfwd(f)),
+    "forward over reverse": lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (x,)),
+    "reverse over forward": lambda f: jax.grad(lambda x: jax.jvp(f, (x,), (x,))[1]),
+    "batch": lambda f: lambda x: jax.vmap(jax.hessian(f))(x[None]),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_every_way_to_a_second_derivative_counts(name):
+    with pytest.raises(DepthError, match="`depth=1`, and this needs a derivative of order 2"):
+        SECOND[name](torch2jax(cube, depth=1))(X)
+    SECOND[name](torch2jax(cube, depth=2))(X)
+
+
+def test_what_needs_no_second_derivative_needs_no_depth():
+    f = torch2jax(cube, depth=1)
+    np.testing.assert_allclose(jax.jacrev(lambda x: jnp.stack([f(x), f(2 * x)]))(X)[1], 24 * X**2, rtol=1e-6)
+    # The pullback is linear: its derivative along the cotangent is no derivative of the function.
+    pullback = lambda ct: jax.vjp(f, X)[1](ct)[0]
+    np.testing.assert_allclose(jax.jvp(pullback, (1.0,), (2.0,))[1], 6 * X**2, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda ct: pullback(ct).sum())(1.0), (3 * X**2).sum(), rtol=1e-6)
+
+
+def test_depth_none_has_no_limit():
+    f = torch2jax(lambda x: (x**5).sum(), depth=None)
+    np.testing.assert_allclose(jax.grad(of_order(f, 4))(X), np.full(3, 120.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [jax.jacfwd, lambda f: lambda x: jax.jvp(f, (x,), (x,)), lambda f: jax.jit(jax.jacfwd(f)), jax.hessian],
+    ids=["jacfwd", "jvp", "jit", "hessian"],
+)
+@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
+def test_cdist_has_no_forward_mode(transform):
+    f = torch2jax(lambda x: torch.cdist(x, x.flip(0), p=1.0).sum())
+    x = jnp.array([[0.0, 1.0], [2.0, 5.0]])
+    assert np.isfinite(jax.grad(f)(x)).all()
+    with pytest.raises(Exception, match=r"(?s)Forward mode failed:.*Double backward failed:.*Use reverse mode"):
+        jax.block_until_ready(transform(f)(x))
+    assert isinstance(t2j_autodiff.last_error(), NonDifferentiableError)
+    assert np.isfinite(jax.grad(f)(x)).all()
+
+
+def test_transposition_of_an_affine_function_after_linearize_works():
+    f = torch2jax(lambda x: 2 * x + 1)
+    _, push = jax.linearize(f, X)
+    np.testing.assert_array_equal(jax.linear_transpose(push, X)(X)[0], 2 * X)
+    with pytest.raises(TransformError, match=r"not known to be linear"):
+        jax.jit(lambda ct: jax.linear_transpose(f, X)(ct))(X)
+
+
+MASKS = [(True,), ({"a": True}, False), (True, (True, False)), (True, False, True), ((), False), {"w": True}]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_masks_that_do_not_match_name_the_arguments(mask):
+    f = torch2jax(lambda p, x: (p["w"] * x).sum(), nondiff_mask=mask)
+    with pytest.raises(ArgumentError, match=r"(?s)^`nondiff_mask` does not match the arguments of <lambda>"):
+        jax.jit(jax.grad(f))({"w": X}, X)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        ("yes", False),
+        (1.5, False),
+        (None, False),
+        (X, False),
+    ],
+    ids=["str", "float", "None", "array"],
+)
+def test_masks_of_something_else_than_bools(mask):
+    f = torch2jax(lambda p, x: (p * x).sum(), nondiff_mask=mask)
+    with pytest.raises(ArgumentError, match=r"`nondiff_mask`"):
+        jax.grad(f)(X, X)
+
+
+def test_masks_that_match():
+    def fn(p, x):
+        return (p["a"] * p["b"] * x).sum()
+
+    p = {"a": X, "b": 2 * X}
+    zero, same = np.zeros(3), 2 * X**2
+    for mask, expected in (
+        (({"a": True, "b": False}, False), ((zero, X * X), same)),
+        ((True, False), ((zero, zero), same)),
+        ((False, True), ((2 * X * X, X * X), zero)),
+        (True, ((zero, zero), zero)),
+        ([False, True], ((2 * X * X, X * X), zero)),
+    ):
+        gp, gx = jax.grad(torch2jax(fn, nondiff_mask=mask), (0, 1))(p, X)
+        np.testing.assert_allclose(gp["a"], expected[0][0])
+        np.testing.assert_allclose(gp["b"], expected[0][1])
+        np.testing.assert_allclose(gx, expected[1])
+
+
+@pytest.mark.parametrize("number", [1, 7, (0, 2)])
+def test_positions_without_arrays(number):
+    f = torch2jax(lambda x, *, k: (x * k).sum(), nondiff_argnums=number)
+    with pytest.raises(
+        ArgumentError, match=r"(?s)^`nondiff_argnums` names position \d.*has no array there.*Expected: "
+    ):
+        f(X, k=X)
+
+
+def test_bad_constants_reach_neither_gradients_nor_tangents():
+    poison = jnp.array([jnp.nan, jnp.inf, -jnp.inf])
+    for options in ({"nondiff_argnums": 1}, {"nondiff_mask": (False, True)}):
+        f = torch2jax(lambda x, c: (x**2 * torch.nan_to_num(c, 1.0, 1.0, 1.0)).sum(), **options)
+        gx, gc = jax.jit(jax.grad(f, (0, 1)))(X, poison)
+        np.testing.assert_array_equal(gx, 2 * X)
+        np.testing.assert_array_equal(gc, np.zeros(3))
+        _, tangent = jax.jvp(f, (X, poison), (X, poison))
+        np.testing.assert_array_equal(tangent, 2 * (X * X).sum())
+        gx, gc = jax.vmap(jax.grad(f, (0, 1)))(X[None], poison[None])
+        np.testing.assert_array_equal(gc, np.zeros((1, 3)))
+        np.testing.assert_array_equal(jax.hessian(f)(X, poison), 2 * np.eye(3))
+
+
+def test_a_failing_backward_is_reported_in_every_mode():
+    f = torch2jax(lambda x: Failing.apply(x).sum())
+    for transform in (jax.grad, jax.jacrev, lambda f: lambda x: jax.vjp(f, x)[1](jnp.float32(1))):
+        with pytest.raises(ZeroDivisionError, match="in the backward"):
+            transform(f)(X)
+    for _ in range(2):  # compiled and run, and run again
+        with pytest.raises(Exception, match=r"(?s)ZeroDivisionError: in the backward.*Raised in the torch function"):
+            jax.block_until_ready(jax.jit(jax.grad(f))(X))
+    assert float(f(X)) == 12
+
+
+@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
+def test_a_failing_backward_of_a_batch():
+    f = torch2jax(lambda x: Failing.apply(x).sum())
+    for call in (jax.vmap(jax.grad(f)), jax.grad(lambda x: jax.vmap(f)(x).sum())):
+        with pytest.raises(ZeroDivisionError, match="in the backward"):
+            call(X[None])
+
+
+@pytest.mark.parametrize("n", [3, 5000])
+def test_a_backward_of_a_wrong_shape(n):
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g[:2]
+
+    with pytest.raises(RuntimeError, match=r"(?s)returned an invalid gradient .*shape"):
+        jax.grad(torch2jax(lambda x: Wrong.apply(x).sum()))(jnp.ones(n))
+
+
+def test_a_failing_rule_of_forward_mode_is_told():
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x**2
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g * ctx.saved_tensors[0]
+
+        @staticmethod
+        def jvp(ctx, t):
+            raise LookupError("in the jvp")
+
+    f = torch2jax(lambda x: Fails.apply(x).sum())
+    np.testing.assert_array_equal(jax.jvp(f, (X,), (X,))[1], 2 * (X * X).sum())
+    assert "transposed reverse mode (LookupError: in the jvp)" in f.explain()
+
+
+def test_an_unbatchable_function_with_method_vmap_fails_under_jit_too():
+    f = torch2jax(
+        lambda x: x * float(x.sum()), output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32), vmap_method="vmap"
+    )
+    with pytest.raises(Exception, match=r"(?s)item.*Raised in the torch function vmap\("):
+        jax.block_until_ready(jax.jit(jax.vmap(f))(jnp.ones((2, 3))))
+    with pytest.raises(RuntimeError, match="item"):
+        jax.vmap(jax.grad(lambda x: f(x).sum()))(jnp.ones((2, 3)))
+    np.testing.assert_array_equal(f(X), X * 6)
+
+
+def test_the_deprecated_name_takes_every_option():
+    with pytest.warns(DeprecationWarning) as record:
+        f = t2j_autodiff.torch2jax_with_vjp(
+            lambda x, c: (x * c).sum(), torch.ones(3), torch.ones(3), depth=2, nondiff_argnums=(1,), use_torch_vjp=False
+        )
+    assert record[0].filename == __file__
+    gx, gc = jax.jit(jax.grad(f, (0, 1)))(X, 2 * X)
+    np.testing.assert_array_equal(gx, 2 * X)
+    np.testing.assert_array_equal(gc, np.zeros(3))
+
+
+def test_warnings_point_at_the_users_line():
+    f = torch2jax(lambda x: x * float(x.sum()), output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32))
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        jax.block_until_ready(jax.vmap(f)(jnp.ones((2, 3))))
+    assert [w.category for w in record] == [PerformanceWarning]
+    assert str(record[0].message).endswith('Pass `vmap_method="sequential"` to choose that.')
+
+
+FAULTS = {
+    "depth": lambda: torch2jax(cube, depth=-1),
+    "depth of float": lambda: torch2jax(cube, depth=2.0),
+    "residuals": lambda: torch2jax(cube, residuals="all"),
+    "vmap_method": lambda: torch2jax(cube, vmap_method="legacy"),
+    "vmap_randomness": lambda: torch2jax(cube, vmap_randomness=True),
+    "vmap_chunk_size": lambda: torch2jax(cube, vmap_chunk_size=-3),
+    "vmap_chunk_size of float": lambda: torch2jax(cube, vmap_chunk_size=2.0),
+    "nondiff_argnums": lambda: torch2jax(cube, nondiff_argnums=-1),
+    "nondiff_argnums of float": lambda: torch2jax(cube, nondiff_argnums=0.0),
+    "nondiff_argnums out of range": lambda: torch2jax(cube, nondiff_argnums=4)(X),
+    "nondiff_mask": lambda: torch2jax(cube, nondiff_mask=(True, False))(X),
+    "module2jax": lambda: t2j_autodiff.module2jax(cube),
+    "linear_transpose": lambda: jax.linear_transpose(torch2jax(cube), X)(jnp.float32(1)),
+    "DepthError": lambda: jax.grad(torch2jax(cube, depth=0))(X),
+    "without_vjp": lambda: jax.grad(t2j_autodiff.torch2jax_without_vjp(cube))(X),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_layout_of_every_message(name):
+    with pytest.raises(T2jError) as caught:
+        FAULTS[name]()
+    first, *middle, remedy = str(caught.value).splitlines()
+    assert "`" in first
+    assert first.endswith((".", ")."))
+    assert remedy.endswith(".")
+    assert not remedy.startswith(" ")
+    assert [line.split(":")[0] for line in middle] in ([], ["  Expected"], ["  Got"], ["  Expected", "  Got"])
+    if isinstance(caught.value, ArgumentError):
+        assert len(middle) == 2
+    assert "Array(" not in str(caught.value)

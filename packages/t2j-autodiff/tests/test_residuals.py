@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 
 import jax
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_autodiff import T2jWarning, _residuals, checkpoint_policy, clear_residuals, torch2jax
-from t2j_core.testing import live_functions
+from t2j_autodiff import PerformanceWarning, T2jWarning, _residuals, checkpoint_policy, clear_residuals, torch2jax
+from t2j_core.testing import assert_nothing_escaped, live_functions
 
 N = 5000  # more elements than a function that is run again may have
 X = jnp.linspace(-1, 1, N)
@@ -254,3 +255,426 @@ def test_large_tangents_stay_in_forward_mode():
     for _ in range(3):
         np.testing.assert_allclose(push(x), expected, rtol=1e-3, atol=1e-5)
     assert "forward mode: torch.func.jvp" in f.explain()
+
+
+def rows(x):
+    """Twelve outputs."""
+    return torch.tanh(x).view(12, -1).sum(1)
+
+
+class CountedSlow:
+    """Counts its runs on data."""
+
+    def __init__(self, fn):
+        self.fn = fn
+        self.runs = 0
+
+    def __call__(self, x):
+        if not x.is_meta:
+            self.runs += 1
+            time.sleep(0.001)
+        return self.fn(x)
+
+
+def test_jacrev_of_twelve_outputs_runs_once():
+    counted = CountedSlow(rows)
+    x = jnp.linspace(-1, 1, 12 * 500)
+    jacobian = jax.jit(jax.jacrev(torch2jax(counted)))(x)
+    expected = jax.jacrev(lambda x: jnp.tanh(x).reshape(12, -1).sum(1))(x)
+    np.testing.assert_allclose(jacobian, expected, atol=1e-5)
+    assert counted.runs == 1
+    assert not _residuals._kept
+
+
+def test_the_value_alone_runs_once_and_keeps_nothing(monkeypatch):
+    kept = []
+    keep = _residuals._keep
+    monkeypatch.setattr(_residuals, "_keep", lambda graph: kept.append(1) or keep(graph))
+    counted = Counted()
+    f = torch2jax(counted)
+    jax.block_until_ready(jax.jit(lambda x: jax.value_and_grad(f)(x)[0])(X))
+    assert counted.runs == 1
+    assert not kept
+
+
+def vjp_twice_jitted(x, f):
+    def both(x):
+        _, pull = jax.vjp(f, x)
+        return pull(jnp.float32(1))[0] + pull(jnp.float32(2))[0]
+
+    return jax.jit(both)(x)
+
+
+def grad_under_cond(x, f):
+    return jax.jit(lambda x: jax.grad(lambda x: jax.lax.cond(x.sum() > 9, lambda x: x.sum(), f, x))(x))(x)
+
+
+def grad_of_map(x, f):
+    return jax.jit(jax.grad(lambda x: jax.lax.map(f, jnp.stack([x, 2 * x, 3 * x])).sum()))(x)
+
+
+def linearized(x, f):
+    y, push = jax.linearize(f, x)
+    return y, push(x), push(2 * x)
+
+
+def in_while(x, f):
+    return jax.jit(
+        lambda x: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jax.grad(f)(c[1])), (0, x))[1]
+    )(x)
+
+
+MORE_RUNS = {
+    "two pulls in one program": (vjp_twice_jitted, 2),
+    "grad of cond": (grad_under_cond, 1),
+    "grad of map": (grad_of_map, 3),
+    "grad in while": (in_while, 3),
+    "vmap of vmap of grad": (
+        lambda x, f: jax.jit(jax.vmap(jax.vmap(jax.grad(f))))(jnp.stack([x] * 4).reshape(2, 2, N)),
+        1,
+    ),
+    "grad of vmap of vmap": (
+        lambda x, f: jax.jit(jax.grad(lambda x: jax.vmap(jax.vmap(f))(x).sum()))(jnp.stack([x] * 4).reshape(2, 2, N)),
+        1,
+    ),
+    "vmap of value_and_grad of one input": (
+        lambda x, f: jax.jit(jax.vmap(jax.value_and_grad(lambda s, x: f(s * x)), (0, None)))(jnp.arange(3.0), x),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MORE_RUNS)
+def test_how_often_the_forward_runs_in_programs(name):
+    call, expected = MORE_RUNS[name]
+    counted = Counted()
+    f = torch2jax(counted)
+    for k in (1, 2):  # the second time the program is compiled already
+        result = jax.block_until_ready(call(X / k, f))
+        for mine, other in zip(jax.tree.leaves(result), jax.tree.leaves(call(X / k, in_jnp)), strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-2)
+        assert counted.runs == k * expected
+        assert not _residuals._kept
+
+
+def test_nothing_is_left_after_many_gradients():
+    f = torch2jax(Counted())
+    eager, jitted, batch = jax.grad(f), jax.jit(jax.grad(f)), jax.jit(jax.vmap(jax.grad(f)))
+    for k in range(100):
+        eager(X * k)
+        jitted(X * k)
+    jax.block_until_ready(batch(jnp.stack([X, X])))
+    assert not _residuals._kept
+    assert _residuals._kept_bytes == 0
+    assert_nothing_escaped()
+
+
+class Watched(torch.autograd.Function):
+    """Its graph holds a tensor that `made` refers to weakly."""
+
+    made: list = []
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.kept = x * 2
+        Watched.made.append(weakref.ref(ctx.kept))
+        return ctx.kept.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+def watched_alive():
+    gc.collect()
+    return sum(reference() is not None for reference in Watched.made)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda f: jax.grad(f)(X),
+        lambda f: jax.jit(jax.grad(f))(X),
+        lambda f: jax.jit(lambda x: jax.vjp(f, x)[0])(X),
+        lambda f: jax.jacrev(lambda x: jnp.stack([f(x), f(2 * x)]))(X),
+        lambda f: jax.jit(jax.grad(lambda x: jax.lax.scan(lambda c, _: (c + f(c), None), x, length=3)[0].sum()))(X),
+        lambda f: jax.jit(lambda x: jax.jvp(f, (x,), (x,)))(X),
+        lambda f: jax.jvp(jax.grad(f), (X,), (X,)),
+        lambda f: jax.grad(lambda x: jax.grad(f)(x).sum())(X),
+        lambda f: jax.linearize(f, X)[1](X),
+    ],
+    ids=["grad", "jitted grad", "value of vjp", "jacrev", "scan", "jvp", "hvp", "double backward", "linearize"],
+)
+@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")  # vmap knows no rule for this Function
+def test_every_use_frees_its_graphs(use):
+    Watched.made = []
+    jax.block_until_ready(use(torch2jax(lambda x: Watched.apply(x).sum())))
+    assert Watched.made
+    assert not _residuals._kept
+    assert watched_alive() == 0
+
+
+def test_a_failing_backward_frees_its_graph():
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.kept = x * 2
+            Watched.made.append(weakref.ref(ctx.kept))
+            return ctx.kept.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            raise ZeroDivisionError
+
+    Watched.made = []
+    f = torch2jax(lambda x: Fails.apply(x).sum())
+    with pytest.raises(ZeroDivisionError):
+        jax.grad(f)(X)
+    assert not _residuals._kept
+    assert watched_alive() == 0
+
+
+def test_the_number_of_one_function_is_nothing_to_another():
+    # Two pullbacks called in the other order, of two functions and of one function at two points.
+    f, g = torch2jax(Counted()), torch2jax(lambda x: (x**3).sum().exp())
+    pulls = [jax.vjp(h, x)[1] for h, x in ((f, X), (g, X), (f, 2 * X), (g, X / 2))]
+    assert len(_residuals._kept) == 4
+    results = [pull(jnp.float32(1))[0] for pull in reversed(pulls)]
+    assert not _residuals._kept
+    same = [jax.grad(h)(x) for h, x in ((in_jnp, X), (g_in_jnp, X), (in_jnp, 2 * X), (g_in_jnp, X / 2))]
+    for mine, other in zip(results, reversed(same), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def g_in_jnp(x):
+    return jnp.exp((x**3).sum())
+
+
+def test_a_forged_number_is_not_used():
+    f, g = torch2jax(Counted()), torch2jax(lambda x: (x**2).sum())
+    _, pull_f = jax.vjp(f, X)
+    _, pull_g = jax.vjp(g, X)
+    numbers = [leaf for leaf in jax.tree.leaves(pull_f) if getattr(leaf, "dtype", None) == jnp.int32]
+    forged = jax.tree.map(lambda leaf: numbers[0] if getattr(leaf, "dtype", None) == jnp.int32 else leaf, pull_g)
+    np.testing.assert_allclose(forged(jnp.float32(1))[0], 2 * X, rtol=1e-6)
+    np.testing.assert_allclose(pull_f(jnp.float32(1))[0], jax.grad(in_jnp)(X), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bound_of_nothing_keeps_nothing_and_stays_right(monkeypatch):
+    monkeypatch.setattr(_residuals, "residual_bytes", 0)
+    counted = Counted()
+    f = torch2jax(counted)
+    np.testing.assert_allclose(jax.jit(jax.grad(f))(X), jax.grad(in_jnp)(X), rtol=1e-4, atol=1e-5)
+    assert counted.runs == 2
+    assert not _residuals._kept
+    assert _residuals._kept_bytes == 0
+
+
+def test_scan_beyond_the_bound(monkeypatch):
+    monkeypatch.setattr(_residuals, "residual_bytes", 3 * 4 * N * 2)
+    f = torch2jax(Counted())
+
+    def through(f):
+        return jax.grad(lambda x: jax.lax.scan(lambda c, _: (c * 0.9 + f(c) / N, None), x, length=8)[0].sum())
+
+    np.testing.assert_allclose(jax.jit(through(f))(X), through(in_jnp)(X), rtol=1e-4, atol=1e-4)
+    assert not _residuals._kept
+    assert _residuals._kept_bytes == 0
+
+
+def test_loop_invariant_gradients_and_equal_ones():
+    counted = Counted()
+    f = torch2jax(counted)
+
+    @jax.jit
+    def both(x):
+        loop = jax.lax.fori_loop(0, 5, lambda i, c: c + jax.grad(f)(x) * i.astype(jnp.float32), jnp.zeros_like(x))
+        return loop, jax.grad(f)(x), jax.value_and_grad(f)(x)
+
+    loop, gradient, (value, again) = both(X)
+    expected = jax.grad(in_jnp)(X)
+    np.testing.assert_allclose(loop, 10 * expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(value, in_jnp(X), rtol=1e-5)
+    assert not _residuals._kept
+
+
+def test_a_reverse_mode_after_forward_mode_keeps_graphs_again():
+    counted = Counted()
+    f = torch2jax(counted)
+    push = jax.jit(lambda x: jax.jvp(f, (x,), (x,)))
+    for _ in range(2):
+        jax.block_until_ready(push(X))
+    jax.grad(f)(X)
+    counted.runs = 0
+    jax.block_until_ready(jax.grad(f)(X))
+    assert counted.runs == 1
+    assert not _residuals._kept
+
+
+def test_the_graph_refers_to_no_memory_of_jax():
+    f = torch2jax(lambda x, y: (x * torch.sin(y) * x).sum() + (x.view(50, -1) @ y.view(50, -1).T).sum())
+    x, y = jnp.linspace(-1, 1, N), jnp.linspace(0, 2, N)
+    _, pull = jax.vjp(f, x + 0, y + 0)
+    (graph,) = _residuals._kept.values()
+    assert not graph.operands
+    weights = [weakref.ref(leaf) for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
+    results = pull(jnp.float32(1))
+    del pull, graph
+    gc.collect()
+    assert all(reference() is None for reference in weights)
+    expected = jax.grad(
+        lambda x, y: (x * jnp.sin(y) * x).sum() + (x.reshape(50, -1) @ y.reshape(50, -1).T).sum(), (0, 1)
+    )
+    for mine, other in zip(results, expected(x, y), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-3)
+
+
+def test_inputs_deleted_between_forward_and_backward():
+    # The pullback holds the arrays that it needs; what it does not need may be donated and overwritten.
+    f = torch2jax(lambda x: torch.tanh(x).exp().sum())
+    big = jnp.linspace(-1, 1, 1 << 18)
+    expected = np.asarray(jax.grad(in_jnp)(big))
+
+    @jax.jit
+    def forward(x):
+        return jax.vjp(f, x)
+
+    overwrite = jax.jit(lambda x: x * 0 + 7, donate_argnums=0)
+    y, pull = forward(big)
+    overwrite(big)
+    np.testing.assert_allclose(jax.jit(lambda pull: pull(jnp.float32(1))[0])(pull), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [6])
+def test_donation_in_a_long_loop_of_large_arrays(steps):
+    f = torch2jax(lambda w, x: ((x @ w).relu() ** 2).mean())
+
+    def same(w, x):
+        return (jax.nn.relu(x @ w) ** 2).mean()
+
+    def train(f):
+        def step(w, x):
+            value, g = jax.value_and_grad(f)(w, x)
+            return w - 0.1 * g, value
+
+        return jax.jit(step, donate_argnums=0)
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32))
+    w, other = jnp.ones((128, 96)) / 50, jnp.ones((128, 96)) / 50
+    mine, theirs = train(f), train(same)
+    for _ in range(steps):
+        w, value = mine(w, x)
+        other, expected = theirs(other, x)
+        np.testing.assert_allclose(value, expected, rtol=1e-3)
+    np.testing.assert_allclose(w, other, rtol=1e-3, atol=1e-4)
+
+
+def mlp(x):
+    w = torch.linspace(-1, 1, 40 * 30).view(40, 30)
+    return torch.tanh(torch.tanh(x @ w) @ w.T).sum(0)
+
+
+def conv(x):
+    return torch.nn.functional.conv1d(x[:, None], torch.linspace(-1, 1, 12).view(3, 1, 4), stride=2).relu().sum((0, 2))
+
+
+def softmax(x):
+    return torch.log_softmax(x, -1)[:, :5].mean(0)
+
+
+@pytest.mark.parametrize("fn", [mlp, conv, softmax])
+def test_a_traced_graph_answers_as_a_kept_one(fn):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((16, 40)).astype(np.float32))
+    v = jnp.cos(x)
+    first = None
+    for residuals in ("auto", "recompute", "graph"):
+        f = torch2jax(fn, residuals=residuals)
+
+        @jax.jit
+        def everything(x, f=f):
+            loss = lambda x: (f(x) ** 2).sum()
+            xs = jnp.stack([x, 2 * x])
+            return (
+                jax.value_and_grad(loss)(x),
+                jax.jacrev(f)(x),
+                jax.jvp(f, (x,), (v,)),
+                jax.vmap(jax.grad(loss))(xs),
+                jax.grad(lambda xs: jax.vmap(loss)(xs).sum())(xs),
+                jax.jvp(jax.grad(loss), (x,), (v,))[1],
+                jax.grad(jax.checkpoint(loss))(x),
+            )
+
+        got = everything(x)
+        first = first or got
+        for mine, other in zip(jax.tree.leaves(got), jax.tree.leaves(first), strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-4)
+        if residuals == "graph":
+            assert "from a traced graph" in f.explain()
+            assert not _residuals._kept
+
+
+def test_two_pulls_on_a_traced_graph_run_the_function_once():
+    counted = CountedSlow(rows)
+    f = torch2jax(counted, residuals="graph")
+    x = jnp.linspace(-1, 1, 6000)
+    y, pull = jax.vjp(f, x)
+    ran = counted.runs  # tracing itself runs it on fake tensors
+    a, b = pull(jnp.ones(12))[0], pull(2 * jnp.ones(12))[0]
+    np.testing.assert_allclose(2 * a, b, rtol=1e-6)
+    np.testing.assert_allclose(a, 1 - jnp.tanh(x) ** 2, rtol=1e-4, atol=1e-6)
+    assert counted.runs == ran
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")  # torch's word on `.item()`
+def test_what_cannot_be_traced_warns_once_and_is_right():
+    f = torch2jax(
+        lambda x: x.sin().sum() * (1.0 if x[0].item() > 0 else 2.0),
+        output_shapes=jax.ShapeDtypeStruct((), jnp.float32),
+        residuals="graph",
+    )
+    gradient = jax.jit(jax.grad(f))
+    with pytest.warns(PerformanceWarning, match="cannot be traced") as record:
+        np.testing.assert_allclose(gradient(X), 2 * np.cos(X), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(gradient(-X), np.cos(X), rtol=1e-4, atol=1e-6)
+    assert len(record) == 1
+
+
+def test_two_thousand_functions_leave_none_behind():
+    gc.collect()
+    before = live_functions()
+    x = X[:4]
+    for k in range(2000):
+        f = torch2jax(lambda x, k=k: (x * k).sum(), output_shapes=jax.ShapeDtypeStruct((), jnp.float32))
+        jax.eval_shape(jax.grad(f), x)
+        if k % 100 == 0:  # compiling takes what it takes
+            jax.block_until_ready(jax.grad(f)(x))
+            jax.block_until_ready(jax.vmap(jax.grad(f))(x[None]))
+    del f
+    jax.clear_caches()
+    gc.collect()
+    assert live_functions() <= before + 2
+
+
+@pytest.mark.parametrize("n", [8, N])  # quick, and kept
+def test_unseeded_randomness_agrees_with_its_value(n):
+    keep = 0.75
+    f = torch2jax(lambda x: x * (torch.rand_like(x) < keep) / keep)
+    x = jnp.linspace(1, 2, n)
+    gradient = jax.jit(jax.value_and_grad(lambda x: (lambda y: (y.sum(), y))(f(x)), has_aux=True))
+    masks = set()
+    for _ in range(3):
+        (_, y), g = gradient(x)
+        np.testing.assert_allclose(g, y / x, rtol=1e-6)
+        masks.add(np.asarray(g).tobytes())
+    assert len(masks) > 1
+    ys, pull = jax.vjp(f, x)
+    np.testing.assert_allclose(pull(jnp.ones(n))[0], ys / x, rtol=1e-6)
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute"])
+def test_forward_mode_that_draws_again_warns(residuals):
+    f = torch2jax(lambda x: torch.nn.functional.dropout(x, 0.5).sum(), residuals=residuals)
+    with pytest.warns(T2jWarning, match="draws random numbers.*`rng=True`"):
+        jax.block_until_ready(jax.jvp(f, (X,), (X,)))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from t2j_autodiff import ArgumentError, load_variables, module2jax, torch2jax, tree_t2j
+from t2j_autodiff import ArgumentError, PerformanceWarning, load_variables, module2jax, torch2jax, tree_t2j
 from torch import nn
 
 RNG = np.random.default_rng(0)
@@ -245,3 +248,504 @@ def test_missing_buffers_are_named():
         ArgumentError, match=r"(?s)`variables\['buffers'\]\['running_mean'\]` is missing.*Pass `{\*\*variables"
     ):
         apply({"params": variables["params"]}, jnp.ones((2, 3)))
+
+
+class WithoutVmapRule(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * g * x**2
+
+
+class WithOwnRules(WithoutVmapRule):
+    """With a forward mode and a batching rule of its own."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, t):
+        (x,) = ctx.saved_tensors
+        return 3 * t * x**2
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return WithOwnRules.apply(x), in_dims[0]
+
+
+class StoresItsArgument(torch.autograd.Function):
+    """Without `save_for_backward`."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * g * ctx.x**2
+
+
+CUBES = {cls.__name__: cls for cls in (OldStyle, NewStyle, WithoutVmapRule, WithOwnRules, StoresItsArgument)}
+
+
+@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")  # Hessians are batches of products
+@pytest.mark.parametrize("name", CUBES)
+def test_every_derivative_of_a_custom_function(name):
+    f = torch2jax(lambda x: (CUBES[name].apply(x) * torch.arange(1.0, 4.0)).sum())
+
+    def cubes(x):
+        return (x**3 * jnp.arange(1.0, 4.0)).sum()
+
+    x, v = jnp.array([0.5, -1.0, 2.0]), jnp.array([1.0, 2.0, -3.0])
+
+    def hvp(f):
+        return lambda x: jax.jvp(jax.grad(f), (x,), (v,))[1]
+
+    def every(f):
+        return lambda x: (
+            jax.value_and_grad(f)(x),
+            jax.jacfwd(f)(x),
+            jax.hessian(f)(x),
+            hvp(f)(x),
+            jacrev(jacrev(f))(x),
+        )
+
+    jacrev = jax.jacrev
+    results = jax.jit(every(f))(x), jax.jit(every(cubes))(x)
+    for mine, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CUBES)
+def test_batches_of_a_custom_function(name):
+    f = torch2jax(lambda x: CUBES[name].apply(x).sum())
+    xs = jnp.array([[0.5, -1.0], [2.0, 3.0], [0.0, 1.0]])
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            np.testing.assert_allclose(jax.vmap(f)(xs), (xs**3).sum(1), rtol=1e-6)
+            np.testing.assert_allclose(jax.vmap(jax.grad(f))(xs), 3 * xs**2, rtol=1e-6)
+            np.testing.assert_allclose(jax.grad(lambda x: jax.vmap(f)(x).sum())(xs), 3 * xs**2, rtol=1e-6)
+    batched_by_torch = name in ("NewStyle", "WithOwnRules")
+    assert [w.category for w in record] == ([] if batched_by_torch else [PerformanceWarning])
+    assert ("one after another" in f.explain()) == (not batched_by_torch)
+
+
+@pytest.mark.parametrize(("name", "how"), [("OldStyle", "transposed reverse"), ("WithOwnRules", "torch.func.jvp")])
+def test_explain_tells_how_forward_mode_works(name, how):
+    f = torch2jax(lambda x: CUBES[name].apply(x).sum())
+    jax.jvp(f, (jnp.ones(2),), (jnp.ones(2),))
+    assert f"forward mode: {how}" in f.explain()
+
+
+INSIDE = {
+    "func.grad": (lambda x: torch.func.grad(lambda y: (y**3).sum())(x).square().sum(), lambda x: (9 * x**4).sum()),
+    "func.vmap": (lambda x: torch.func.vmap(lambda r: r**3)(x).sum(), lambda x: (x**3).sum()),
+    "func.jvp": (lambda x: torch.func.jvp(lambda y: y**3, (x,), (x,))[1].sum(), lambda x: (3 * x**3).sum()),
+    "func.hessian": (
+        lambda x: torch.func.hessian(lambda y: (y**3).sum())(x).sum(),
+        lambda x: 6 * x.sum(),
+    ),
+    "checkpoint": (
+        lambda x: torch.utils.checkpoint.checkpoint(lambda y: y.sin().exp().sum(), x, use_reentrant=False),
+        lambda x: jnp.exp(jnp.sin(x)).sum(),
+    ),
+    "detach": (lambda x: (x.detach() * x).sum(), lambda x: (jax.lax.stop_gradient(x) * x).sum()),
+    "fork of the graph": (
+        lambda x: (x.detach().requires_grad_() * 2).sum() * x.sum(),
+        lambda x: jax.lax.stop_gradient(2 * x.sum()) * x.sum(),
+    ),
+}
+
+
+TRANSFORMS = {
+    "grad": jax.grad,
+    "jacfwd": jax.jacfwd,
+    "hessian": jax.hessian,
+    "vmap of grad": lambda f: lambda x: jax.vmap(jax.grad(f))(jnp.stack([x, 2 * x])),
+}
+
+UNBATCHED = {  # torch.func refuses checkpoint's hooks, and `requires_grad_`
+    *(("checkpoint", transform) for transform in ("hessian", "vmap of grad")),
+    *(("fork of the graph", transform) for transform in ("jacfwd", "hessian", "vmap of grad")),
+}
+
+
+@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", INSIDE)
+def test_transforms_of_what_transforms_inside(name, transform):
+    fn, same = INSIDE[name]
+    x = jnp.array([0.5, -1.0, 2.0])
+    f = torch2jax(fn)
+    got = jax.jit(TRANSFORMS[transform](f))(x)
+    np.testing.assert_allclose(got, TRANSFORMS[transform](same)(x), rtol=1e-4, atol=1e-5)
+    assert ("one after another" in f.explain()) == ((name, transform) in UNBATCHED)
+
+
+@pytest.mark.parametrize("transform", ["jacfwd", "hessian"])
+def test_no_grad_inside_is_respected_by_forward_mode(transform):
+    def fn(x):
+        with torch.no_grad():
+            scale = x.sum()
+        return scale * x.prod()
+
+    x = jnp.array([0.5, -1.0, 2.0])
+    expected = TRANSFORMS[transform](lambda x: jax.lax.stop_gradient(x.sum()) * x.prod())(x)
+    np.testing.assert_allclose(TRANSFORMS[transform](torch2jax(fn))(x), expected, rtol=1e-5)
+
+
+def test_forces_and_their_derivatives():
+    def forces(x):
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+        return torch.autograd.grad((x**4).sum(), x, create_graph=True)[0]
+
+    f = torch2jax(forces)
+    x = jnp.array([0.5, -1.0, 2.0])
+    np.testing.assert_allclose(f(x), 4 * x**3, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.jacrev(f))(x), jnp.diag(12 * x**2), rtol=1e-5)
+
+
+def test_the_reentrant_checkpoint_gives_torchs_message():
+    f = torch2jax(
+        lambda x: torch.utils.checkpoint.checkpoint(lambda y: y.sin().exp().sum(), x, use_reentrant=True),
+        output_shapes=jax.ShapeDtypeStruct((), jnp.float32),
+    )
+    with pytest.raises(RuntimeError, match=r"use_reentrant"):
+        jax.grad(f)(jnp.arange(3.0))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+def test_torch_compile_inside():
+    @torch.compile(backend="aot_eager")
+    def fn(x):
+        return (x.sin() * x).sum()
+
+    x = jnp.array([0.5, -1.0, 2.0])
+    f = torch2jax(fn)
+    expected = jnp.sin(x) + x * jnp.cos(x)
+    np.testing.assert_allclose(jax.jit(jax.grad(f))(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(f)(2 * x), jnp.sin(2 * x) + 2 * x * jnp.cos(2 * x), rtol=1e-5)
+    np.testing.assert_allclose(jax.jvp(f, (x,), (jnp.ones(3),))[1], expected.sum(), rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(jax.grad(f))(jnp.stack([x, x])), np.stack([expected] * 2), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
+def test_autocast_in_every_mode():
+    w = normal(4, 4)
+
+    def fn(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = x @ w
+        assert y.dtype == torch.bfloat16
+        return y.float().square().sum()
+
+    x, v = normal(2, 4), normal(2, 4)
+    f = torch2jax(fn)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(fn(leaf), leaf)
+    gradient = jax.grad(f)(jnp.asarray(x.numpy()))
+    assert gradient.dtype == jnp.float32
+    close(gradient, expected, rtol=1e-6)
+    _, tangent = jax.jvp(f, tree_t2j((x,)), tree_t2j((v,)))
+    np.testing.assert_allclose(tangent, (expected * v).sum(), rtol=3e-2)
+    xs = torch.stack([x, 2 * x])
+    batch = jax.vmap(jax.grad(f))(jnp.asarray(xs.numpy()))
+    leaf = (2 * x).requires_grad_()
+    close(batch[1], torch.autograd.grad(fn(leaf), leaf)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_every_mode(causal):
+    torch.manual_seed(0)
+    qkv, v = torch.randn(3, 1, 2, 3, 4), torch.randn(3, 1, 2, 3, 4)
+
+    def fn(qkv):
+        return (F.scaled_dot_product_attention(*qkv, is_causal=causal) ** 3).sum()
+
+    def math(qkv):
+        with nn.attention.sdpa_kernel([nn.attention.SDPBackend.MATH]):
+            return fn(qkv)
+
+    f = torch2jax(fn)
+    x = jnp.asarray(qkv.numpy())
+    close(jax.jit(jax.grad(f))(x), torch.func.grad(fn)(qkv))
+    close(jax.jvp(f, (x,), (jnp.asarray(v.numpy()),))[1], torch.func.jvp(math, (qkv,), (v,))[1], rtol=1e-3)
+    close(jax.jit(jax.hessian(f))(x), torch.func.hessian(math)(qkv), rtol=1e-3, atol=1e-4)
+    close(jax.grad(f)(x), torch.func.grad(fn)(qkv))  # the first order is as before
+    assert not torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.math_sdp_enabled()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy_with_integer_labels(reduction):
+    logits, labels = normal(4, 5), torch.tensor([0, 2, -100, 4])
+
+    def fn(x, i):
+        return F.cross_entropy(x, i.long(), reduction=reduction).sum()
+
+    f = torch2jax(fn)
+    x, i = jnp.asarray(logits.numpy()), jnp.asarray(labels.numpy().astype(np.int32))
+    leaf = logits.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(fn(leaf, labels), leaf)
+    close(jax.jit(jax.grad(f))(x, i), expected)
+    gx, gi = jax.grad(f, (0, 1), allow_int=True)(x, i)
+    close(gx, expected)
+    assert gi.dtype == jax.dtypes.float0 and gi.shape == (4,)
+    per_example = jax.vmap(jax.grad(f))(x[:, None], i[:, None])
+    assert not np.any(per_example[2]) or reduction == "mean"
+
+
+def test_batch_norm_through_its_input_and_forward_mode():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU())
+    x, v = normal(4, 2, 5, 5), normal(4, 2, 5, 5)
+    apply, variables = module2jax(model, train=True, mutable=True)
+
+    def loss(variables, x):
+        y, buffers = apply(variables, x)
+        return jnp.mean(y**3), buffers
+
+    xj = jnp.asarray(x.numpy())
+    gradient, buffers = jax.jit(jax.grad(loss, 1, has_aux=True))(variables, xj)
+    _, tangent, _ = jax.jvp(lambda x: loss(variables, x), (xj,), (jnp.asarray(v.numpy()),), has_aux=True)
+    second = {"params": variables["params"], "buffers": buffers}
+    _, buffers_2 = jax.jit(loss)(second, xj)
+    model.train()
+    leaf = x.clone().requires_grad_()
+    model(leaf).pow(3).mean().backward()
+    close(gradient, leaf.grad, rtol=1e-3, atol=1e-6)
+    close(tangent, (leaf.grad * v).sum(), rtol=1e-3, atol=1e-5)
+    close(buffers, dict(model.named_buffers()))
+    model(x)
+    close(buffers_2, dict(model.named_buffers()))
+    assert int(buffers_2["1.num_batches_tracked"]) == 2
+
+
+def test_lstm_in_every_mode():
+    torch.manual_seed(0)
+    model = nn.LSTM(2, 3, num_layers=2, bidirectional=True)
+    x, v = normal(4, 1, 2), normal(4, 1, 2)
+    apply, variables = module2jax(model)
+
+    def f(x):
+        y, (h, c) = apply(variables, x)
+        return jnp.sum(y**2) + jnp.sum(h * c)
+
+    def fn(x):
+        y, (h, c) = model(x)
+        return y.square().sum() + (h * c).sum()
+
+    xj, vj = jnp.asarray(x.numpy()), jnp.asarray(v.numpy())
+    leaf = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(fn(leaf), leaf, create_graph=True)
+    (hv,) = torch.autograd.grad((g * v).sum(), leaf)
+    close(jax.jit(jax.grad(f))(xj), g)
+    close(jax.jvp(f, (xj,), (vj,))[1], (g * v).sum())
+    close(jax.jvp(jax.grad(f), (xj,), (vj,))[1], hv, rtol=1e-3)
+    xs = torch.stack([x, 3 * x])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PerformanceWarning)  # torch.func.vmap may or may not know an LSTM
+        batch = jax.vmap(jax.grad(f))(jnp.asarray(xs.numpy()))
+    leaf = (3 * x).requires_grad_()
+    close(batch[1], torch.autograd.grad(fn(leaf), leaf)[0])
+
+
+def test_tied_parameters_get_the_sum():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 3, bias=False)
+            self.b = nn.Linear(3, 3, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))
+
+    model, x = Tied(), normal(2, 3)
+    apply, variables = module2jax(model)
+    assert list(variables["params"]) == ["a.weight"]
+    gradients = jax.grad(lambda p: apply({"params": p, "buffers": {}}, jnp.asarray(x.numpy())).sum())(
+        variables["params"]
+    )
+    model(x).sum().backward()
+    close(gradients["a.weight"], model.a.weight.grad)
+
+
+def test_control_flow_on_data():
+    def fn(x):
+        if x.sum().item() > 0:
+            return (x**2).sum()
+        n = int(x.abs().max().item())
+        for _ in range(n):
+            x = x * 2
+        return x.sum()
+
+    def same(x):
+        n = jnp.trunc(jax.lax.stop_gradient(jnp.abs(x).max()))
+        return jnp.where(x.sum() > 0, (x**2).sum(), (x * 2.0**n).sum())
+
+    f = torch2jax(fn, output_shapes=jax.ShapeDtypeStruct((), jnp.float32))
+    value_and_grad = jax.jit(jax.value_and_grad(f))
+    for x in (jnp.array([1.0, 2.0]), jnp.array([-3.5, 1.0]), jnp.array([-1.0, 0.5]), jnp.array([3.0, 4.0])):
+        value, gradient = value_and_grad(x)
+        assert float(value) == pytest.approx(float(same(x)))
+        np.testing.assert_allclose(gradient, jax.grad(same)(x), rtol=1e-6)
+        np.testing.assert_allclose(jax.jvp(f, (x,), (x,))[1], jnp.vdot(gradient, x), rtol=1e-6)
+    xs = jnp.array([[1.0, 2.0], [-3.5, 1.0], [-1.0, 0.5]])
+    with pytest.warns(PerformanceWarning, match="one after another"):
+        batch = jax.vmap(jax.grad(f))(xs)
+    np.testing.assert_allclose(batch, np.stack([jax.grad(same)(x) for x in xs]), rtol=1e-6)
+
+
+def test_python_state_that_changes_after_the_trace():
+    state = {"scale": 2.0}
+    f = torch2jax(lambda x: (x.sin() * state["scale"]).sum())
+    x = jnp.arange(6000.0)  # not quick
+    value_and_grad, push = jax.jit(jax.value_and_grad(f)), jax.jit(lambda x: jax.jvp(f, (x,), (x,)))
+    hessian_vector = jax.jit(lambda x: jax.jvp(jax.grad(f), (x,), (x,))[1])
+    for scale in (2.0, 3.0, -1.0):
+        state["scale"] = scale
+        value, gradient = value_and_grad(x)
+        np.testing.assert_allclose(value, scale * np.sin(x).sum(), rtol=1e-3, atol=1e-2)
+        np.testing.assert_allclose(gradient, scale * np.cos(x), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(push(x)[1], scale * (np.cos(x) * x).sum(), rtol=1e-3)
+        np.testing.assert_allclose(hessian_vector(x), -scale * np.sin(x) * x, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("n", [8, 3000])  # run again, and kept
+def test_threads(n):
+    f = torch2jax(lambda x: (x.tanh() * x.exp()).sum())
+
+    def g(x):
+        return (jnp.tanh(x) * jnp.exp(x)).sum()
+
+    calls = [
+        (jax.grad(f), jax.grad(g)),
+        (jax.jit(jax.value_and_grad(f)), jax.value_and_grad(g)),
+        (lambda x: jax.jvp(f, (x,), (x,))[1], lambda x: jax.jvp(g, (x,), (x,))[1]),
+        (jax.jit(lambda x: jax.jvp(jax.grad(f), (x,), (x,))[1]), lambda x: jax.jvp(jax.grad(g), (x,), (x,))[1]),
+    ]
+    xs = [jnp.linspace(-1, 1, n) * (k + 1) / 8 for k in range(8)]
+    expected = [[other(x) for _, other in calls] for x in xs]
+    results: list = [None] * 8
+    barrier = threading.Barrier(8)
+
+    def work(k):
+        try:
+            barrier.wait()
+            results[k] = [[mine(xs[k]) for mine, _ in calls] for _ in range(5)]
+        except BaseException as error:
+            results[k] = error
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(8):
+        assert not isinstance(results[k], BaseException), results[k]
+        for once in results[k]:
+            for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(expected[k]), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def bert(transformers):
+    config = transformers.BertConfig(
+        vocab_size=23,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return transformers.BertForMaskedLM(config)
+
+
+def llama(transformers):
+    config = transformers.LlamaConfig(
+        vocab_size=23,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        max_position_embeddings=12,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def gpt2(transformers):
+    config = transformers.GPT2Config(
+        vocab_size=23, n_embd=8, n_layer=1, n_head=2, n_positions=12, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers and of torch
+@pytest.mark.parametrize("make", [bert, llama, gpt2])
+def test_language_models(make):
+    """Every mode of a small model with random weights; in double precision, but a Llama normalises in single."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = make(transformers).double().eval()
+    ids = torch.tensor([[1, 5, 7, 2, 22], [3, 3, 8, 11, 9]])
+    options = {} if make is bert else {"use_cache": False}
+    rtol, h, rtol_of_difference = (1e-4, 1e-2, 3e-2) if make is llama else (1e-9, 3e-5, 1e-5)
+    rng = np.random.default_rng(0)
+
+    def native(ids):
+        model.zero_grad()
+        logits = model(input_ids=ids, **options).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+        loss.backward()
+        return loss, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+
+    with jax.enable_x64(True):
+        apply, variables = module2jax(model)
+
+        def loss(params, ids):
+            logits = apply({"params": params, "buffers": variables["buffers"]}, input_ids=ids, **options)["logits"]
+            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], -1))
+
+        def dot(a, b):
+            return sum(jnp.vdot(a[name], b[name]) for name in a)
+
+        params, ids_j = variables["params"], jnp.asarray(ids.numpy())
+        direction = {name: jnp.asarray(rng.standard_normal(p.shape) / 10) for name, p in params.items()}
+        value, gradients = jax.jit(jax.value_and_grad(loss))(params, ids_j)
+        expected, expected_gradients = native(ids)
+        np.testing.assert_allclose(value, expected.detach(), rtol=1e-9)
+        for name, g in gradients.items():
+            np.testing.assert_allclose(g, expected_gradients[name], rtol=rtol, atol=rtol)
+
+        push = jax.jit(lambda p: jax.jvp(lambda p: loss(p, ids_j), (p,), (direction,)))
+        (above, slope_above), (below, slope_below) = (
+            push({name: p + t * direction[name] for name, p in params.items()}) for t in (h, -h)
+        )
+        _, slope = push(params)
+        np.testing.assert_allclose(slope, (above - below) / (2 * h), rtol=rtol_of_difference)
+        np.testing.assert_allclose(slope, dot(gradients, direction), rtol=rtol)
+
+        product = jax.jit(lambda p: jax.jvp(lambda p: jax.grad(loss)(p, ids_j), (p,), (direction,))[1])
+        curvature = (slope_above - slope_below) / (2 * h)
+        np.testing.assert_allclose(dot(product(params), direction), curvature, rtol=rtol_of_difference)
+
+        per_example = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, ids_j[:, None])
+        for i in range(2):
+            _, expected_gradients = native(ids[i : i + 1])
+            for name, g in per_example.items():
+                np.testing.assert_allclose(g[i], expected_gradients[name], rtol=rtol, atol=rtol)
