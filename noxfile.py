@@ -81,6 +81,15 @@ def hessian(session: nox.Session) -> None:
 
 
 @nox.session
+def opdb(session: nox.Session) -> None:
+    """PyTorch's operator database through t2j, three samples of each operator; takes a quarter of an hour a dtype."""
+    install(session, CORE, AUTODIFF, "expecttest")
+    for dtype in session.posargs or ("float32", "float64", "bfloat16", "complex64"):
+        output = f"{session.create_tmp()}/opdb-{dtype}.json"
+        session.run("python", "tests/contract/opdb.py", "--dtype", dtype, "--samples", "3", "--output", output)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure, against torch, JAX and the alternatives; `nox -s bench -- --quick` takes a few minutes."""
     install(session, CORE, AUTODIFF)

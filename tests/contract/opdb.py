@@ -1,0 +1,425 @@
+"""How many of PyTorch's operators work through t2j, on the samples that PyTorch tests itself with.
+
+`python tests/contract/opdb.py --dtype float32 --samples 3 --output FILE.json [--check]`
+
+For every operator and each of its first samples: the outputs, reverse mode, forward mode, a batch, and a batch of
+reverse mode, each against native torch (`opdb_worker.py`). Failures are listed in `known_failures.json`; with
+`--check` the program fails where a failure is not listed, or a listed one passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import queue
+import re
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+KNOWN = HERE / "known_failures.json"
+WORKER = HERE / "opdb_worker.py"
+CHECKS = ("forward", "vjp", "jvp", "vmap", "vmap_vjp")
+TITLES = {"forward": "forward", "vjp": "VJP", "jvp": "JVP", "vmap": "vmap", "vmap_vjp": "vmap(VJP)"}
+DTYPES = ("float32", "float64", "bfloat16", "complex64")
+PACKAGES = ("torch", "jax", "jaxlib", "numpy", "t2j-core", "t2j-autodiff")
+
+SLOW = {
+    "cdist",
+    "grid_sampler_2d",
+    "grid_sampler_3d",
+    "igamma",
+    "igammac",
+    "index_reduce:amax",
+    "index_reduce:amin",
+    "index_reduce:mean",
+    "index_reduce:prod",
+    "nn.functional.embedding_bag",
+    "nn.functional.grid_sample",
+    "special.zeta",
+}
+"""What takes a second and more for one sample, and is left out of the ordinary tests."""
+
+Key = tuple[str, str, str, int]
+"""Operator, dtype, check and sample: what a failure is known by."""
+
+# Classes of failures by "operator check: reason". The first that fits counts; a class that was written by hand stays.
+CLASSES = (
+    (r": the process died", "crash"),
+    (r": the check took", "timeout"),
+    (r"^tensor_split forward", "data-dependent shape"),
+    (r"DataDependentShapeError|DynamicOutputShape|DataDependentOutput", "data-dependent shape"),
+    (r": NonDifferentiableError", "no forward mode and no double backward in torch"),
+    (r"^as_strided:partial_views", "reads the memory around a view, which a JAX array does not have"),
+    (r"^as_strided_scatter vmap", "t2j bug: examples that run in turn have a storage offset"),
+    (r"^cov forward.*weights sum to zero", "t2j bug: outputs are not inferred where zeros are no valid input"),
+    (r"native_batch_norm\S* forward", "torch bug: the meta kernel tells another shape than the CPU kernel answers"),
+    (r"^nn.functional.layer_norm vmap_vjp", "rounding of torch's own batching rule, at a gradient that is zero"),
+)
+UNKNOWN = "unclassified"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one check."""
+
+    op: str
+    dtype: str
+    check: str
+    sample: int
+    outcome: str  # "passed", "failed" or "not counted"
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> Key:
+        return self.op, self.dtype, self.check, self.sample
+
+
+# --- the process that runs operators -------------------------------------------------------------------------------
+
+
+class Died(Exception):
+    """The worker process ended, or answered nothing for too long."""
+
+
+@dataclass
+class Worker:
+    """A process that runs operators, started anew when it dies."""
+
+    dtype: str
+    samples: int
+    eager: bool = False
+    patience: float = 300.0  # seconds for one check
+    names: list[str] = field(default_factory=list)
+    _process: subprocess.Popen[str] | None = None
+    _pending: str = ""
+
+    def start(self) -> None:
+        """Start the process, and wait until it knows the operators."""
+        self._log = tempfile.TemporaryFile(mode="w+", errors="replace")
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_X64": str(int(self.dtype in ("float64", "complex128"))),
+            "OMP_NUM_THREADS": "1",
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(self.eager)),  # eager calls compile more than they compute
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+            text=True,
+        )
+        self._pending = ""
+        self.names = self._answer()["names"]
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._log.close()
+            self._process = None
+
+    def run(self, index: int) -> list[Result]:
+        """All results of one operator; a check that kills the process is a failure, and the next sample follows."""
+        results: list[Result] = []
+        first = 0
+        while first < self.samples:
+            at = {"sample": first, "check": "samples"}
+            try:
+                if self._process is None:
+                    self.start()
+                self._ask(index, first)
+                while "done" not in (answer := self._answer()):
+                    at = answer
+                    if "outcome" in answer:
+                        results.append(Result(self.names[index], self.dtype, **_fields(answer)))
+                break
+            except Died as death:
+                self.stop()
+                place = at["check"], at["sample"]
+                results.append(Result(self.names[index], self.dtype, *place, "failed", str(death)))
+                first = at["sample"] + 1
+        return results
+
+    def _ask(self, index: int, first: int) -> None:
+        request = {"op": index, "dtype": self.dtype, "samples": self.samples, "first": first, "eager": self.eager}
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise Died(self._epitaph()) from None
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        fd, end = self._process.stdout.fileno(), time.monotonic() + self.patience
+        while "\n" not in self._pending:
+            if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise Died(f"the check took more than {self.patience:g} s")
+            data = os.read(fd, 1 << 16)
+            if not data:
+                raise Died(self._epitaph())
+            self._pending += data.decode()
+        line, _, self._pending = self._pending.partition("\n")
+        return json.loads(line)
+
+    def _epitaph(self) -> str:
+        assert self._process is not None
+        code = self._process.wait(30)
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log if line.strip()]
+        said = next((line for line in lines if "rror" in line or "terminate" in line or "Check" in line), "")
+        return f"the process died ({f'signal {-code}' if code < 0 else f'code {code}'}) {said}"[:300].strip()
+
+
+def _fields(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: answer[name] for name in ("check", "sample", "outcome", "reason", "seconds") if name in answer}
+
+
+def run_all(worker: Worker, indices: Sequence[int], jobs: int, progress: bool = True) -> list[Result]:
+    """The results of many operators, from several processes at once."""
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in indices:
+        waiting.put(index)
+    results: dict[int, list[Result]] = {}
+
+    def serve() -> None:
+        mine = Worker(worker.dtype, worker.samples, worker.eager, worker.patience)
+        try:
+            while True:
+                try:
+                    index = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                results[index] = mine.run(index)
+                if progress:
+                    report_progress(len(results), len(indices), results[index])
+        finally:
+            mine.stop()
+
+    threads = [threading.Thread(target=serve) for _ in range(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [result for index in sorted(results) for result in results[index]]
+
+
+def report_progress(done: int, total: int, results: Iterable[Result]) -> None:
+    """Failures as they come."""
+    for r in results:
+        if r.outcome == "failed":
+            print(f"[{done}/{total}] {r.op} {r.check} #{r.sample}: {r.reason}", file=sys.stderr, flush=True)
+
+
+# --- known failures ------------------------------------------------------------------------------------------------
+
+
+def load_known() -> dict[str, Any]:
+    """The list of known failures, with the versions it holds for."""
+    if not KNOWN.exists():
+        return {"versions": {}, "failures": []}
+    return json.loads(KNOWN.read_text())
+
+
+def key_of(entry: dict[str, Any]) -> Key:
+    """What a listed failure is known by."""
+    return entry["op"], entry["dtype"], entry["check"], entry["sample"]
+
+
+def differences(results: Sequence[Result], known: dict[str, Any]) -> list[str]:
+    """Failures that are not listed, and listed ones that pass, as lines of text."""
+    listed = {key_of(entry): entry for entry in known["failures"]}
+    lines = []
+    for r in results:
+        text = f"{r.op} {r.dtype} {r.check} sample {r.sample}"
+        if r.outcome == "failed" and r.key not in listed:
+            lines.append(f"not listed: {text}: {r.reason}")
+        if r.outcome == "passed" and r.key in listed:
+            lines.append(f"listed, but passes: {text} ({listed[r.key]['class']})")
+    return lines
+
+
+def record(results: Sequence[Result], known: dict[str, Any]) -> dict[str, Any]:
+    """The list with the failures of this run in place of older ones about the same checks."""
+    old = {key_of(entry): entry for entry in known["failures"]}
+    entries = dict(old)
+    for r in results:
+        entries.pop(r.key, None)
+        if r.outcome == "failed":
+            entries[r.key] = entry_of(r, old.get(r.key))
+    order = sorted(entries, key=lambda key: (DTYPES.index(key[1]), key[0], key[3], key[2]))
+    return {"versions": versions(), "failures": [entries[key] for key in order]}
+
+
+def entry_of(r: Result, old: dict[str, Any] | None) -> dict[str, Any]:
+    """A failure as it is listed; a class that somebody wrote stays while the reason does."""
+    found = next((name for pattern, name in CLASSES if re.search(pattern, f"{r.op} {r.check}: {r.reason}")), UNKNOWN)
+    if old is not None and old["class"] != UNKNOWN and old["reason"][:40] == r.reason[:40]:
+        found = old["class"]  # perhaps written by hand
+    return {
+        "op": r.op,
+        "dtype": r.dtype,
+        "check": r.check,
+        "sample": r.sample,
+        "class": found,
+        "reason": r.reason,
+    }
+
+
+def write_known(known: dict[str, Any]) -> None:
+    """One line for each failure, so that a change shows in a diff."""
+    lines = ",\n".join("  " + json.dumps(entry) for entry in known["failures"])
+    KNOWN.write_text(f'{{\n "versions": {json.dumps(known["versions"])},\n "failures": [\n{lines}\n ]\n}}\n')
+
+
+# --- report --------------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """What was tested."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def commit() -> str:
+    """The commit of the working tree, with a plus sign where the packages have changes."""
+    git = ["git", "-C", str(HERE)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run([*git, "status", "--porcelain", ":/packages"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def summary(results: Sequence[Result], known: dict[str, Any], worker: Worker, seconds: float) -> dict[str, Any]:
+    """The figures of one run."""
+    classes = {key_of(entry): entry["class"] for entry in known["failures"]}
+    failed = [r for r in results if r.outcome == "failed"]
+    not_counted: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for r in results:
+        if r.outcome == "not counted":
+            not_counted[r.check][re.sub(r" \(\w+\)$", "", r.reason)] += 1
+    counted = {r.op for r in results if r.outcome != "not counted"}
+    return {
+        "samples": worker.samples,
+        "path": "eager" if worker.eager else "jit",
+        "operators": len({r.op for r in results}),
+        "operators_counted": len(counted),
+        "operators_without_failure": len(counted - {r.op for r in failed}),
+        "checks": {check: tally(results, check) for check in CHECKS if any(r.check == check for r in results)},
+        "not_counted": {check: dict(counter.most_common()) for check, counter in not_counted.items()},
+        "failures_by_class": dict(collections.Counter(classes.get(r.key, UNKNOWN) for r in failed).most_common()),
+        "failures": [f"{r.op} {r.check} #{r.sample}: {r.reason}" for r in failed],
+        "seconds": round(seconds),
+        "worker_seconds": round(sum(r.seconds for r in results)),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def tally(results: Iterable[Result], check: str) -> dict[str, int]:
+    """How many checks of a kind passed, of those that were counted."""
+    counts = collections.Counter(r.outcome for r in results if r.check == check)
+    return {"passed": counts["passed"], "run": counts["passed"] + counts["failed"]}
+
+
+def table(report: dict[str, Any]) -> str:
+    """All runs of a results file as a Markdown table."""
+    runs = [(dtype, report[dtype]) for dtype in DTYPES if dtype in report]
+    head = [""] + [
+        f"{dtype} ({run['samples']} sample{'s' * (run['samples'] > 1)}, {run['path']})" for dtype, run in runs
+    ]
+    rows = [head, ["---"] * len(head)]
+    rows.append(["operators counted"] + [f"{run['operators_counted']} of {run['operators']}" for _, run in runs])
+    for check in CHECKS:
+        rows.append([TITLES[check]] + [share(run["checks"].get(check)) for _, run in runs])
+    rows.append(["operators without a failure"] + [str(run["operators_without_failure"]) for _, run in runs])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def share(counts: dict[str, int] | None) -> str:
+    """Passed of run, and the percentage, rounded down: only all is 100 %."""
+    if counts is None or not counts["run"]:
+        return "-"
+    return f"{counts['passed']} / {counts['run']} ({int(1000 * counts['passed'] / counts['run']) / 10:.1f} %)"
+
+
+def save(path: Path, dtype: str, run: dict[str, Any]) -> dict[str, Any]:
+    """Put a run in the results file, beside those of other dtypes."""
+    report = json.loads(path.read_text()) if path.exists() else {}
+    report[dtype] = run
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+# --- program -------------------------------------------------------------------------------------------------------
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="results file, to which this dtype is added")
+    parser.add_argument("--check", action="store_true", help="fail where the list of known failures is wrong")
+    parser.add_argument("--record", action="store_true", help="rewrite the list of known failures")
+    parser.add_argument("--eager", action="store_true", help="without jax.jit")
+    parser.add_argument("--only", default="", help="operators whose name matches this regular expression")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th operator")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--slowest", type=int, default=0, help="print that many of the slowest operators")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run, report and compare."""
+    options = arguments()
+    worker = Worker(options.dtype, options.samples, options.eager)
+    worker.start()
+    worker.stop()
+    indices = [i for i, name in enumerate(worker.names) if re.search(options.only, name)][:: options.every]
+    start = time.monotonic()
+    results = run_all(worker, indices, options.jobs)
+    known = load_known()
+    lines = differences(results, known)
+    if options.record:
+        known = record(results, known)
+        write_known(known)
+    run = summary(results, known, worker, time.monotonic() - start)
+    report = save(options.output, options.dtype, run) if options.output else {options.dtype: run}
+    print(table(report))
+    print(json.dumps({name: run[name] for name in ("not_counted", "failures_by_class", "seconds")}, indent=1))
+    for op, seconds in slowest(results)[: options.slowest]:
+        print(f"{seconds:8.2f} s  {op}")
+    if options.check:
+        print("\n".join(lines) or "The list of known failures is right.")
+    return int(options.check and bool(lines))
+
+
+def slowest(results: Iterable[Result]) -> list[tuple[str, float]]:
+    """Operators by the time their checks took."""
+    seconds: collections.Counter[str] = collections.Counter()
+    for r in results:
+        seconds[r.op] += r.seconds
+    return seconds.most_common()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

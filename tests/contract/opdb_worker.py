@@ -1,0 +1,445 @@
+"""Runs the checks of `opdb.py` on one operator after another, in a process that may die.
+
+Every line of the input is a request; every line of the output is one result, written as soon as it is known, so that
+a crash costs only the check that caused it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import itertools
+import json
+import os
+import random
+import re
+import sys
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+warnings.simplefilter("ignore")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.utils._pytree as torch_tree
+from t2j_autodiff import clear_residuals, dtype_t2j, j2t, t2j, torch2jax
+
+CHECKS = ("forward", "vjp", "jvp", "vmap", "vmap_vjp")
+FEW_CHECKS = ("forward", "vjp")
+"""For dtypes that are there to be stored in rather than to be computed with."""
+
+TOLERANCE = {"float32": 1e-4, "complex64": 1e-4, "float64": 1e-9, "complex128": 1e-9, "bfloat16": 3e-2}
+UNINITIALISED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"}
+SHRINK = 0.97  # the second example of a batch; a scaled matrix stays symmetric, positive, of full rank
+
+Tensors = list[torch.Tensor]
+
+
+class NotCounted(Exception):
+    """A check that says nothing about the library."""
+
+
+class Mismatch(AssertionError):
+    """The library's answer differs from native torch."""
+
+
+# --- tensors -------------------------------------------------------------------------------------------------------
+
+
+def is_inexact(t: torch.Tensor) -> bool:
+    """Whether a tensor can have a derivative."""
+    return t.is_floating_point() or t.is_complex()
+
+
+def is_dense(t: torch.Tensor) -> bool:
+    """Whether a JAX array can hold a tensor."""
+    return t.layout == torch.strided and not (t.is_quantized or t.is_nested or t.is_meta)
+
+
+def twin(t: torch.Tensor) -> torch.Tensor:
+    """A copy, with the strides and the surrounding memory of the original, which some operators read."""
+    if t.is_conj() or t.is_neg() or not t.numel():
+        return t.detach().clone()
+    storage = t.untyped_storage().clone()
+    return torch.empty(0, dtype=t.dtype).set_(storage, t.storage_offset(), t.shape, t.stride())
+
+
+def leaves_of(y: Any) -> Tensors:
+    """The tensors of an output, without their history."""
+    return [leaf for leaf in torch_tree.tree_leaves(y) if isinstance(leaf, torch.Tensor)]
+
+
+def noise(like: Sequence[torch.Tensor], seed: int) -> Tensors:
+    """Random tensors of the same shapes and dtypes."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in like]
+
+
+def compare(got: Sequence[Any], expected: Sequence[torch.Tensor], tolerance: float) -> None:
+    """Raise `Mismatch` unless the arrays equal the tensors in shape, dtype and value."""
+    if len(got) != len(expected):
+        raise Mismatch(f"{len(got)} outputs instead of {len(expected)}")
+    for k, (array, tensor) in enumerate(zip(got, expected, strict=True)):
+        compare_one(array, tensor.detach().resolve_conj().resolve_neg(), f"output {k}", tolerance)
+
+
+def compare_one(array: Any, expected: torch.Tensor, label: str, tolerance: float) -> None:
+    """As `compare`, for one output."""
+    if tuple(array.shape) != tuple(expected.shape):
+        raise Mismatch(f"{label} has shape {tuple(array.shape)} instead of {tuple(expected.shape)}")
+    stored = jax.dtypes.canonicalize_dtype(dtype_t2j(expected.dtype))
+    if array.dtype != stored:
+        raise Mismatch(f"{label} has dtype {array.dtype} instead of {stored}")
+    got = j2t(array)
+    if not is_inexact(expected):
+        if not torch.equal(got, expected.to(got.dtype)):
+            raise Mismatch(f"{label} differs in {int((got != expected.to(got.dtype)).sum())} of {got.numel()} elements")
+        return
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    got, expected = got.to(wide), expected.to(wide)
+    sizes = expected.abs()
+    scale = float(sizes[sizes.isfinite()].max()) if bool(sizes.isfinite().any()) else 0.0
+    close = torch.isclose(got, expected, rtol=tolerance, atol=tolerance * max(scale, 1e-2), equal_nan=True)
+    if not bool(close.all()):
+        worst = (got - expected).abs().nan_to_num(nan=torch.inf)[~close].max()
+        raise Mismatch(f"{label} differs by up to {float(worst):.2g} where the largest value is {scale:.2g}")
+
+
+def native(call: Callable[[], Any]) -> Any:
+    """What torch itself answers; what it cannot do is not counted."""
+    try:
+        return call()
+    except NotCounted:
+        raise
+    except Exception as error:
+        raise NotCounted(f"native torch fails ({type(error).__name__})") from error
+
+
+# --- one sample ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """One sample of an operator, as a function of its tensors; native answers are computed once."""
+
+    fn: Callable[..., Any]
+    tensors: Tensors
+    tolerance: float
+    run: Callable[..., Any]  # `jax.jit`, or the identity
+    examples: list[Tensors] = field(default_factory=list)  # of a batch
+
+    # --- what torch answers ---
+
+    def values(self, tensors: Tensors) -> Tensors:
+        """The outputs."""
+        with torch.no_grad():
+            return leaves_of(self.fn(*map(twin, tensors)))
+
+    @cached_property
+    def expected(self) -> Tensors:
+        return native(lambda: self.values(self.tensors))
+
+    @cached_property
+    def moving(self) -> list[int]:
+        """The inputs that torch can differentiate."""
+        inexact = [i for i, t in enumerate(self.tensors) if is_inexact(t)]
+        if not inexact:
+            raise NotCounted("no input that can be differentiated")
+        if not self.smooth_outputs:
+            raise NotCounted("no output that can be differentiated")
+        if self._has_vjp(inexact):
+            return inexact
+        some = [i for i in inexact if len(inexact) > 1 and self._has_vjp([i])]
+        return some if some and self._has_vjp(some) else inexact
+
+    def _has_vjp(self, ins: list[int]) -> bool:
+        try:
+            self.native_vjp(self.tensors, ins, noise(self.smooth_outputs, 1))
+        except Exception:
+            return False
+        return True
+
+    @cached_property
+    def smooth_outputs(self) -> Tensors:
+        return [y for y in self.expected if is_inexact(y)]
+
+    def native_vjp(self, tensors: Tensors, ins: list[int], cotangents: Tensors) -> Tensors:
+        """The pullback in JAX's convention: torch's is its conjugate."""
+        x = [twin(t) for t in tensors]
+        for i in ins:
+            x[i].requires_grad_()
+        y = [t for t in leaves_of(self.fn(*x)) if is_inexact(t)]
+        pairs = [(t, ct.conj()) for t, ct in zip(y, cotangents, strict=True) if t.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(x[i]) for i in ins]
+        outputs, weights = zip(*pairs, strict=True)
+        grads = torch.autograd.grad(outputs, [x[i] for i in ins], weights, allow_unused=True)
+        return [torch.zeros_like(x[i]) if g is None else g.conj() for i, g in zip(ins, grads, strict=True)]
+
+    def native_jvp(self, ins: list[int], tangents: Tensors) -> Tensors:
+        """The pushforward, in forward mode."""
+
+        def moved(*moving: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            x = [twin(t) for t in self.tensors]
+            for i, t in zip(ins, moving, strict=True):
+                x[i] = t
+            return tuple(t for t in leaves_of(self.fn(*x)) if is_inexact(t))
+
+        return list(torch.func.jvp(moved, tuple(twin(self.tensors[i]) for i in ins), tuple(tangents))[1])
+
+    def batch(self, works: Callable[[Tensors], Any]) -> list[Tensors]:
+        """Two examples: the sample and a scaled one, or the sample twice where torch refuses that."""
+        other = [t * SHRINK if is_inexact(t) else t for t in self.tensors]
+        try:
+            works(other)
+            shapes = [t.shape for t in self.values(other)]
+        except Exception:
+            shapes = []
+        return [self.tensors, other if shapes == [t.shape for t in self.expected] else self.tensors]
+
+    # --- what the library answers ---
+
+    @cached_property
+    def wrapped(self) -> Callable[..., Any]:
+        """The library's function. The examples tell it 64-bit integers, which JAX lacks while x64 is off."""
+        return torch2jax(self.fn, *self.tensors)
+
+    @cached_property
+    def arrays(self) -> list[Any]:
+        return [t2j(twin(t)) for t in self.tensors]
+
+    def outputs(self, *arrays: Any) -> list[Any]:
+        """The arrays that the library's function answers."""
+        return [leaf for leaf in jax.tree.leaves(self.wrapped(*arrays)) if isinstance(leaf, jax.Array)]
+
+    def restricted(self, arrays: Sequence[Any], ins: list[int]) -> Callable[..., list[Any]]:
+        """The function of the inputs `ins` to the outputs that have derivatives."""
+
+        def g(*moving: Any) -> list[Any]:
+            x = list(arrays)
+            for i, value in zip(ins, moving, strict=True):
+                x[i] = value
+            return [y for y in self.outputs(*x) if jnp.issubdtype(y.dtype, jnp.inexact)]
+
+        return g
+
+    def pull(self, arrays: list[Any], cotangents: list[Any]) -> Any:
+        moving = [arrays[i] for i in self.moving]
+        return jax.vjp(self.restricted(arrays, self.moving), *moving)[1](cotangents)
+
+    def push(self, arrays: list[Any], tangents: list[Any]) -> Any:
+        moving = [arrays[i] for i in self.moving]
+        return jax.jvp(self.restricted(arrays, self.moving), moving, tangents)[1]
+
+    # --- checks ---
+
+    def forward(self) -> None:
+        expected = self.expected
+        compare(self.run(self.outputs)(*self.arrays), expected, self.tolerance)
+
+    def vjp(self) -> None:
+        cotangents = noise(self.smooth_outputs, 2)
+        expected = native(lambda: self.native_vjp(self.tensors, self.moving, cotangents))
+        compare(self.run(self.pull)(self.arrays, list(map(t2j, cotangents))), expected, self.tolerance)
+
+    def jvp(self) -> None:
+        tangents = noise([self.tensors[i] for i in self.moving], 3)
+        expected: Tensors | None = None
+        try:
+            expected = self.native_jvp(self.moving, tangents)
+        except Exception:  # no forward mode; then the transpose decides
+            cotangents = noise(self.smooth_outputs, 4)
+            grads = native(lambda: self.native_vjp(self.tensors, self.moving, cotangents))
+        got = self.run(self.push)(self.arrays, list(map(t2j, tangents)))
+        if expected is None:
+            compare_products(got, cotangents, grads, tangents, self.tolerance)
+        else:
+            compare(got, expected, self.tolerance)
+
+    def vmap(self) -> None:
+        examples = self.batch(lambda x: None)
+        expected = native(lambda: [self.values(x) for x in examples])
+        got = self.run(jax.vmap(self.outputs))(*stacked(examples))
+        compare(got, [torch.stack(column) for column in zip(*expected, strict=True)], self.tolerance)
+
+    def vmap_vjp(self) -> None:
+        cotangents = [noise(self.smooth_outputs, seed) for seed in (5, 6)]
+        examples = self.batch(lambda x: self.native_vjp(x, self.moving, cotangents[1]))
+        expected = native(
+            lambda: [self.native_vjp(x, self.moving, ct) for x, ct in zip(examples, cotangents, strict=True)]
+        )
+        got = self.run(jax.vmap(self.pull))(stacked(examples), stacked(cotangents))
+        compare(got, [torch.stack(column) for column in zip(*expected, strict=True)], self.tolerance)
+
+
+def stacked(examples: Sequence[Tensors]) -> list[Any]:
+    """A batch of examples as arrays."""
+    return [t2j(torch.stack(column)) for column in zip(*examples, strict=True)]
+
+
+def compare_products(
+    pushed: Sequence[Any], cotangents: Tensors, grads: Tensors, tangents: Tensors, tolerance: float
+) -> None:
+    """The dot-product identity <ct, J t> = <J^T ct, t>, of which only the real part holds for complex numbers."""
+    if [tuple(p.shape) for p in pushed] != [tuple(ct.shape) for ct in cotangents]:
+        raise Mismatch(f"tangents have shapes {[p.shape for p in pushed]}")
+    terms = [products(ct, j2t(p)) for ct, p in zip(cotangents, pushed, strict=True)]
+    left = torch.cat(terms) if terms else torch.zeros(1)
+    right = torch.cat([products(g, t) for g, t in zip(grads, tangents, strict=True)])
+    scale = float(torch.maximum(left.abs().sum(), right.abs().sum()))
+    difference = abs(float(left.sum()) - float(right.sum()))
+    if not difference <= 10 * tolerance * max(scale, 1e-2) and not left.isnan().any():
+        raise Mismatch(f"the dot products differ by {difference:.2g} of {scale:.2g}")
+
+
+def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The real parts of the products of all elements."""
+    return (a.to(torch.complex128) * b.to(torch.complex128)).real.flatten()
+
+
+# --- one operator --------------------------------------------------------------------------------------------------
+
+
+def name_of(op: Any) -> str:
+    """The operator and its variant, which together are unique."""
+    return f"{op.name}:{op.variant_test_name}" if op.variant_test_name else op.name
+
+
+def seed(number: int) -> None:
+    """Seed everything that draws samples."""
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def samples_of(op: Any, dtype: torch.dtype, count: int) -> list[Any]:
+    """The first samples, the same in every run."""
+    seed(zlib.crc32(name_of(op).encode()))
+    return list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=False), count))
+
+
+def case_of(op: Any, sample: Any, tolerance: float, run: Callable[..., Any]) -> Case:
+    """The sample as a function of its tensors; everything else is a constant."""
+    leaves, spec = torch_tree.tree_flatten((sample.input, sample.args, sample.kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+
+    def fn(*tensors: torch.Tensor) -> Any:
+        full = list(leaves)
+        for i, t in zip(places, tensors, strict=True):
+            full[i] = t
+        first, args, kwargs = torch_tree.tree_unflatten(full, spec)
+        return sample.output_process_fn_grad(op(first, *args, **kwargs))
+
+    fn.__name__ = op.name
+    return Case(fn, [leaves[i].detach() for i in places], tolerance, run)
+
+
+def check_is_fair(op: Any, case: Case) -> None:
+    """Raise `NotCounted` where native torch gives nothing to compare with."""
+    if op.name in UNINITIALISED:
+        raise NotCounted("uninitialised memory")
+    if not all(map(is_dense, case.tensors)):
+        raise NotCounted("sparse, nested or quantised input")
+    seed(1)
+    first = case.expected
+    if not first:
+        raise NotCounted("no tensor output")
+    if not all(map(is_dense, first)):
+        raise NotCounted("sparse, nested or quantised output")
+    if any(t.dtype == torch.complex32 for t in (*case.tensors, *first)):
+        raise NotCounted("dtype that JAX lacks")
+    seed(2)
+    for a, b in zip(first, native(lambda: case.values(case.tensors)), strict=True):
+        if not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) if is_inexact(a) else not torch.equal(a, b):
+            raise NotCounted("random output")
+
+
+def results_of(op: Any, dtype: str, n_samples: int, first: int, run: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    """One result per check, and before it a line that says which check begins."""
+    if getattr(torch, dtype) not in op.supported_dtypes("cpu"):
+        yield {"sample": 0, "check": "samples", "outcome": "not counted", "reason": "dtype unsupported"}
+        return
+    yield {"sample": first, "check": "samples"}
+    try:
+        samples = samples_of(op, getattr(torch, dtype), n_samples)
+    except Exception as error:
+        reason = f"torch cannot make samples ({type(error).__name__})"
+        yield {"sample": 0, "check": "samples", "outcome": "not counted", "reason": reason}
+        return
+    names = CHECKS if dtype in ("float32", "float64") else FEW_CHECKS
+    for number, sample in enumerate(samples):
+        if number < first:
+            continue
+        case = case_of(op, sample, TOLERANCE[dtype], run)
+        for check in names:
+            yield {"sample": number, "check": check}
+            result = result_of(op, case, check)
+            yield {"sample": number, "check": check, **result}
+            if check == "forward" and result["outcome"] != "passed":
+                break  # what comes next would only say the same again
+
+
+def result_of(op: Any, case: Case, check: str) -> dict[str, Any]:
+    """The outcome of one check, with the reason where it did not pass."""
+    start = time.perf_counter()
+    outcome, reason = "passed", ""
+    try:
+        if check == "forward":
+            check_is_fair(op, case)
+        elif not case.tensors:
+            raise NotCounted("no tensor input")
+        seed(3)
+        getattr(case, check)()
+    except NotCounted as error:
+        outcome, reason = "not counted", str(error)
+    except Exception as error:
+        outcome, reason = "failed", first_line(error)
+    return {"outcome": outcome, "reason": reason, "seconds": round(time.perf_counter() - start, 3)}
+
+
+def first_line(error: Exception) -> str:
+    """An exception in one line; under `jax.jit` the library's is inside of one of XLA."""
+    text = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+    return re.sub(r"^JaxRuntimeError: \w+: \[t2j error \d+\] ([\w]+\.)*", "", text)[:200]
+
+
+# --- process -------------------------------------------------------------------------------------------------------
+
+CLEAR_AFTER = 50  # operators; compiled programs are not needed again
+
+
+def main() -> None:
+    """Serve requests: `{"op": index, "dtype": ..., "samples": ..., "first": ..., "eager": ...}`."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # operators may print
+    faulthandler.enable()
+    torch.set_num_threads(1)
+
+    def say(line: dict[str, Any]) -> None:
+        answers.write(json.dumps(line) + "\n")
+        answers.flush()
+
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    warnings.simplefilter("ignore")
+    say({"names": [name_of(op) for op in op_db]})
+    for count, line in enumerate(sys.stdin, 1):
+        request = json.loads(line)
+        run = (lambda f: f) if request["eager"] else jax.jit
+        op = op_db[request["op"]]
+        for result in results_of(op, request["dtype"], request["samples"], request["first"], run):
+            say(result)
+        say({"done": request["op"]})
+        if count % CLEAR_AFTER == 0:
+            jax.clear_caches()
+            clear_residuals()
+
+
+if __name__ == "__main__":
+    main()
