@@ -485,7 +485,7 @@ def test_attention_in_every_mode(causal):
     tangent = jax.jvp(f, (x,), (jnp.asarray(v.numpy()),))[1]
     hessian = jax.jit(jax.hessian(f))(x)
     again = jax.grad(f)(x)
-    # JAX only dispatched those; PyTorch's forward mode and its choice of kernels are global, so the judge waits for them.
+    # JAX only dispatched those. PyTorch's forward mode and its choice of kernels are global, so the judge waits.
     jax.block_until_ready((gradient, tangent, hessian, again))
     close(gradient, torch.func.grad(fn)(qkv))
     close(tangent, torch.func.jvp(math, (qkv,), (v,))[1], rtol=1e-3)

@@ -30,6 +30,38 @@ def with_all_levels(leaf: Leaf, levels: Levels) -> Leaf:
     return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
 
 
+def with_batch_axes(t: torch.Tensor, index: int, levels: Levels, *, expand: bool = True) -> torch.Tensor:
+    """An operand with all batch axes in front, outermost first; those it did not have are of size 1 unless `expand`."""
+    for position, (size, dims) in enumerate(reversed(levels)):
+        if dims[index] is None:
+            t = t.unsqueeze(position)
+            t = t.expand(*t.shape[:position], size, *t.shape[position + 1 :]) if expand else t
+    return t
+
+
+class LeadingAxes:
+    """A function that takes its batch axes itself, in front of its own."""
+
+    def __init__(self, f: Flat, levels: Levels, results: Sequence[Leaf], *, expand: bool) -> None:
+        self.f = f
+        self.levels = levels
+        self.results = results
+        self.expand = expand
+
+    def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes = tuple(size for size, _ in reversed(self.levels))
+        if 0 in sizes:
+            return _zeros(self.results, sizes, x[0].device)
+        n = len(sizes)
+        rows = (with_batch_axes(t, i, self.levels, expand=self.expand) for i, t in enumerate(x))
+        fits = lambda y: y.dim() >= n and all(have in (1, size) for have, size in zip(y.shape, sizes, strict=False))
+        return tuple(y.expand(*sizes, *y.shape[n:]) if fits(y) else y for y in self.f(*rows))
+
+    def over(self, size: int, dims: Dims) -> LeadingAxes:
+        """The function with one more batch axis, outside the others."""
+        return LeadingAxes(self.f, (*self.levels, (size, dims)), self.results, expand=self.expand)
+
+
 def batched(f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool) -> Flat:
     """`f` for `size` examples at once; every output has the examples along axis 0."""
 
@@ -57,28 +89,29 @@ def batched(f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Sha
         warn(_in_turn(shared.name, size, shared.vmap_failure), PerformanceWarning)
         return answers
 
-    def with_leading_axis(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        rows = [t[None] if d is None else t for t, d in zip(x, dims, strict=True)]
-        if method == "broadcast_all":
-            rows = [t.expand(size, *t.shape[1:]) for t in rows]
-        return tuple(y.expand(size, *y.shape[1:]) if y.shape[:1] == (1,) else y for y in f(*rows))
-
     def empty(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        device = x[0].device
-        return tuple(torch.zeros((0, *leaf.shape), dtype=leaf.torch_dtype, device=device) for leaf in results)
+        return _zeros(results, (0,), x[0].device)
 
     options = shared.options
     method = options.vmap_method
     key_is_batched = shared.has_key and dims[0] is not None
     randomness = options.vmap_randomness or ("same" if shared.has_key else "error")
-    if is_derivative and method in ("expand_dims", "broadcast_all"):  # they would sum over the examples
-        method = "auto"
+    if method in ("expand_dims", "broadcast_all"):
+        if isinstance(f, LeadingAxes):
+            return f.over(size, dims)
+        if not is_derivative:
+            return LeadingAxes(f, ((size, dims),), results, expand=method == "broadcast_all")
+        method = "auto"  # a derivative would be summed over the examples
     if size == 0:
         return empty
     if method == "auto":
         # Each example of a batch of keys draws the numbers that it draws alone, so they take turns.
         return in_turn if key_is_batched and options.vmap_randomness is None else with_vmap_or_in_turn
-    return {"vmap": with_vmap, "sequential": in_turn}.get(method, with_leading_axis)
+    return with_vmap if method == "vmap" else in_turn
+
+
+def _zeros(results: Sequence[Leaf], sizes: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.zeros((*sizes, *leaf.shape), dtype=leaf.torch_dtype, device=device) for leaf in results)
 
 
 def _in_turn(name: str, size: int, reason: str) -> str:

@@ -20,7 +20,7 @@ from t2j_core import T2jWarning
 from t2j_core.extend import Leaf, warn, without_functorch
 
 from . import _compat
-from ._batching import Levels
+from ._batching import Levels, with_batch_axes
 from ._config import residual_bytes
 from ._differentiate import Flat, first_line
 from ._shared import Shared
@@ -198,7 +198,7 @@ class LiveGraphs:
         try:
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
                 for i in self.ins:
-                    leaves[i] = _with_batch_axes(x[i], i, levels).detach().requires_grad_()
+                    leaves[i] = with_batch_axes(x[i], i, levels).detach().requires_grad_()
                     handles[i] = leaves[i].view_as(leaves[i])
                 y = f(*handles)
         finally:
@@ -270,7 +270,7 @@ class LiveGraphs:
         finally:
             graph.operands.clear()
         return tuple(
-            torch.zeros_like(_with_batch_axes(x[i], i, levels)) if g is None else _conj_with_back(g, axis)
+            torch.zeros_like(with_batch_axes(x[i], i, levels)) if g is None else _conj_with_back(g, axis)
             for i, g in zip(ins, grads, strict=True)
         )
 
@@ -289,14 +289,6 @@ def _is_parameter(t: torch.Tensor) -> bool:
     """Whether a saved tensor is one that the function refers to anyway, or a view of it."""
     base = t if t._base is None else t._base
     return base.is_leaf and base.requires_grad
-
-
-def _with_batch_axes(t: torch.Tensor, index: int, levels: Levels) -> torch.Tensor:
-    """An operand with all batch axes in front, outermost first."""
-    for position, (size, dims) in enumerate(reversed(levels)):
-        if dims[index] is None:
-            t = t.unsqueeze(position).expand(*t.shape[:position], size, *t.shape[position:])
-    return t
 
 
 def _conj_with_front(t: torch.Tensor, axis: int | None) -> torch.Tensor:
