@@ -20,7 +20,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))  # pip's setting, for uv too
 
-CORE, AUTODIFF = "packages/t2j-core", "packages/t2j-autodiff"
+CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
+PARALLEL = ("-n", "2", "--dist", "loadfile")
 # 8 virtual devices in flight need more threads than a small machine has cores.
 QUIET = {"NPROC": "64", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
@@ -42,19 +43,22 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict type check of what ships."""
-    install(session, "mypy==2.4.1", CORE, AUTODIFF)
-    for package in (CORE, AUTODIFF):
+    install(session, "mypy==2.4.1", CORE, AUTODIFF, DIST)
+    for package in (CORE, AUTODIFF, DIST):
         session.run("mypy", f"{package}/src")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The tests of each package, then those across packages. Arguments go to pytest: `nox -s tests -- -k export`."""
-    install(session, f"{CORE}[test]")
-    session.run("pytest", CORE, *session.posargs, env=QUIET)  # before the others are installed: core stands alone
-    install(session, CORE, f"{AUTODIFF}[test]")
-    session.run("pytest", AUTODIFF, *session.posargs, env=QUIET)
-    session.run("pytest", "tests", *session.posargs, env=QUIET)
+    pytest = ("pytest", *PARALLEL, *session.posargs)
+    install(session, f"{CORE}[test]", "pytest-xdist")
+    session.run(*pytest, CORE, env=QUIET)  # before the others are installed: core stands alone
+    install(session, CORE, f"{DIST}[test]")
+    session.run(*pytest, f"{DIST}/tests/test_without_autodiff.py", env=QUIET)  # and so does dist
+    install(session, CORE, f"{AUTODIFF}[test]", "expecttest", "scipy")
+    for tested in (AUTODIFF, DIST, "tests"):
+        session.run(*pytest, tested, env=QUIET)
 
 
 @nox.session
@@ -82,11 +86,11 @@ def hessian(session: nox.Session) -> None:
 
 @nox.session
 def opdb(session: nox.Session) -> None:
-    """PyTorch's operator database through t2j, three samples of each operator; takes a quarter of an hour a dtype."""
-    install(session, CORE, AUTODIFF, "expecttest")
+    """PyTorch's operator database through t2j, three samples of each operator; takes a few minutes a dtype."""
+    install(session, CORE, AUTODIFF, "expecttest", "scipy")
+    options = ("--samples", "3", "--check", "--output", "benchmarks/results/opdb.json")
     for dtype in session.posargs or ("float32", "float64", "bfloat16", "complex64"):
-        output = f"{session.create_tmp()}/opdb-{dtype}.json"
-        session.run("python", "tests/contract/opdb.py", "--dtype", dtype, "--samples", "3", "--output", output)
+        session.run("python", "tests/contract/opdb.py", "--dtype", dtype, *options)
 
 
 @nox.session

@@ -62,9 +62,11 @@ CLASSES = (
     (r"DataDependentShapeError|DynamicOutputShape|DataDependentOutput", "data-dependent shape"),
     (r": NonDifferentiableError", "no forward mode and no double backward in torch"),
     (r"^as_strided:partial_views", "reads the memory around a view, which a JAX array does not have"),
-    (r"^as_strided_scatter vmap", "t2j bug: examples that run in turn have a storage offset"),
-    (r"^cov forward.*weights sum to zero", "t2j bug: outputs are not inferred where zeros are no valid input"),
-    (r"native_batch_norm\S* forward", "torch bug: the meta kernel tells another shape than the CPU kernel answers"),
+    (r": DTypeError: The dtype torch.complex32", "JAX has no such dtype"),
+    (
+        r"^(_?native_(batch|layer)_norm|_batch_norm_with_update)\S* forward",
+        "torch bug: the meta kernel tells another shape than the CPU kernel answers",
+    ),
     (r"^nn.functional.layer_norm vmap_vjp", "rounding of torch's own batching rule, at a gradient that is zero"),
 )
 UNKNOWN = "unclassified"
@@ -354,10 +356,12 @@ def table(report: dict[str, Any]) -> str:
 
 
 def share(counts: dict[str, int] | None) -> str:
-    """Passed of run, and the percentage, rounded down: only all is 100 %."""
+    """Passed of run, and the percentage: only all is 100 %."""
     if counts is None or not counts["run"]:
         return "-"
-    return f"{counts['passed']} / {counts['run']} ({int(1000 * counts['passed'] / counts['run']) / 10:.1f} %)"
+    percent = 100 * counts["passed"] / counts["run"]
+    percent = percent if percent == 100 else min(percent, 99.9)
+    return f"{counts['passed']} / {counts['run']} ({percent:.1f} %)"
 
 
 def save(path: Path, dtype: str, run: dict[str, Any]) -> dict[str, Any]:

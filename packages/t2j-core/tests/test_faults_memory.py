@@ -26,6 +26,7 @@ from t2j_core.testing import assert_nothing_escaped, counters, live_functions
 from test_faults import JaxError, check_intact, check_text
 
 N = 1 << 14
+ONE = jax.block_until_ready(jnp.ones(1))  # where the inputs are there, JAX runs a call at once and raises at once
 x = jnp.arange(6.0).reshape(2, 3)
 here = np.arange(6.0, dtype=np.float32).reshape(2, 3)
 
@@ -34,7 +35,7 @@ here = np.arange(6.0, dtype=np.float32).reshape(2, 3)
 def _intact():
     yield
     with pytest.raises(ZeroDivisionError):  # the last error keeps the frames it went through, and what they hold
-        torch2jax(lambda t: 1 / 0, output_shapes=Size(1))(jnp.ones(1))
+        torch2jax(lambda t: 1 / 0, output_shapes=Size(1))(ONE)
     assert_nothing_escaped()
     check_intact()
 
@@ -419,10 +420,11 @@ def test_memory_that_torch_owns_stays_where_it_is(origin):
         keeps(module, lambda m, args: box.append(m.weight) if not args[0].is_meta else None)
         apply, variables = module2jax(module, output_shapes=Size(1, 1 << 10))
         array = variables["params"]["weight"]
-        call = lambda: apply(variables, jnp.ones((1, 1 << 10)))
+        ones = jax.block_until_ready(jnp.ones((1, 1 << 10)))
+        call = lambda: apply(variables, ones)
     else:
         owner = torch.randn(1 << 20) if origin == "torch" else torch.from_numpy(np.random.randn(1 << 20).astype("f"))
-        array = t2j(owner)
+        array = jax.block_until_ready(t2j(owner))
         call = lambda: torch2jax(lambda t: box.append(t) or t + 1, output_shapes=Size(1 << 20))(array)
     shared = array.unsafe_buffer_pointer() == owner.data_ptr()
     address, want = owner.data_ptr(), owner.numpy().copy()

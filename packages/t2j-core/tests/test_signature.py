@@ -212,9 +212,38 @@ def test_the_functions_own_error_keeps_its_type_and_says_that_it_came_from_infer
     assert any("inferred the outputs" in note and "output_shapes=" in note for note in error.value.__notes__)
 
 
+INVALID = {
+    "zeros": lambda t: t.sum() == 0,
+    "a ramp": lambda t: (t > 1).any(),
+    "zeros and a ramp": lambda t: (t != 1).any(),
+    "zeros and ones": lambda t: t.std() == 0,
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_outputs_are_inferred_where_some_data_is_no_valid_input(name):
+    def function(t):
+        if INVALID[name](torch.as_tensor(t.numpy())):
+            raise ValueError("other data, please")
+        return t.sum()
+
+    x = jnp.arange(1.0, 5.0) if name in ("zeros", "zeros and ones") else jnp.ones(4)
+    assert torch2jax(function)(x) == x.sum()
+
+
+class Cache:
+    def __init__(self, t: torch.Tensor) -> None:
+        self.layers = [{"keys": t}]
+
+
+def test_tensors_deep_inside_an_object_that_is_no_pytree():
+    with pytest.raises(OutputError, match="returns tensors inside a Cache, which is no pytree"):
+        torch2jax(lambda t: (t + 1, Cache(t * 2)))(f32(3))
+
+
 def test_a_function_that_works_only_on_real_data_is_declared():
     def function(t):
-        if t.device.type != "cpu" or t.abs().sum() == 0:
+        if t.device.type != "cpu" or t.abs().sum() in (0, 4, 10):
             raise ValueError("needs real data")
         return t / t.sum()
 
@@ -402,7 +431,7 @@ def test_another_tree_than_declared_is_found_at_the_call(function):
             torch2jax(function, output_shapes=(Size(3), Size(3)))(f32(3))
 
 
-@pytest.mark.parametrize("shapes", ["f32", 3, {"a": 1.5}, (Size(3), "x"), object()], ids=str)
+@pytest.mark.parametrize("shapes", ["f32", 3, {"a": 1.5}, (Size(3), "x"), object()], ids=lambda s: type(s).__name__)
 def test_a_declaration_that_describes_no_array(shapes):
     with pytest.raises(ArgumentError, match="`output_shapes`"):
         torch2jax(torch.sin, output_shapes=shapes)(f32(3))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
+import jax
 import torch
+from jax.sharding import NamedSharding, PartitionSpec
 from t2j_core import PerformanceWarning
-from t2j_core.extend import Leaf, warn
+from t2j_core.extend import Leaf, explicit_spec, manual_axes, reshard, warn
 
 from . import _compat
 from ._differentiate import Flat, first_line
@@ -108,6 +112,30 @@ def batched(f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Sha
         # Each example of a batch of keys draws the numbers that it draws alone, so they take turns.
         return in_turn if key_is_batched and options.vmap_randomness is None else with_vmap_or_in_turn
     return with_vmap if method == "vmap" else in_turn
+
+
+def over_devices(call: Callable[[int, Sequence[Any]], Any], size: int, operands: Sequence[Any], dims: Dims) -> Any:
+    """`call(size, operands)`; where the batch is sharded over Explicit mesh axes, each device runs its own examples."""
+    specs = [explicit_spec(jax.typeof(x)) for x in operands]
+    split = next((spec[0] for spec, d in zip(specs, dims, strict=True) if spec and d == 0), None)
+    inside = [spec if d is None else spec[1:] for spec, d in zip(specs, dims, strict=True) if spec]
+    if split is None or any(part is not None for spec in inside for part in spec):  # of an example: not for one device
+        return call(size, operands)
+    mesh = next(jax.typeof(x).sharding.mesh for x, spec in zip(operands, specs, strict=True) if spec)
+    axes = split if isinstance(split, tuple) else (split,)
+    count = math.prod(mesh.shape[axis] for axis in axes)
+    own = [PartitionSpec() if d is None else PartitionSpec(split) for d in dims]
+    operands = [
+        x if spec or d is None else reshard(x, NamedSharding(mesh, wanted))
+        for x, spec, d, wanted in zip(operands, specs, dims, own, strict=True)
+    ]
+    return jax.shard_map(
+        lambda *shards: tuple(call(size // count, shards)),
+        mesh=mesh if jax.sharding.get_abstract_mesh().empty else None,
+        in_specs=tuple(own),
+        out_specs=PartitionSpec(split),
+        axis_names=manual_axes(mesh, axes),
+    )(*operands)
 
 
 def _zeros(results: Sequence[Leaf], sizes: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, ...]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from t2j_core.extend import TorchFn, call_primitive, describe, torch_call, torch_call_p
 
 from . import _compat
-from ._batching import Dims, Levels, batched, with_all_levels, with_levels
+from ._batching import Dims, Levels, batched, over_devices, with_all_levels, with_levels
 from ._differentiate import Flat
 from ._errors import DepthError
 from ._linearize import Linearized, Memo, derived, is_inexact, under_math_attention
@@ -74,7 +74,11 @@ class Rules:
     def batch(self, operands: Any, dims: Any, *, fn: TorchFn) -> Any:
         """Batching rule."""
         size, operands, dims = _batch_in_front(operands, dims)
-        results = torch_call(*operands, fn=self.over_batch(fn, size, dims))
+
+        def call(size: int, operands: Sequence[Any]) -> list[Any]:
+            return torch_call(*operands, fn=self.over_batch(fn, size, dims))
+
+        results = over_devices(call, size, operands, dims)
         return results, [0] * len(results)
 
     def without_unused(self, used: Sequence[bool], *, fn: TorchFn) -> TorchFn | None:
@@ -142,8 +146,12 @@ class ForwardRules(Rules):
     def batch(self, operands: Any, dims: Any, *, fn: TorchFn) -> Any:
         """Batching rule: a forward of the batched function."""
         size, operands, dims = _batch_in_front(operands, dims)
-        batched_forward = forward(self.linearized_source, self.depth, (*self.levels, (size, dims)))
-        results = torch_call(*operands, fn=batched_forward)
+
+        def call(size: int, operands: Sequence[Any]) -> list[Any]:
+            batched_forward = forward(self.linearized_source, self.depth, (*self.levels, (size, dims)))
+            return torch_call(*operands, fn=batched_forward)
+
+        results = over_devices(call, size, operands, dims)
         return results, [0] * len(results)
 
     def without_unused(self, used: Sequence[bool], *, fn: TorchFn) -> TorchFn | None:
@@ -228,12 +236,17 @@ class LinearRules(Rules):
         """Batching rule of `torch_linear`: all it is linear in gets the axis."""
         size, operands, dims = _batch_in_front(operands, dims)
         m = self.n_constants
-        moved = [
-            x if d == 0 else jnp.broadcast_to(x, (size, *x.shape)) for x, d in zip(operands[m:], dims[m:], strict=True)
-        ]
-        levels = (*self.levels, (size, dims[:m]))
-        fn = linear_map(self.source, self.direction, self.ins, self.outs, levels, self.depth)
-        results = _linear(*operands[:m], *moved, fn=fn)
+
+        def call(size: int, operands: Sequence[Any]) -> list[Any]:
+            moved = [
+                x if d == 0 else jnp.broadcast_to(x, (size, *x.shape))
+                for x, d in zip(operands[m:], dims[m:], strict=True)
+            ]
+            levels = (*self.levels, (size, dims[:m]))
+            fn = linear_map(self.source, self.direction, self.ins, self.outs, levels, self.depth)
+            return _linear(*operands[:m], *moved, fn=fn)
+
+        results = over_devices(call, size, operands, dims)
         return results, [0] * len(results)
 
 

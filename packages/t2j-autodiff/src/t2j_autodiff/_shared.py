@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from t2j_core import ArgumentError
@@ -31,7 +32,7 @@ class DiffOptions:
     def __post_init__(self) -> None:
         """Check the options."""
         depth = self.depth
-        if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 0):
+        if depth is not None and (isinstance(depth, bool) or not isinstance(depth, Integral) or int(depth) < 0):
             _refuse(
                 "depth", "a non-negative integer, or None for no limit", depth, "Count derivatives: 2 for Hessians."
             )

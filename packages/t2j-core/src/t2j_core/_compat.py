@@ -7,6 +7,7 @@ To drop support for a version, delete the branch that its comment names.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import sys
 import threading
@@ -24,6 +25,7 @@ from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
 from jax.interpreters import mlir as mlir
 from jax.interpreters import partial_eval
+from jax.sharding import AxisType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 JAX_FLOOR = (0, 6, 2)
@@ -149,6 +151,32 @@ def explicit_spec(aval: Any) -> Any | None:
     """The partition spec in the type of `aval` if it shards a dimension over an Explicit mesh axis, else None."""
     spec = getattr(getattr(aval, "sharding", None), "spec", None)
     return spec if spec is not None and any(part is not None for part in spec) else None
+
+
+if hasattr(jax, "reshard"):
+    _reshard: Any = jax.reshard
+elif hasattr(jax.sharding, "reshard"):  # jax 0.7
+    _reshard = jax.sharding.reshard
+else:
+    _reshard = importlib.import_module("jax.experimental.shard").reshard
+
+
+def reshard(x: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    """Move an array with Explicit axes to another sharding."""
+    return _reshard(x, sharding)
+
+
+def manual_axes(mesh: Any, axes: Iterable[str]) -> frozenset[str]:
+    """The `axis_names` for a `jax.shard_map` that splits over `axes`.
+
+    Auto axes are always among them: the partitioner has nothing to decide about a torch call. The older partitioner,
+    the default before jax 0.7, cannot leave any axis out.
+    """
+    wanted = frozenset(axes)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    every = not getattr(jax.config, "jax_use_shardy_partitioner", True)
+    auto = {axis for axis, kind in kinds.items() if kind == AxisType.Auto or (every and kind == AxisType.Explicit)}
+    return wanted | auto if wanted else wanted
 
 
 def is_concrete_array(x: object) -> bool:

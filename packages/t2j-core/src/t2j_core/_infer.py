@@ -8,6 +8,7 @@ import gc
 import inspect
 import logging
 import math
+import types
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
@@ -175,7 +176,7 @@ _FAKE_FROM_BYTES = 1 << 30
 
 
 def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
-    """Run the function without data, once, and read its outputs off; where that fails, run it on zeros.
+    """Run the function without data, once, and read its outputs off; where that fails, run it on made-up data.
 
     Raises `DataDependentShapeError` where a shape depends on values, and the function's own exception where it raises.
     """
@@ -220,22 +221,36 @@ def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], 
         with _inference(name):
             return _run(call, key, [make(leaf) for leaf in operands])
 
-    try:
-        outputs = run(lambda leaf: torch.zeros(leaf.shape, dtype=leaf.torch_dtype))
-    except T2jError:
-        raise
-    except Exception as error:
-        error.add_note(
-            f"Raised while t2j inferred the outputs of {name} for ({', '.join(map(str, operands))}). "
-            "If the function works on real data, declare its outputs with `output_shapes=`."
-        )
-        raise
-    other = outputs
-    with contextlib.suppress(Exception):  # the ramp may be no valid input, and then it tells nothing
-        other = run(_ramp)
-    if other.leaves != outputs.leaves:
-        raise DataDependentShapeError(_data_dependent(name, operands, outputs, other))
-    return outputs
+    answers: list[Outputs] = []
+    failure: Exception | None = None
+    for make in (_zeros, _ramp, _ones):  # some need not be valid input; two answers tell whether values matter
+        try:
+            answers.append(run(make))
+        except Exception as error:
+            failure = failure or error
+        if isinstance(failure, T2jError) or len(answers) == 2:
+            break
+    if failure is not None and not answers:
+        if not isinstance(failure, T2jError):
+            failure.add_note(
+                f"Raised while t2j inferred the outputs of {name} for ({', '.join(map(str, operands))}). "
+                "If the function works on real data, declare its outputs with `output_shapes=`."
+            )
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame
+    if answers[-1].leaves != answers[0].leaves:
+        raise DataDependentShapeError(_data_dependent(name, operands, answers[0], answers[-1]))
+    return answers[0]
+
+
+def _zeros(leaf: Leaf) -> torch.Tensor:
+    return torch.zeros(leaf.shape, dtype=leaf.torch_dtype)
+
+
+def _ones(leaf: Leaf) -> torch.Tensor:
+    return torch.ones(leaf.shape, dtype=leaf.torch_dtype)
 
 
 def _ramp(leaf: Leaf) -> torch.Tensor:
@@ -339,15 +354,32 @@ def _static_output(item: Any) -> Static:
                 f"The function returns tensors inside a {type(item).__name__}, which is no pytree.",
                 expected="tensors in tuples, lists, dicts, dataclasses or registered pytrees",
                 got=type(item).__name__,
-                remedy="Return one of these, or register the class with `jax.tree_util.register_pytree_node`.",
+                remedy="Return one of these, or register the class with `jax.tree_util.register_pytree_node`. "
+                "(A cache of a Hugging Face model: call it with `use_cache=False`.)",
             )
         )
     return Static.of(item)
 
 
 def _holds_tensors(item: Any) -> bool:
-    parts = item if isinstance(item, (set, frozenset)) else getattr(item, "__dict__", {}).values()
-    return not isinstance(item, type) and any(isinstance(part, torch.Tensor) for part in parts)
+    """Whether there are tensors in an object, or in the objects it holds."""
+    seen: dict[int, Any] = {}
+    rest = [item]
+    while rest and len(seen) < _MOST_PARTS:
+        part = rest.pop()
+        if isinstance(part, torch.Tensor):
+            return True
+        if id(part) in seen or isinstance(part, (type, types.ModuleType, torch.nn.Module)):
+            continue
+        seen[id(part)] = part
+        if isinstance(part, (set, frozenset, list, tuple)):
+            rest.extend(part)
+        else:
+            rest.extend((part if isinstance(part, dict) else getattr(part, "__dict__", {})).values())
+    return False
+
+
+_MOST_PARTS = 1000
 
 
 def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import threading
@@ -22,7 +23,7 @@ from ._infer import infer_outputs
 from ._primitive import torch_call
 from ._pytree import Static, argument_paths, split
 from ._rng import seeded
-from ._signature import Leaf, Signature, declared_outputs, leaf_of
+from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
 from ._torchfn import BORROW, CLONE, MUTABLE, TorchFn, register_name
 
 _OUTPUTS = ("copy", "out", "auto")
@@ -119,6 +120,11 @@ def torch2jax(
 torch2jax_without_vjp = torch2jax
 
 
+def leaves_of(arrays: Sequence[Any], dtypes: Any) -> tuple[Leaf, ...]:
+    """The leaves of arrays, with those torch dtypes that differ from what JAX stores."""
+    return tuple(leaf_of(array.shape, array.dtype, dict(dtypes).get(index)) for index, array in enumerate(arrays))
+
+
 class TorchFunction:
     """A PyTorch function that JAX can call; made by `torch2jax`."""
 
@@ -146,6 +152,12 @@ class TorchFunction:
             register_name(options.name, self._build)
         if examples is not None:
             self._check_examples(*examples)
+
+    def _variant(self, **changes: Any) -> Any:
+        """The same function with some attributes changed, and caches of its own."""
+        other = copy.copy(self)
+        vars(other).update(_fns={}, _entries={}, _array_entries={}, _flat=jax.jit(other._call_arrays), **changes)
+        return other
 
     def __repr__(self) -> str:
         signatures = "".join(f"\n  {fn.signature}" for fn in self._fns.values())
@@ -209,17 +221,16 @@ class TorchFunction:
         if self.options.rng:
             _check_key_is_first(self.__name__, key)
             arrays[0] = _key_data(arrays[0])
-        operands = tuple(
-            leaf_of(array.shape, array.dtype, dict(dtypes).get(index)) for index, array in enumerate(arrays)
-        )
-        fn = self._torch_fn(key, operands)
-        outputs = fn.signature.outputs
-        results = torch_call(*arrays, fn=fn)
+        outputs, results = self._bind_flat(arrays, key, dtypes)
         if marked and any(static is not None for static in outputs.statics):
             self._has_constant_outputs = True
             rest = iter(results)
             return jax.tree.unflatten(outputs.tree, [next(rest) if s is None else Mark(s) for s in outputs.statics])
         return outputs.unflatten(results)
+
+    def _bind_flat(self, arrays: Sequence[Any], key: Any, dtypes: Any) -> tuple[Outputs, Sequence[Any]]:
+        fn = self._torch_fn(key, leaves_of(arrays, dtypes))
+        return fn.signature.outputs, torch_call(*arrays, fn=fn)
 
     # --- signatures ------------------------------------------------------------------------------------------------
 
@@ -303,7 +314,10 @@ class TorchFunction:
                 leaf = jax.eval_shape(_key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
             stored = dtype_t2j(leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf.dtype
             operands.append(leaf_of(leaf.shape, canonical(stored), dict(dtypes).get(index)))
-        self._torch_fn(key, tuple(operands))
+        self._check_signature(key, tuple(operands))
+
+    def _check_signature(self, key: Any, operands: tuple[Leaf, ...]) -> None:
+        self._torch_fn(key, operands)
 
     def _torch_dtypes(self, data: Sequence[Any], key: Any) -> tuple[tuple[int, torch.dtype], ...]:
         """Torch dtypes that differ from what JAX stores: told by the examples, or by tensors among the arguments."""

@@ -3,6 +3,10 @@
 Semi-public: it changes with the minor version of t2j-core.
 """
 
+from ._compat import Tracer as Tracer
+from ._compat import explicit_spec as explicit_spec
+from ._compat import manual_axes as manual_axes
+from ._compat import reshard as reshard
 from ._compat import varying_axes as varying_axes
 from ._compat import without_functorch as without_functorch
 from ._dtypes import canonical as canonical
@@ -13,12 +17,16 @@ from ._primitive import call_primitive as call_primitive
 from ._primitive import torch_call as torch_call
 from ._primitive import torch_call_p as torch_call_p
 from ._pytree import argument_paths as argument_paths
+from ._pytree import merger as merger
+from ._pytree import split as split
 from ._signature import Leaf as Leaf
 from ._signature import Outputs as Outputs
 from ._signature import Signature as Signature
+from ._signature import declared_outputs as declared_outputs
 from ._signature import flat_signature as flat_signature
 from ._torchfn import CLONE as CLONE
 from ._torchfn import TorchFn as TorchFn
 from ._wrap import Options as Options
 from ._wrap import TorchFunction as TorchFunction
 from ._wrap import argument_numbers as argument_numbers
+from ._wrap import leaves_of as leaves_of

@@ -1,0 +1,3 @@
+"""For the sister packages of t2j. Semi-public: it changes with the minor version of t2j-autodiff."""
+
+from ._shared import DiffOptions as DiffOptions

@@ -1,0 +1,111 @@
+"""Partition specs: trees of them, the mesh axes they name, the shapes of shards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from t2j_core import ShardingError
+from t2j_core.extend import describe
+
+Shape = tuple[int, ...]
+Sizes = Mapping[str, int]  # devices along each axis of a mesh
+
+
+def is_spec(item: Any) -> bool:
+    """Whether an item of a tree of specs is one spec; None is that of a replicated array."""
+    return item is None or isinstance(item, (PartitionSpec, NamedSharding))
+
+
+def check_specs(option: str, specs: Any) -> None:
+    """Raise unless `specs` is a tree of partition specs."""
+    for item in jax.tree.leaves(specs, is_leaf=is_spec):
+        if not is_spec(item) or any(part is PartitionSpec.UNCONSTRAINED for part in _spec(item)):
+            raise ShardingError(
+                describe(
+                    f"`{option}` holds something that is no partition spec.",
+                    expected="a `jax.sharding.PartitionSpec`, or a tree of them; None for a replicated array",
+                    got=repr(item),
+                    remedy='Name one mesh axis, a tuple of them or None for each dimension: `P("data", None)`.',
+                )
+            )
+
+
+def spread(option: str, specs: Any, full: Any) -> list[PartitionSpec]:
+    """One spec for each leaf of the tree `full`, of which `specs` is a prefix."""
+    try:
+        parts = jax.tree.map(
+            lambda spec, part: [_spec(spec)] * len(jax.tree.leaves(part)), specs, full, is_leaf=is_spec
+        )
+    except ValueError:
+        raise ShardingError(
+            describe(
+                f"`{option}` does not match the tree it is for.",
+                expected=f"one spec, or a prefix of {jax.tree.structure(full)}",
+                got=f"{specs}",
+                remedy="Give one spec for all arrays, or one for each part of the tree.",
+            )
+        ) from None
+    return [spec for part in jax.tree.leaves(parts, is_leaf=lambda x: isinstance(x, list)) for spec in part]
+
+
+def _spec(item: Any) -> PartitionSpec:
+    if isinstance(item, NamedSharding):
+        return item.spec
+    return PartitionSpec() if item is None else item
+
+
+def spec_axes(spec: Iterable[Any]) -> frozenset[str]:
+    """The mesh axes that a spec names."""
+    return frozenset(axis for part in spec for axis in _axes_of(part))
+
+
+def tree_axes(specs: Any) -> frozenset[str]:
+    """The mesh axes that a tree of specs names."""
+    return frozenset().union(*(spec_axes(_spec(item)) for item in jax.tree.leaves(specs, is_leaf=is_spec)))
+
+
+def _axes_of(part: Any) -> tuple[str, ...]:
+    return () if part is None else part if isinstance(part, tuple) else (part,)
+
+
+def without_axes(spec: Iterable[Any], axes: frozenset[str]) -> PartitionSpec:
+    """A spec less some axes."""
+    kept = [tuple(axis for axis in _axes_of(part) if axis not in axes) for part in spec]
+    return PartitionSpec(*(part if len(part) > 1 else part[0] if part else None for part in kept))
+
+
+def is_same(one: Iterable[Any], other: Iterable[Any]) -> bool:
+    """Whether two specs of one array say the same: Nones at the end do not count."""
+    a, b = ([_axes_of(part) for part in spec] for spec in (one, other))
+    longest = max(len(a), len(b))
+    return a + [()] * (longest - len(a)) == b + [()] * (longest - len(b))
+
+
+def shard_shape(path: str, shape: Shape, spec: PartitionSpec, sizes: Sizes) -> Shape:
+    """The shape of one shard of an array. Raises where the spec does not fit the array."""
+    axes = [axis for part in spec for axis in _axes_of(part)]
+    if len(spec) > len(shape):
+        raise _misfit(path, shape, spec, f"at most {len(shape)} entries, one for each dimension", "Shorten the spec.")
+    if len(set(axes)) < len(axes):
+        raise _misfit(path, shape, spec, "each mesh axis once", "Shard each dimension over axes of its own.")
+    shards = [math.prod(sizes[axis] for axis in _axes_of(part)) for part in spec]
+    shards += [1] * (len(shape) - len(shards))
+    for dimension, (size, count) in enumerate(zip(shape, shards, strict=True)):
+        if size % count:
+            raise _misfit(
+                path,
+                shape,
+                spec,
+                f"a multiple of {count} in dimension {dimension}, which is split over {count} devices",
+                "Pad the array, or choose another dimension or mesh.",
+            )
+    return tuple(size // count for size, count in zip(shape, shards, strict=True))
+
+
+def _misfit(path: str, shape: Sequence[int], spec: PartitionSpec, expected: str, remedy: str) -> ShardingError:
+    text = f"The spec {spec} does not fit {path}."
+    return ShardingError(describe(text, expected=expected, got=f"shape {list(shape)}", remedy=remedy))

@@ -1,0 +1,101 @@
+"""The direction of imports, who may touch what, and the public names."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import t2j_core
+import t2j_dist
+
+PACKAGE = Path(t2j_dist.__file__).parent
+
+# Lowest floor first: a module imports only from floors below its own.
+FLOORS = [{"_specs"}, {"_plan"}, {"_wrap"}, {"__init__"}]
+FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}
+SOURCES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
+
+
+def imports(name: str):
+    """(module, names, line) of every import, relative ones with their dots."""
+    for node in ast.walk(ast.parse(SOURCES[name].read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, [], node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), [alias.name for alias in node.names], node.lineno
+
+
+def nodes(name: str, kind: type):
+    return [node for node in ast.walk(ast.parse(SOURCES[name].read_text())) if isinstance(node, kind)]
+
+
+def test_every_module_has_its_floor():
+    assert set(SOURCES) == set(FLOOR)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_module_imports_from_lower_floors_only(name):
+    for module, names, line in imports(name):
+        if module.startswith("."):
+            for target in [module[1:]] if module != "." else names:
+                assert FLOOR[target] < FLOOR[name], f"{name}:{line} imports {target}, which is not below it"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_of_the_layers_below_only_public_names_and_extend_are_imported(name):
+    for module, names, line in imports(name):
+        if module.split(".")[0] not in ("t2j_core", "t2j_autodiff"):
+            continue
+        package = module.split(".")[0]
+        assert module in (package, f"{package}.extend"), f"{name}:{line}"
+        assert not [n for n in names if n.startswith("_")], f"{name}:{line}"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_but_the_declared_dependencies_is_imported(name):
+    allowed = {"jax", "torch", "numpy", "t2j_core", "t2j_autodiff"} | sys.stdlib_module_names
+    for module, _, line in imports(name):
+        if not module.startswith("."):
+            assert module.split(".")[0] in allowed, f"{name}:{line}"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_touches_what_jax_does_not_promise(name):
+    unpromised = re.compile(r"jax\.(_src|core|interpreters|extend|experimental)\b")
+    for module, names, line in imports(name):
+        for target in [module, *(f"{module}.{n}" for n in names)]:
+            assert not unpromised.match(target), f"{name}:{line}"
+    for node in nodes(name, ast.Attribute):
+        assert not unpromised.match(ast.unparse(node)), f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_library_code_neither_prints_nor_asserts_nor_configures(name):
+    forbidden = ("print", "breakpoint", "jax.config.update", "torch.set_", "sys.path.", "warnings.filterwarnings")
+    for node in nodes(name, ast.Call):
+        assert not ast.unparse(node.func).startswith(forbidden), f"{name}:{node.lineno}"
+    assert not nodes(name, ast.Assert)
+
+
+def test_no_environment_switches():
+    assert not any(re.search(r"os\.environ|getenv", path.read_text()) for path in SOURCES.values())
+
+
+def public(module) -> set[str]:
+    """What `module` offers: names without underscore that are no modules."""
+    return {n for n, value in vars(module).items() if not n.startswith("_") and not inspect.ismodule(value)}
+
+
+def test_the_public_names_are_those_of_core_and_these():
+    assert public(t2j_dist) == public(t2j_core) | {"ShardedFunction", "torch2jax_with_vjp"}
+
+
+def test_the_version_is_the_packages():
+    from importlib.metadata import version
+
+    assert t2j_dist.__version__ == version("t2j-dist")

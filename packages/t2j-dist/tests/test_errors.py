@@ -1,0 +1,154 @@
+"""Every wrong spec is a typed error at trace time that says what to do."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from helpers import W, X, agree, in_jnp, in_torch, mesh_of, put, use
+from jax.sharding import PartitionSpec as P
+from t2j_dist import ArgumentError, OutputError, ShardingError, torch2jax
+
+WRONG = {
+    "does not divide": (dict(in_specs=(P("data"), P()), out_specs=P("data")), (X[:6], W), "args[0]", "multiple of 4"),
+    "unknown axis": (dict(in_specs=(P("rows"), P()), out_specs=P("rows")), (X, W), '"rows"', "'data': 4"),
+    "too long": (dict(in_specs=(P("data", None, None), P()), out_specs=P("data")), (X, W), "args[0]", "at most 2"),
+    "axis twice": (
+        dict(in_specs=(P("data", "data"), P()), out_specs=P("data")),
+        (X, W),
+        "args[0]",
+        "each mesh axis once",
+    ),
+    "in_specs of another tree": (
+        dict(in_specs=(P("data"),), out_specs=P("data")),
+        (X, W),
+        "`in_specs` does not match",
+        "one spec, or a prefix",
+    ),
+    "out_specs of another tree": (
+        dict(in_specs=(P("data"), P()), out_specs=(P("data"), P())),
+        (X, W),
+        "`out_specs` does not match",
+        "one spec, or a prefix",
+    ),
+    "output spec too long": (
+        dict(in_specs=(P("data"), P()), out_specs=P("data", None, None)),
+        (X, W),
+        "output",
+        "at most 2",
+    ),
+    "output said to be replicated": (
+        dict(in_specs=(P("data"), P()), out_specs=P()),
+        (X, W),
+        "differs from device to device",
+        "jax.lax.psum",
+    ),
+    "no operand is split": (
+        dict(in_specs=(P(), P()), out_specs=P("data")),
+        (X, W),
+        "every device would compute the same",
+        "in_specs",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_specs(name, wrap, kind):
+    options, args, *texts = WRONG[name]
+    mesh = mesh_of(kind)
+    calls = []
+
+    def fn(x, w):
+        calls.append(x.device.type)
+        return in_torch(x, w)
+
+    f = torch2jax(fn, **options)
+    with use(mesh):
+        for _ in range(2):
+            with pytest.raises(ShardingError) as caught:
+                wrap(f)(*args)
+            for text in texts:
+                assert text in str(caught.value)
+            assert "Expected:" in str(caught.value)
+        assert "cpu" not in calls
+        right = torch2jax(in_torch, in_specs=(P("data"), P()), out_specs=P("data"))
+        agree(wrap(right)(put(X, mesh, "data"), put(W, mesh)), in_jnp(X, W))
+
+
+def test_declared_outputs_that_do_not_divide():
+    f = torch2jax(in_torch, in_specs=P(), out_specs=P("data"), output_shapes=(6, 4), mesh=mesh_of("Auto"))
+    with pytest.raises(ShardingError, match="output") as caught:
+        f(X, W)
+    assert "multiple of 4" in str(caught.value)
+
+
+def test_declared_outputs_of_a_shard_are_checked_when_it_runs():
+    f = torch2jax(
+        in_torch, in_specs=(P("data"), P()), out_specs=P("data"), output_shapes=(64, 4), mesh=mesh_of("Auto"), depth=0
+    )
+    with pytest.raises((OutputError, jax.errors.JaxRuntimeError), match=r"wrong output.*\s+.*f32\[16,4\]"):
+        jax.block_until_ready(f(X, W))
+
+
+@pytest.mark.parametrize("specs", ["data", ("data",), 3, P(P.UNCONSTRAINED), [P("data"), "data"]])
+def test_what_is_no_spec(specs):
+    with pytest.raises(ShardingError, match="no partition spec"):
+        torch2jax(in_torch, out_specs=specs)
+    with pytest.raises(ShardingError, match="no partition spec"):
+        torch2jax(in_torch, out_specs=P("data"), in_specs=specs)
+
+
+def test_in_specs_alone():
+    with pytest.raises(ArgumentError, match="need `out_specs`"):
+        torch2jax(in_torch, in_specs=(P("data"), P()))
+    with pytest.raises(ArgumentError, match="need `out_specs`"):
+        torch2jax(in_torch, mesh=mesh_of("Auto"))
+
+
+def test_two_names_for_one_option():
+    with pytest.raises(ArgumentError, match="two names"):
+        torch2jax(in_torch, out_specs=P(), output_sharding_spec=P())
+
+
+def test_an_unknown_option():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'out_spec'"):
+        torch2jax(in_torch, out_spec=P())
+
+
+def test_another_mesh_than_that_of_the_call():
+    f = torch2jax(in_torch, in_specs=(P("data"), P()), out_specs=P("data"), mesh=mesh_of("Auto", data=8))
+    with use(mesh_of("Auto")), pytest.raises(ShardingError, match="another mesh") as caught:
+        f(X, W)
+    assert "'data': 8" in str(caught.value)
+    agree(f(X, W), in_jnp(X, W))
+
+
+def test_wrong_specs_are_found_with_examples_when_wrapping():
+    mesh = mesh_of("Auto")
+    with pytest.raises(ShardingError, match="multiple of 4"):
+        torch2jax(in_torch, X[:6], W, in_specs=(P("data"), P()), out_specs=P("data"), mesh=mesh)
+    with pytest.raises(ShardingError, match="does not match"):
+        torch2jax(in_torch, X, W, in_specs=(P("data"), P()), out_specs=(P(), P()), mesh=mesh)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_an_exception_of_the_function_on_one_shard(wrap):
+    def fn(x):
+        if x.device.type == "cpu" and float(x[0, 0]) == 4.0:
+            raise ArithmeticError("the shard that begins with 4")
+        return x + 1
+
+    f = torch2jax(fn, in_specs=P("data"), out_specs=P("data"), mesh=mesh_of("Auto"), output_shapes=(16, 1))
+    x = jnp.arange(16.0)[:, None]
+    with pytest.raises((ArithmeticError, jax.errors.JaxRuntimeError), match="the shard that begins with 4"):
+        jax.block_until_ready(wrap(f)(x))
+    agree(wrap(f)(x + 100), x + 101)
+
+
+def test_a_nan_on_one_shard_stays_there():
+    f = torch2jax(torch.log, in_specs=P("data"), out_specs=P("data"), mesh=mesh_of("Auto"))
+    x = jnp.ones(16).at[5].set(jnp.nan)
+    assert jnp.isnan(f(x)).tolist() == [i == 5 for i in range(16)]
