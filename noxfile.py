@@ -85,6 +85,16 @@ def hessian(session: nox.Session) -> None:
 
 
 @nox.session
+def distributed(session: nox.Session) -> None:
+    """Train on 8 virtual devices in one process, in two and in four: data parallel, fully sharded, tensor parallel."""
+    install(session, CORE, AUTODIFF, DIST)
+    for example in ("data_parallel", "fsdp", "tensor_parallel"):
+        session.run("python", f"examples/{example}.py", *session.posargs, env=QUIET)
+        session.run("python", f"examples/{example}.py", "--processes", "2", *session.posargs, env=QUIET)
+    session.run("python", "examples/data_parallel.py", "--processes", "4", *session.posargs, env=QUIET)
+
+
+@nox.session
 def opdb(session: nox.Session) -> None:
     """PyTorch's operator database through t2j, three samples of each operator; takes a few minutes a dtype."""
     install(session, CORE, AUTODIFF, "expecttest", "scipy")
@@ -96,8 +106,9 @@ def opdb(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure, against torch, JAX and the alternatives; `nox -s bench -- --quick` takes a few minutes."""
-    install(session, CORE, AUTODIFF)
+    install(session, CORE, AUTODIFF, DIST)
     session.install("--no-deps", "wrap-torch2jax==0.9.0")
     session.install("setuptools", "ninja")  # the peer compiles itself at first use
     session.run("python", "benchmarks/bench_core.py", *session.posargs)
     session.run("python", "benchmarks/bench_autodiff.py", *session.posargs)
+    session.run("python", "benchmarks/bench_dist.py", *session.posargs)

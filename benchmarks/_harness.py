@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 Call = Callable[[], object]
 """One timed call, which returns when its result is ready."""
 
-PACKAGES = ("torch", "jax", "jaxlib", "numpy", "t2j-core", "t2j-autodiff", "wrap_torch2jax")
+PACKAGES = ("torch", "jax", "jaxlib", "numpy", "t2j-core", "t2j-autodiff", "t2j-dist", "wrap_torch2jax")
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,13 @@ def is_exporting(ctx: Any) -> bool:
     return bool(ctx.module_context.lowering_parameters.for_export)
 
 
+def devices_of(ctx: Any) -> int:
+    """How many devices the program that is lowered runs on."""
+    context = ctx.module_context.axis_context
+    mesh = getattr(context, "mesh", None)  # under `jax.shard_map`
+    return int(getattr(context, "num_devices", None) or getattr(mesh, "size", 1))
+
+
 def keep_alive(ctx: Any, value: object) -> None:
     """Let the lowered program own `value` until it is compiled."""
     ctx.module_context.add_keepalive(value)

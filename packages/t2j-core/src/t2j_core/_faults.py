@@ -7,8 +7,10 @@ import contextlib
 import gc
 import itertools
 import logging
+import math
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -221,6 +223,10 @@ def _saved_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
 _kept: collections.OrderedDict[int, BaseException] = collections.OrderedDict()
 _newest: BaseException | None = None
 _numbers = itertools.count(1)
+
+run_on_several_devices: set[str] = set()
+"""The names of functions in programs for several devices."""
+_logged: dict[str, float] = {}
 _TAG = re.compile(r"\[t2j error (\d+)\]")
 _LIMIT = 8000  # nested calls embed each other's text; without a limit it doubles with every level
 
@@ -247,9 +253,19 @@ def report(signature: Signature | None, error: BaseException) -> tuple[int, str]
     if len(text) > _LIMIT:
         text = f"{text[: _LIMIT // 2]}\n  [...]\n{text[-_LIMIT // 2 :]}"
     name = signature.name if signature else "a torch function"
+    if name in run_on_several_devices:
+        _log(name, text)
     code = next((code for kind, code in _CODES if isinstance(error, kind)), 13)
     message = f"[t2j error {number}] {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
     return code, message.encode("utf-8", "backslashreplace").replace(b"\0", b"\\0").decode()
+
+
+def _log(name: str, text: str) -> None:
+    """Show an exception now: in a collective the other devices wait for this one, until XLA ends the process."""
+    now = time.monotonic()
+    if now - _logged.get(name, -math.inf) > 1:  # all devices may raise at once
+        _logged[name] = now
+        logger.error("The torch function %s raised on one of several devices:\n%s", name, text)
 
 
 def _clear_frames(error: BaseException) -> None:

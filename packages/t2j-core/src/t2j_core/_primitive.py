@@ -138,6 +138,8 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
     else:
         _compat.keep_alive(ctx, fn)
         claim(fn)
+        if _compat.devices_of(ctx) > 1:
+            _faults.run_on_several_devices.add(fn.signature.name)
     rule = jax.ffi.ffi_lowering(_TARGET, has_side_effect=fn.has_side_effect, operand_output_aliases=fn.aliases)
     return rule(ctx, *operands, id=np.int64(fn.id), call=fn.key)
 

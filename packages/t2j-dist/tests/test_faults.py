@@ -1,0 +1,115 @@
+"""Faults beside collectives: what is seen, and within what time the process ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PRELUDE = """
+import os, threading, time
+import jax, jax.numpy as jnp, numpy as np, torch
+from jax.sharding import PartitionSpec as P
+from t2j_dist import torch2jax
+torch.set_num_threads(1)
+mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+"""
+FLAGS = (
+    "--xla_force_host_platform_device_count=8"
+    " --xla_cpu_collective_call_warn_stuck_timeout_seconds=2 --xla_cpu_collective_call_terminate_timeout_seconds=4"
+)
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "NPROC": "64"}
+    source = PRELUDE + textwrap.dedent(program)
+    return subprocess.run(
+        [sys.executable, "-c", source], env=environment, timeout=240, text=True, capture_output=True, check=False
+    )
+
+
+def test_an_exception_on_one_shard_before_a_collective_is_shown_before_the_process_ends():
+    done = run("""
+        def fn(x):
+            if x.device.type == "cpu" and float(x[0]) == 3:
+                raise ArithmeticError("of the third shard")
+            return x + 1
+
+        f = torch2jax(fn, output_shapes=(1,))
+        step = lambda x: jax.lax.psum(f(x), "data")
+        jax.block_until_ready(jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P()))(jnp.arange(8.0)))
+    """)
+    assert done.returncode != 0
+    shown = done.stderr.split("Termination timeout")[0]
+    assert "The torch function fn raised on one of several devices:" in shown
+    assert "ArithmeticError: of the third shard" in shown
+    assert 'raise ArithmeticError("of the third shard")' in shown or "in fn" in shown
+
+
+def test_an_exception_on_all_shards_before_a_collective_is_raised():
+    done = run("""
+        def fn(x):
+            if x.device.type == "cpu":
+                raise ArithmeticError("of every shard")
+            return x + 1
+
+        f = torch2jax(fn, output_shapes=(1,))
+        step = lambda x: jax.lax.psum(f(x), "data")
+        step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P()))
+        for _ in range(3):
+            try:
+                jax.block_until_ready(step(jnp.arange(8.0)))
+            except Exception as error:
+                assert "of every shard" in str(error), error
+            else:
+                raise SystemExit("nothing was raised")
+        g = torch2jax(lambda x: x + 1)
+        step = jax.jit(jax.shard_map(lambda x: jax.lax.psum(g(x), "data"), mesh=mesh, in_specs=P("data"), out_specs=P()))
+        assert float(step(jnp.arange(8.0))[0]) == 36
+        print("right")
+    """)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("right\n")
+    assert done.stderr.count("raised on one of several devices") < 8 * 3
+
+
+@pytest.mark.parametrize("attempt", range(int(os.environ.get("T2J_EXIT_REPEATS", "2"))))
+def test_a_clean_exit_with_calls_pending_on_eight_devices(attempt):
+    done = run("""
+        def slow(x):
+            if x.device.type == "cpu":
+                time.sleep(0.05)
+            return x * 2
+
+        f = torch2jax(slow, in_specs=P("data"), out_specs=P("data"), mesh=mesh)
+        step = jax.jit(lambda x: f(f(x)).sum())
+        x = jnp.arange(64.0)
+        jax.block_until_ready(step(x))
+        pending = [step(x + i) for i in range(3)]
+        print("dispatched", flush=True)
+    """)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("dispatched\n")
+
+
+def test_the_cure_for_a_condition_that_differs_between_devices():
+    done = run("""
+        f = torch2jax(lambda w, x: torch.tanh(w * x))
+
+        def shard(w, x):
+            w = jax.lax.pcast(w, ("data",), to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(w, ("data",))
+            y = jax.lax.cond(x[0] > 3, lambda: f(w, x).sum(), lambda: (w * x).sum())
+            return jax.lax.psum(y, "data")
+
+        step = jax.shard_map(shard, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+        x = jnp.arange(8.0)
+        got = jax.jit(jax.grad(step))(jnp.float32(0.5), x)
+        expected = jax.grad(lambda w: jnp.where(x > 3, jnp.tanh(w * x), w * x).sum())(jnp.float32(0.5))
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+        print("right")
+    """)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("right\n")
