@@ -227,7 +227,7 @@ def test_unseeded_randomness_that_is_drawn_again_warns():
 def test_nothing_of_a_dropped_function_stays():
     gc.collect()
     before = live_functions()
-    for k in range(200):
+    for k in range(40):
         f = torch2jax(lambda x, k=k: (x * k).sin().sum())
         jax.block_until_ready(jax.jit(jax.grad(f))(X[:8]))
         jax.block_until_ready(jax.vmap(jax.grad(f))(X[:8].reshape(2, 4)))

@@ -221,8 +221,9 @@ def test_unseeded_randomness_of_a_batch(randomness):
     assert len({np.asarray(row).tobytes() for row in ys}) == (1 if randomness == "same" else 3)
 
 
-def test_randomness_error_of_a_batch_with_method_vmap():
-    f = torch2jax(drop, vmap_randomness="error", vmap_method="vmap")
+@pytest.mark.parametrize("method", ["auto", "vmap"])
+def test_randomness_error_of_a_batch(method):
+    f = torch2jax(drop, vmap_randomness="error", vmap_method=method)
     with pytest.raises(RuntimeError, match="randomness"):
         jax.vmap(f)(jnp.stack([X, X]))
 

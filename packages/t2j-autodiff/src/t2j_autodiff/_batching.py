@@ -88,6 +88,8 @@ def batched(f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Sha
         except Exception as error:
             if _compat.in_transform():  # the outermost batch decides
                 raise
+            if options.vmap_randomness == "error" and "randomness" in str(error):  # which was asked for
+                raise
             answers = in_turn(*x)
             shared.vmap_failure = first_line(error)
         warn(_in_turn(shared.name, size, shared.vmap_failure), PerformanceWarning)

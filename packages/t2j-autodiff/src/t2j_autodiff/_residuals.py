@@ -306,11 +306,12 @@ def warn_if_random(f: Flat, shared: Shared) -> Flat:
     checks = itertools.count()
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if next(checks) >= _CHECKS:
+        if shared.is_random or next(checks) >= _CHECKS:
             return f(*x)
         state = _compat.random_state()
         answer = f(*x)
         if not torch.equal(state, _compat.random_state()):
+            shared.is_random = True
             warn(
                 f"{shared.name} draws random numbers, and its derivative drew other ones than its value. "
                 "Wrap it with `rng=True` and pass a JAX key.",

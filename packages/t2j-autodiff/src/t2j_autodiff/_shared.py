@@ -65,4 +65,5 @@ class Shared:
     has_key: bool = False  # the first operand is a JAX key
     vmap_failure: str | None = None  # why `torch.func.vmap` is not used
     jvp_failure: str | None = None  # why forward mode is not used
+    is_random: bool = False  # it was seen to draw unseeded random numbers
     residuals: dict[str, str] = field(default_factory=dict)  # how derivatives of each signature get their residuals

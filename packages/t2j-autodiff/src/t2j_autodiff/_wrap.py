@@ -63,7 +63,7 @@ def torch2jax(
         `"sequential"` are these two; `"expand_dims"` and `"broadcast_all"` give arguments a leading axis of size 1
         or of the batch, for functions that take leading axes anyway. Derivatives are batched with `"auto"` then.
       vmap_randomness: `"same"` or `"different"` random numbers for the examples of a `torch.func.vmap`, or `"error"`.
-        None: with `rng=True` each example draws what it would draw alone, otherwise `"error"`.
+        None: each example draws what it would draw alone, one after another.
       vmap_chunk_size: how many examples `torch.func.vmap` runs at once; None for all.
       mutable_argnums: as in `t2j_core.torch2jax`, as are the following.
       rng: the first argument is a JAX key; derivatives draw the numbers that the value drew.
