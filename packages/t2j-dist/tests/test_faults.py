@@ -16,6 +16,10 @@ from jax.sharding import PartitionSpec as P
 from t2j_dist import torch2jax
 torch.set_num_threads(1)
 mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+def summed(f):
+    step = lambda x: jax.lax.psum(f(x), "data")
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P()))
 """
 FLAGS = (
     "--xla_force_host_platform_device_count=8"
@@ -39,8 +43,7 @@ def test_an_exception_on_one_shard_before_a_collective_is_shown_before_the_proce
             return x + 1
 
         f = torch2jax(fn, output_shapes=(1,))
-        step = lambda x: jax.lax.psum(f(x), "data")
-        jax.block_until_ready(jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P()))(jnp.arange(8.0)))
+        jax.block_until_ready(summed(f)(jnp.arange(8.0)))
     """)
     assert done.returncode != 0
     shown = done.stderr.split("Termination timeout")[0]
@@ -57,8 +60,7 @@ def test_an_exception_on_all_shards_before_a_collective_is_raised():
             return x + 1
 
         f = torch2jax(fn, output_shapes=(1,))
-        step = lambda x: jax.lax.psum(f(x), "data")
-        step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P()))
+        step = summed(f)
         for _ in range(3):
             try:
                 jax.block_until_ready(step(jnp.arange(8.0)))
@@ -66,9 +68,7 @@ def test_an_exception_on_all_shards_before_a_collective_is_raised():
                 assert "of every shard" in str(error), error
             else:
                 raise SystemExit("nothing was raised")
-        g = torch2jax(lambda x: x + 1)
-        step = jax.jit(jax.shard_map(lambda x: jax.lax.psum(g(x), "data"), mesh=mesh, in_specs=P("data"), out_specs=P()))
-        assert float(step(jnp.arange(8.0))[0]) == 36
+        assert float(summed(torch2jax(lambda x: x + 1))(jnp.arange(8.0))[0]) == 36
         print("right")
     """)
     assert done.returncode == 0, done.stderr

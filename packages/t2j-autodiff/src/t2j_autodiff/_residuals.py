@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from ._shared import Shared
 logger = logging.getLogger("t2j_autodiff")
 
 NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
+_MUCH = 16
 _NO_GRAPH = 0
 _LEAST_BYTES = 4096  # what a graph weighs at least
 _CHECKS = 3  # how many runs are watched for random numbers
@@ -143,6 +145,7 @@ class LiveGraphs:
 
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             wanted = self.reason_not_kept is None and not (self.is_pushed and not self.is_reversed)
+            wanted = wanted and not self._repeats_much(x, levels)
             number, y = _NO_GRAPH, None
             if wanted and not _compat.in_transform():
                 number, y = self._record(f, x, levels, sizes)
@@ -150,6 +153,19 @@ class LiveGraphs:
             return (*answer, torch.full(sizes, number, dtype=torch.int32, device=x[0].device))
 
         return run
+
+    def _repeats_much(self, x: Sequence[torch.Tensor], levels: Levels) -> bool:
+        """Whether recording for a batch multiplies each small example by its own copy of large weights.
+
+        Running the forward again in the backward is quicker then: there one product with the weights does for all.
+        """
+        if not levels:
+            return False
+        has_axis = [any(dims[i] is not None for _, dims in levels) for i in range(len(x))]
+        shared = max((x[i].numel() for i in self.ins if not has_axis[i]), default=0)
+        count = math.prod(size for size, _ in levels)
+        own = max((t.numel() // count for t, batched in zip(x, has_axis, strict=True) if batched), default=0)
+        return shared > _MUCH * own
 
     def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
         graph = _Graph(self, sizes)
