@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from helpers import TRANSFORMS, W, X, agree, collectives, in_jnp, in_torch, mesh_of, put, use
 from jax.sharding import PartitionSpec as P
+from t2j_core.testing import live_functions
 from t2j_dist import ShardingError, torch2jax
 
 both_kinds = pytest.mark.parametrize("kind", ["Auto", "Explicit"])
@@ -310,6 +313,22 @@ def test_export_and_serialise():
     exported = jax.export.export(jax.jit(f), disabled_checks=[custom_call])(X, W)
     again = jax.export.deserialize(exported.serialize())
     agree(jax.jit(again.call)(put(X, mesh, "data"), put(W, mesh)), in_jnp(X, W))
+
+
+def test_nothing_of_a_dropped_function_stays():
+    mesh = mesh_of("Auto")
+    x, w = put(X, mesh, "data"), put(W, mesh)
+    gc.collect()
+    before = live_functions()
+    for k in range(20):
+        f = torch2jax(lambda x, w, k=k: torch.tanh(x @ w) * k, out_specs=P("data"), output_shapes=(16, 4))
+        jax.block_until_ready(f(x, w))
+        g = torch2jax(lambda x, w, k=k: torch.tanh(x @ w) * k, in_specs=(P("data"), P()), out_specs=P("data"))
+        jax.block_until_ready(jax.jit(jax.grad(lambda w, g=g: g(x, w).sum()))(w))
+        del f, g
+    jax.clear_caches()
+    gc.collect()
+    assert live_functions() <= before + 2
 
 
 def test_jax_keeps_its_configuration():

@@ -206,7 +206,7 @@ def _unspecified(name: str, key: Any, types: Sequence[Any], kinds: Mapping[str, 
     )
     autos = {axis for axis, kind in kinds.items() if kind == AxisType.Auto}
     return describe(
-        f"{name} has `out_specs`, but under `jax.jit` the sharding of its operands is not known: "
+        f"{name} has `out_specs`, but while JAX traces, the sharding of its operands is not known: "
         f"{_listed(autos)} are Auto axes.",
         expected="`in_specs`, or sharded arrays as examples, or a mesh with Explicit axes",
         got=operands,
