@@ -109,7 +109,8 @@ def devices_of(ctx: Any) -> int:
     """How many devices the program that is lowered runs on."""
     context = ctx.module_context.axis_context
     mesh = getattr(context, "mesh", None)  # under `jax.shard_map`
-    return int(getattr(context, "num_devices", None) or getattr(mesh, "size", 1))
+    whole = 1 if mesh is None else mesh.size
+    return int(getattr(context, "num_devices", None) or whole)
 
 
 def keep_alive(ctx: Any, value: object) -> None:
