@@ -182,6 +182,13 @@ def test_a_jax_key_is_no_data_for_torch():
         jax.make_jaxpr(torch2jax(lambda t: t))(jax.random.key(0))
 
 
+@pytest.mark.parametrize("dtype", ["U1", object, "datetime64[s]", "longdouble", ">f4"])
+def test_a_dtype_that_only_numpy_has_is_refused(dtype):
+    x = np.zeros(2, dtype)
+    with pytest.raises(DTypeError, match="does not exist in both"):
+        torch2jax(lambda t: t)(x)
+
+
 @pytest.mark.parametrize("dtype", ONLY_TORCH, ids=str)
 def test_a_dtype_that_only_torch_has_is_refused(dtype):
     with pytest.raises(DTypeError, match=rf"{dtype}.*does not exist in both"):

@@ -27,9 +27,11 @@ def in_jnp(x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.tanh(x @ w)
 
 
-def mesh_of(kind: str, **axes: int) -> jax.sharding.Mesh:
+def mesh_of(*kinds: str, **axes: int) -> jax.sharding.Mesh:
+    """A mesh with axes of one kind, or each of its own."""
     axes = axes or {"data": 4, "model": 2}
-    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(getattr(AxisType, kind),) * len(axes))
+    kinds = kinds if len(kinds) == len(axes) else kinds * len(axes)
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=tuple(getattr(AxisType, k) for k in kinds))
 
 
 def use(mesh: jax.sharding.Mesh | None) -> Any:

@@ -132,6 +132,66 @@ def test_operands_that_arrive_otherwise_are_moved(kind):
             agree(f(x, W), in_jnp(X, W))
 
 
+@pytest.mark.parametrize("kinds", [("Explicit", "Auto"), ("Auto", "Explicit")])
+@with_and_without_context
+@pytest.mark.parametrize("rows", ["data", "model", ("data", "model")])
+def test_a_mesh_with_axes_of_both_kinds(kinds, in_context, rows):
+    mesh = mesh_of(*kinds)
+    f = torch2jax(in_torch, in_specs=(P(rows), P()), out_specs=P(rows), mesh=mesh)
+    loss = lambda fn: lambda x, w: (fn(x, w) ** 2).sum()
+    with use(mesh if in_context else None):
+        for x, w in ((X, W), (put(X, mesh, "data"), put(W, mesh, None, "model")), (put(X, mesh, "model"), W)):
+            agree(f(x, w), in_jnp(X, W))
+            agree(jax.jit(jax.grad(loss(f), (0, 1)))(x, w), jax.grad(loss(in_jnp), (0, 1))(X, W))
+
+
+@both_kinds
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_operands_that_are_specified_as_replicated_are_gathered(kind, wrap):
+    mesh = mesh_of(kind)
+    spy = Shapes(in_torch)
+    f = torch2jax(spy, in_specs=P(), out_specs=P())
+    agree(wrap(f)(put(X, mesh, "data"), put(W, mesh, None, "model")), in_jnp(X, W))
+    assert spy.seen == {(16, 3)}
+    g = torch2jax(lambda *, x: x + 1, in_specs=(), out_specs=P())
+    agree(wrap(g)(x=put(X, mesh, "data")), X + 1)
+
+
+@both_kinds
+@with_and_without_context
+def test_examples_without_shardings_leave_the_sharding_open(kind, in_context):
+    mesh = mesh_of(kind)
+    x, w = put(X, mesh, "data"), put(W, mesh)
+    like = jax.ShapeDtypeStruct
+    for examples in ((torch.zeros(16, 3), torch.zeros(3, 4)), (like((16, 3), X.dtype), like((3, 4), W.dtype))):
+        with use(mesh if in_context else None):
+            f = torch2jax(in_torch, *examples, out_specs=P("data"))
+            agree(f(x, w), in_jnp(X, W))
+            if kind == "Explicit":
+                agree(jax.jit(f)(x, w), in_jnp(X, W))
+
+
+@both_kinds
+def test_lists_of_arrays_have_lists_of_specs(kind):
+    mesh = mesh_of(kind)
+    f = torch2jax(
+        lambda d: [d["xs"][0] + 1, (d["xs"][1].T,)],
+        in_specs=({"xs": [P("data"), P("model")]},),
+        out_specs=[P("data"), (P(None, "model"),)],
+        mesh=mesh,
+    )
+    with pytest.raises(ShardingError, match="differs from device to device"):
+        f({"xs": [X, X]})
+    g = torch2jax(
+        lambda d: [d["xs"][0] + 1, (d["xs"][1].T,)],
+        in_specs=({"xs": [P("data"), P("data")]},),
+        out_specs=[P("data"), (P(None, "data"),)],
+        output_shapes=[(16, 3), ((3, 16),)],
+        mesh=mesh,
+    )
+    agree(g({"xs": [X, X]}), [X + 1, (X.T,)])
+
+
 def test_an_explicit_operand_without_specs_is_refused_with_three_ways_out():
     mesh = mesh_of("Explicit")
     f = torch2jax(in_torch)
@@ -304,6 +364,14 @@ def test_randomness_is_of_each_shard():
     gradient = jax.jit(jax.grad(lambda x: (f(key, x)).sum()))(x)
     np.testing.assert_array_equal(gradient, y.reshape(16, 64))
     agree(jax.jit(f)(jax.random.key_data(key), x), y.reshape(16, 64))
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_one_spec_for_all_is_not_for_the_key(devices):
+    mesh = mesh_of("Auto", data=devices)
+    f = torch2jax(torch.rand_like, in_specs=P("data"), out_specs=P("data"), mesh=mesh, rng=True)
+    shards = np.asarray(f(jax.random.key(0), jnp.ones((8, 16)))).reshape(devices, -1)
+    assert len({shard.tobytes() for shard in shards}) == devices
 
 
 def test_export_and_serialise():

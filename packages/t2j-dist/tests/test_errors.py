@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -93,7 +95,12 @@ def test_declared_outputs_of_a_shard_are_checked_when_it_runs():
         jax.block_until_ready(f(X, W))
 
 
-@pytest.mark.parametrize("specs", ["data", ("data",), 3, P(P.UNCONSTRAINED), [P("data"), "data"]])
+NO_SPECS = ["data", ("data",), 3, P(P.UNCONSTRAINED), [P("data"), "data"]]
+if "unreduced" in inspect.signature(P).parameters:
+    NO_SPECS += [P("data", unreduced={"model"}), P("data", reduced={"model"})]
+
+
+@pytest.mark.parametrize("specs", NO_SPECS, ids=str)
 def test_what_is_no_spec(specs):
     with pytest.raises(ShardingError, match="no partition spec"):
         torch2jax(in_torch, out_specs=specs)
@@ -124,6 +131,32 @@ def test_another_mesh_than_that_of_the_call():
         f(X, W)
     assert "'data': 8" in str(caught.value)
     agree(f(X, W), in_jnp(X, W))
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_arrays_of_another_mesh(kind):
+    here, there = mesh_of(kind), mesh_of(kind, row=8)
+    f = torch2jax(lambda x, y: x + y, out_specs=P("data"))
+    with pytest.raises(ShardingError, match=r"args\[1\] of .* is split over another mesh") as caught:
+        f(put(X, here, "data"), put(X, there, "row"))
+    assert "{'row': 8}" in str(caught.value)
+    g = torch2jax(lambda x: x + 1, out_specs=P("data"), mesh=here)
+    with pytest.raises(ShardingError, match="is split over another mesh"):
+        g(put(X, mesh_of(kind, data=8), "data"))
+    agree(g(put(X, here, "data")), X + 1)
+
+
+def test_what_is_no_mesh():
+    mesh = mesh_of("Auto")
+    for wrong in (jax.sharding.NamedSharding(mesh, P()), "data", jax.devices()):
+        with pytest.raises(ArgumentError, match="`mesh` is no mesh"):
+            torch2jax(in_torch, out_specs=P("data"), mesh=wrong)
+
+
+@pytest.mark.parametrize("lock", [None, 3, "yes"])
+def test_what_is_no_lock(lock):
+    with pytest.raises(ArgumentError, match=r"`lock` is no lock.*\s+.*threading.Lock"):
+        torch2jax(in_torch, lock=lock)
 
 
 def test_wrong_specs_are_found_with_examples_when_wrapping():

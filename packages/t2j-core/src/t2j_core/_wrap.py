@@ -16,7 +16,7 @@ import torch
 
 from . import _compat
 from ._convert import t2j
-from ._dtypes import canonical, dtype_t2j
+from ._dtypes import canonical, dtype_j2t, dtype_t2j
 from ._errors import ArgumentError, PerformanceWarning, T2jError, TensorEscapeError, TensorMutationError, describe, warn
 from ._faults import hold, original_of
 from ._infer import infer_outputs
@@ -410,7 +410,10 @@ def _check_key_is_first(name: str, key: Any) -> None:
 def _to_jax(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
         return t2j(leaf)
-    return jax.numpy.asarray(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+    if not isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf
+    dtype_j2t(leaf.dtype)  # raises for objects, strings, dates and foreign byte orders
+    return jax.numpy.asarray(leaf)
 
 
 def _key_data(key: Any) -> Any:

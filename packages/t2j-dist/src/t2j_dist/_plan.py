@@ -27,6 +27,8 @@ class Wanted:
     hints: Hints = ()
     """The shardings of the arrays of an eager call, or else of the examples, which say what `in_specs` does not."""
     is_eager: bool = False
+    has_key: bool = False
+    """Whether the first operand is the data of a JAX key, which is replicated."""
 
     def with_hints(self, leaves: Sequence[Any], *, is_eager: bool) -> Wanted:
         """The same for arrays with these shardings."""
@@ -54,10 +56,14 @@ class Plan(NamedTuple):
 
     def as_specified(self, x: Any, spec: PartitionSpec) -> Any:
         """An operand with its Explicit axes sharded as its spec says; of Auto axes `jax.shard_map` takes care."""
-        have = jax.typeof(x).sharding.spec
-        kinds = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
-        explicit = any(kinds[axis] == AxisType.Explicit for axis in spec_axes(have) | spec_axes(spec))
-        return x if is_same(have, spec) or not explicit else reshard(x, NamedSharding(self.mesh, spec))
+        kinds = zip(self.mesh.axis_names, self.mesh.axis_types, strict=True)
+        others = frozenset(axis for axis, kind in kinds if kind != AxisType.Explicit)
+        have, want = (without_axes(it, others) for it in (jax.typeof(x).sharding.spec, spec))
+        return x if is_same(have, want) else reshard(x, NamedSharding(self.mesh, want))
+
+    def arranged(self, operands: Sequence[Any]) -> Sequence[Any]:
+        """The operands as `jax.shard_map` wants them."""
+        return list(map(self.as_specified, operands, self.in_specs)) if self.in_specs else operands
 
     def shard_shapes(self, key: Any, shapes: Sequence[Shape]) -> list[Shape]:
         """The shapes of one shard of each operand."""
@@ -105,7 +111,7 @@ def decide(name: str, wanted: Wanted, key: Any, operands: Sequence[Any]) -> Plan
     if manual and manual == named:
         return plan
     free = named - manual or {axis for axis in sizes if kinds[axis] != AxisType.Manual}
-    specs = tuple(without_axes(spec, manual) for spec in _input_specs(name, wanted, key, types, free, kinds))
+    specs = tuple(without_axes(spec, manual) for spec in _input_specs(name, wanted, key, types, free, mesh))
     axes = manual_axes(mesh, frozenset().union(named - manual, *map(spec_axes, specs)))
     return plan._replace(axes=axes, in_specs=specs)
 
@@ -131,24 +137,38 @@ def _find_mesh(name: str, wanted: Wanted, context: AbstractMesh, types: Sequence
 
 
 def _input_specs(
-    name: str, wanted: Wanted, key: Any, types: Sequence[Any], free: Collection[str], kinds: Mapping[str, AxisType]
+    name: str, wanted: Wanted, key: Any, types: Sequence[Any], free: Collection[str], mesh: AnyMesh
 ) -> list[PartitionSpec]:
     if wanted.in_specs is not None:
-        return input_specs(wanted.in_specs, key)
-    if all(kinds[axis] == AxisType.Explicit for axis in free):
-        return [PartitionSpec() if t is None else t.sharding.spec for t in types]
+        return input_specs(wanted.in_specs, key, has_key=wanted.has_key)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(types) and all(kinds[axis] == AxisType.Explicit for axis in free):
+        return _arriving(name, key, [t and t.sharding for t in types], mesh)
     if len(wanted.hints) == len(types):
-        return [PartitionSpec() if hint is None else hint.spec for hint in wanted.hints]
+        return _arriving(name, key, wanted.hints, mesh)
     if not tree_axes(wanted.out_specs):
         return [PartitionSpec()] * len(types)
     raise ShardingError(_unspecified(name, key, types, kinds))
 
 
-def input_specs(specs: Any, key: Any) -> list[PartitionSpec]:
-    """One spec for each operand: `specs` is one for all, or a tuple with a tree for each positional argument."""
+def _arriving(name: str, key: Any, shardings: Sequence[NamedSharding | None], mesh: AnyMesh) -> list[PartitionSpec]:
+    """How operands are split that come with shardings."""
+    for path, sharding in zip(argument_paths(key), shardings, strict=True):
+        if sharding is not None and spec_axes(sharding.spec) and sharding.mesh.shape_tuple != mesh.shape_tuple:
+            raise ShardingError(_elsewhere(name, path, sharding, mesh))
+    return [PartitionSpec() if sharding is None else sharding.spec for sharding in shardings]
+
+
+def input_specs(specs: Any, key: Any, *, has_key: bool = False) -> list[PartitionSpec]:
+    """One spec for each operand: `specs` is one for all, or a tuple with a tree for each positional argument.
+
+    One for all is not for the JAX key in front, if there is one.
+    """
     args, kwargs = merger((key[0], (None,) * len(key[1])))(range(len(key[1])))
     if is_spec(specs):
         over_all = spread("in_specs", specs, (args, kwargs))
+        if has_key:
+            over_all[0] = PartitionSpec()
     else:
         specs = tuple(specs) if isinstance(specs, list) else specs
         over_all = spread("in_specs", specs, args) + spread("in_specs", None, kwargs)
@@ -176,6 +196,15 @@ def _unknown(name: str, unknown: frozenset[str], mesh: AnyMesh) -> str:
         expected=f"axes of the mesh {dict(mesh.shape)}",
         got=_listed(unknown),
         remedy="Correct the spec, or use a mesh with that axis.",
+    )
+
+
+def _elsewhere(name: str, path: str, sharding: NamedSharding, mesh: AnyMesh) -> str:
+    return describe(
+        f"{path} of {name} is split over another mesh than that of the call.",
+        expected=f"an array on the mesh {dict(mesh.shape)}",
+        got=f"{sharding.spec} on the mesh {dict(sharding.mesh.shape)}",
+        remedy="Move it with `jax.device_put`, or call it with arrays of one mesh.",
     )
 
 

@@ -23,7 +23,7 @@ def is_spec(item: Any) -> bool:
 def check_specs(option: str, specs: Any) -> None:
     """Raise unless `specs` is a tree of partition specs."""
     for item in jax.tree.leaves(specs, is_leaf=is_spec):
-        if not is_spec(item) or any(part is PartitionSpec.UNCONSTRAINED for part in _spec(item)):
+        if not is_spec(item) or _says_more(_spec(item)):
             raise ShardingError(
                 describe(
                     f"`{option}` holds something that is no partition spec.",
@@ -34,12 +34,17 @@ def check_specs(option: str, specs: Any) -> None:
             )
 
 
+def _says_more(spec: PartitionSpec) -> bool:
+    """Whether a spec says more than how to split an array."""
+    if getattr(spec, "unreduced", None) or getattr(spec, "reduced", None):
+        return True
+    return any(part is PartitionSpec.UNCONSTRAINED for part in spec)
+
+
 def spread(option: str, specs: Any, full: Any) -> list[PartitionSpec]:
     """One spec for each leaf of the tree `full`, of which `specs` is a prefix."""
     try:
-        parts = jax.tree.map(
-            lambda spec, part: [_spec(spec)] * len(jax.tree.leaves(part)), specs, full, is_leaf=is_spec
-        )
+        whole = jax.tree.map(lambda spec, part: jax.tree.map(lambda _: _spec(spec), part), specs, full, is_leaf=is_spec)
     except ValueError:
         raise ShardingError(
             describe(
@@ -49,7 +54,7 @@ def spread(option: str, specs: Any, full: Any) -> list[PartitionSpec]:
                 remedy="Give one spec for all arrays, or one for each part of the tree.",
             )
         ) from None
-    return [spec for part in jax.tree.leaves(parts, is_leaf=lambda x: isinstance(x, list)) for spec in part]
+    return jax.tree.leaves(whole, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def _spec(item: Any) -> PartitionSpec:

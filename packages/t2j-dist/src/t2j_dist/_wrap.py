@@ -96,7 +96,9 @@ def torch2jax(
     if out_specs is not None and output_sharding_spec is not None:
         raise _twice()
     out_specs = output_sharding_spec if out_specs is None else out_specs
-    wanted = _wanted(out_specs, in_specs, mesh)
+    wanted = _wanted(out_specs, in_specs, mesh, has_key=bool(options.get("rng")))
+    if not isinstance(lock, (bool, AbstractContextManager)):
+        raise _no_lock(lock)
     if lock is not False:
         fn = _one_at_a_time(fn, threading.Lock() if lock is True else lock)
     _check_options(options)
@@ -193,6 +195,7 @@ class ShardedFunction(TorchFunction):
         plan = decide(self.__name__, self._wanted, key, arrays)
         operands = local_leaves(plan, key, leaves_of(arrays, dtypes))
         local = self._of_shard(plan, operands)
+        arrays = arrays if plan is None else plan.arranged(arrays)
         if plan is None or not plan.axes:
             return local._bind_flat(arrays, key, dtypes)
         outputs = local._torch_fn(key, operands).signature.outputs
@@ -208,7 +211,7 @@ class ShardedFunction(TorchFunction):
             out_specs=plan.out_specs(outputs),
             axis_names=plan.axes,
         )
-        return outputs, sharded(*map(plan.as_specified, arrays, plan.in_specs))
+        return outputs, sharded(*arrays)
 
     def _of_shard(self, plan: Plan | None, operands: tuple[Leaf, ...]) -> ShardedFunction:
         """The function that runs on one shard: this one, with the outputs of a shard if they are declared."""
@@ -241,7 +244,10 @@ class ShardedFunction(TorchFunction):
         super()._check_examples(args, kwargs)
 
     def _check_signature(self, key: Any, operands: tuple[Leaf, ...]) -> None:
-        plan = None if self._wanted is None else decide(self.__name__, self._wanted, key, operands)
+        wanted = self._wanted
+        if wanted is not None and wanted.in_specs is None and not wanted.hints:
+            return  # how examples without shardings are split is known when they arrive
+        plan = None if wanted is None else decide(self.__name__, wanted, key, operands)
         local = local_leaves(plan, key, operands)
         outputs = self._of_shard(plan, local)._torch_fn(key, local).signature.outputs
         if plan is not None and plan.axes:
@@ -258,11 +264,20 @@ def _arrays(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
 
 
-def _wanted(out_specs: Any, in_specs: Any, mesh: AnyMesh | None) -> Wanted | None:
+def _wanted(out_specs: Any, in_specs: Any, mesh: AnyMesh | None, *, has_key: bool) -> Wanted | None:
     check_specs("out_specs", out_specs)
     check_specs("in_specs", in_specs)
+    if not isinstance(mesh, AnyMesh | None):
+        raise ArgumentError(
+            describe(
+                "`mesh` is no mesh.",
+                expected="a `jax.sharding.Mesh`, such as `jax.make_mesh` returns, or None",
+                got=repr(mesh),
+                remedy="Pass the mesh itself, not a sharding or its axis names.",
+            )
+        )
     if out_specs is not None:
-        return Wanted(out_specs, in_specs, mesh)
+        return Wanted(out_specs, in_specs, mesh, has_key=has_key)
     if in_specs is None and mesh is None:
         return None
     raise ArgumentError(
@@ -293,6 +308,17 @@ def _twice() -> ArgumentError:
         describe(
             "`out_specs` and `output_sharding_spec` are two names of one option, and both were given.",
             remedy="Pass `out_specs` only.",
+        )
+    )
+
+
+def _no_lock(lock: object) -> ArgumentError:
+    return ArgumentError(
+        describe(
+            "`lock` is no lock.",
+            expected="True, False, or a lock such as `threading.Lock()`",
+            got=repr(lock),
+            remedy="Pass `lock=True` for a lock of the function's own.",
         )
     )
 
