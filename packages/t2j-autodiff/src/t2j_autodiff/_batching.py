@@ -11,7 +11,7 @@ import jax
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
 from t2j_core import PerformanceWarning
-from t2j_core.extend import Leaf, explicit_spec, manual_axes, reshard, warn
+from t2j_core.extend import Leaf, batched_mesh_axes, explicit_spec, manual_axes, reshard, warn
 
 from . import _compat
 from ._differentiate import Flat, first_line
@@ -131,13 +131,14 @@ def over_devices(call: Callable[[int, Sequence[Any]], Any], size: int, operands:
         x if spec or d is None else reshard(x, NamedSharding(mesh, wanted))
         for x, spec, d, wanted in zip(operands, specs, dims, own, strict=True)
     ]
-    return jax.shard_map(
-        lambda *shards: tuple(call(size // count, shards)),
-        mesh=mesh if jax.sharding.get_abstract_mesh().empty else None,
-        in_specs=tuple(own),
-        out_specs=PartitionSpec(split),
-        axis_names=manual_axes(mesh, axes),
-    )(*operands)
+    with batched_mesh_axes():
+        return jax.shard_map(
+            lambda *shards: tuple(call(size // count, shards)),
+            mesh=mesh if jax.sharding.get_abstract_mesh().empty else None,
+            in_specs=tuple(own),
+            out_specs=PartitionSpec(split),
+            axis_names=manual_axes(mesh, axes),
+        )(*operands)
 
 
 def _zeros(results: Sequence[Leaf], sizes: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, ...]:

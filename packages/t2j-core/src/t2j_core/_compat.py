@@ -177,14 +177,35 @@ def reshard(x: Any, sharding: jax.sharding.NamedSharding) -> Any:
 def manual_axes(mesh: Any, axes: Iterable[str]) -> frozenset[str]:
     """The `axis_names` for a `jax.shard_map` that splits over `axes`.
 
-    Auto axes are always among them: the partitioner has nothing to decide about a torch call. The older partitioner,
-    the default before jax 0.7, cannot leave any axis out.
+    Auto axes are always among them: the partitioner has nothing to decide about a torch call. The older partitioner
+    cannot leave any axis out, nor can jax before 0.8 where the call is batched over one.
     """
     wanted = frozenset(axes)
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    every = not getattr(jax.config, "jax_use_shardy_partitioner", True)
+    every = not (hasattr(jax, "reshard") and getattr(jax.config, "jax_use_shardy_partitioner", True))
     auto = {axis for axis, kind in kinds.items() if kind == AxisType.Auto or (every and kind == AxisType.Explicit)}
     return wanted | auto if wanted else wanted
+
+
+_AxisEnv: Any = getattr(importlib.import_module("jax._src.core"), "AxisEnv", None)
+_HIDES_AXES = hasattr(_AxisEnv, "add_explicit_mesh_axis_names") and not hasattr(
+    _AxisEnv, "remove_explicit_mesh_axis_names"
+)  # jax 0.8
+
+
+@contextlib.contextmanager
+def batched_mesh_axes() -> Iterator[None]:
+    """Within a batching rule, allow `jax.shard_map` over the Explicit axes that the batch is split over."""
+    if not _HIDES_AXES:
+        yield
+        return
+    core: Any = importlib.import_module("jax._src.core")
+    env = core.get_axis_env()
+    core.trace_ctx.set_axis_env(_AxisEnv(env.axis_sizes, env.spmd_axis_names, frozenset()))
+    try:
+        yield
+    finally:
+        core.trace_ctx.set_axis_env(env)
 
 
 def is_concrete_array(x: object) -> bool:

@@ -4,6 +4,7 @@ Semi-public: it changes with the minor version of t2j-core.
 """
 
 from ._compat import Tracer as Tracer
+from ._compat import batched_mesh_axes as batched_mesh_axes
 from ._compat import explicit_spec as explicit_spec
 from ._compat import manual_axes as manual_axes
 from ._compat import reshard as reshard
