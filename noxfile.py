@@ -2,12 +2,15 @@
 
 Each session makes its own environment and works from a clean clone. Torch is installed first and pinned, because an
 unpinned one may bring gigabytes of CUDA libraries: set T2J_TORCH to test another (`T2J_TORCH=torch==2.6.0 nox`), and
-T2J_JAX likewise (`T2J_JAX=jax==0.6.2`).
+T2J_JAX likewise (`T2J_JAX=jax==0.6.2`). `nox -t edges` and `nox -t full` test versions against each other.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tomllib
+from pathlib import Path
 
 import nox
 
@@ -18,12 +21,28 @@ nox.needs_version = ">=2024.10"
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False  # the session is skipped, and says so
 os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))  # pip's setting, for uv too
+PYENV = sorted(map(str, Path.home().glob(".pyenv/versions/3.*/bin")))
+os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *PYENV])  # other Pythons, where pyenv keeps them
 
 CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
 PARALLEL = ("-n", "2", "--dist", "loadfile")
 # 8 virtual devices in flight need more threads than a small machine has cores.
 QUIET = {"NPROC": "64", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+# Python, jax, torch: the pairs lie along a diagonal, because their versions are independent of each other.
+CELLS = [
+    nox.param("3.11", "0.6.2", "2.6.0", id="jax0.6.2", tags=["full", "edges"]),
+    nox.param("3.11", "0.7.2", "2.13.0", id="jax0.7.2", tags=["full"]),
+    nox.param("3.11", "0.8.2", "2.9.1", id="jax0.8.2", tags=["full"]),
+    nox.param("3.11", "0.9.2", "2.11.0", id="jax0.9.2", tags=["full"]),
+    nox.param("3.11", "0.10.2", "2.13.0", id="jax0.10.2", tags=["full"]),
+    nox.param("3.12", "0.11.2", "2.11.0", id="jax0.11.2", tags=["full"]),
+    nox.param("3.13", "0.12.0.1", "2.15.0", id="jax0.12.0.1", tags=["full", "edges"]),
+]
+PYTHONS = ["3.11", "3.12", "3.13"]
 
 
 def install(session: nox.Session, *packages: str) -> None:
@@ -112,3 +131,124 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/bench_core.py", *session.posargs)
     session.run("python", "benchmarks/bench_autodiff.py", *session.posargs)
     session.run("python", "benchmarks/bench_dist.py", *session.posargs)
+
+
+# --- versions ------------------------------------------------------------------------------------------------------
+
+
+@nox.session(python=PYTHONS)
+def wheels(session: nox.Session) -> None:
+    """One wheel of each package for each Python, in `build/wheels`: what the matrix installs."""
+    folder = Path("build/wheels", str(session.python))
+    shutil.rmtree(folder, ignore_errors=True)
+    session.install("build[uv]", "auditwheel", "twine")
+    for package in (CORE, AUTODIFF, DIST):
+        session.run("python", "-m", "build", "--installer", "uv", "--wheel", "--outdir", str(folder), package)
+    session.run("twine", "check", "--strict", *map(str, folder.glob("*.whl")))
+    session.run("auditwheel", "show", *map(str, folder.glob("t2j_core-*.whl")))
+
+
+@nox.session(venv_backend="uv", requires=[f"wheels-{python}" for python in PYTHONS])
+@nox.parametrize("python,jax,torch", CELLS)
+def matrix(session: nox.Session, jax: str, torch: str) -> None:
+    """The packages' tests, on wheels, with one jax and one torch. Writes its row of `docs/versions.md`."""
+    run_on_wheels(session, f"jax=={jax}", f"torch=={torch}")
+
+
+@nox.session(python=PYTHONS[0], venv_backend="uv", requires=["wheels-{python}"])
+def minimums(session: nox.Session) -> None:
+    """The packages' tests with the lowest versions that they declare, of everything."""
+    project = tomllib.loads(Path(CORE, "pyproject.toml").read_text())["project"]
+    floors = dict(requirement.split(">=") for requirement in project["dependencies"])
+    versions = {name: ".".join((*floor.split("."), "0", "0")[:3]) for name, floor in floors.items()}
+    run_on_wheels(session, *(f"{name}=={versions[name]}" for name in ("jax", "torch", "numpy")))
+
+
+@nox.session(python=PYTHONS[-1], venv_backend="uv", requires=["wheels-{python}"])
+def newest(session: nox.Session) -> None:
+    """The packages' tests with the newest jax and torch there are; `nox -s newest -- --pre` takes previews too."""
+    previews = ["--prerelease=allow"] if "--pre" in session.posargs else []
+    run_on_wheels(session, "jax", "torch", *previews, is_noted=False)
+
+
+def run_on_wheels(session: nox.Session, jax: str, torch: str, *others: str, is_noted: bool = True) -> None:
+    """Install the wheels of this Python beside a jax and a torch, and run the packages' tests."""
+    folder = Path("build/wheels", str(session.python))
+    install_torch(session, torch, jax, *others, *TEST_TOOLS)
+    session.install("--no-deps", "--reinstall", *map(str, sorted(folder.glob("*.whl"))))
+    dry = () if is_noted else ("--dry",)
+    session.run("python", "scripts/matrix.py", "--wheels", str(folder), *dry, "--", *PARALLEL, env=QUIET)
+
+
+TEST_TOOLS = ("pytest>=8", "pytest-xdist", "hypothesis", "flatbuffers", "expecttest", "scipy")
+
+
+def install_torch(session: nox.Session, torch: str, *packages: str) -> None:
+    """Torch and what goes with it. Without an NVIDIA driver, stand-ins take the place of 2 GB of CUDA libraries."""
+    if shutil.which("nvidia-smi"):
+        session.install(torch, *packages)
+        return
+    session.install("--no-deps", torch, *(part for part in packages if part.startswith("--")))
+    overrides = Path(session.create_tmp(), "overrides.txt")
+    overrides.write_text(str(session.run("python", "scripts/cuda_stubs.py", "--overrides", silent=True)))
+    session.install("--override", str(overrides), torch, *packages)
+    session.run("python", "scripts/cuda_stubs.py")
+
+
+@nox.session
+def compat(session: nox.Session) -> None:
+    """t2j-autodiff and t2j-dist of this checkout with the released siblings that they declare."""
+    for package, siblings in ((AUTODIFF, ("t2j-core",)), (DIST, ("t2j-core", "t2j-autodiff"))):
+        declared = [line for line in declared_by(package) if line.startswith(siblings)]
+        install(session)
+        try:
+            session.install(TORCH, JAX, *declared, silent=True)
+        except nox.command.CommandFailed:
+            session.skip(f"nothing that satisfies {', '.join(declared)} is released")
+        session.install("--no-deps", "--reinstall", f"./{package}")
+        session.install(*TEST_TOOLS)
+        session.run("pytest", *PARALLEL, package, *session.posargs, env=QUIET)
+
+
+def declared_by(package: str) -> list[str]:
+    """The requirements of a package, those of its extras included."""
+    project = tomllib.loads(Path(package, "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *project["optional-dependencies"].get("autodiff", ())]
+
+
+@nox.session(venv_backend="uv")
+def release_check(session: nox.Session) -> None:
+    """Source distributions and wheels of all packages; installed without a compiler and tried, core alone first."""
+    folder = Path("build/release").absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    session.install("build[uv]", "twine", "check-wheel-contents")
+    for package in (CORE, AUTODIFF, DIST):  # the wheel is built from the source distribution
+        session.run("python", "-m", "build", "--installer", "uv", "--outdir", str(folder), package)
+    built = sorted(map(str, folder.glob("t2j_*")))
+    session.run("twine", "check", "--strict", *built)
+    session.run("check-wheel-contents", *(path for path in built if path.endswith(".whl")))
+    wheel = {name: str(next(folder.glob(f"t2j_{name}-*.whl"))) for name in ("core", "autodiff", "dist")}
+    for names in (("core",), ("core", "autodiff"), ("core", "dist"), ("core", "autodiff", "dist")):
+        python = folder / "-".join(names) / "bin" / "python"
+        session.run("uv", "venv", "--quiet", "--python", str(session.bin_paths[0] + "/python"), str(python.parents[1]))
+        ours = [wheel[name] for name in names]
+        session.run("uv", "pip", "install", "--quiet", "--no-build", "--python", str(python), TORCH, JAX, *ours)
+        bare = {"PATH": str(python.parent), "CC": "false", "CXX": "false", "JAX_PLATFORMS": "cpu"}
+        session.run(str(python), "scripts/smoke.py", *names, env=bare, include_outer_env=False, external=True)
+
+
+@nox.session
+def asan(session: nox.Session) -> None:
+    """Core's tests on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc."""
+    flags = "-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+    session.env["CXXFLAGS"] = flags
+    session.env["CXX"] = "g++"
+    session.install(TORCH)
+    session.install("--reinstall-package", "t2j-core", "--no-cache", TORCH, JAX, f"{CORE}[test]", "pytest-xdist")
+    runtime = str(session.run("g++", "-print-file-name=libasan.so", external=True, silent=True)).strip()
+    sanitizers = {
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # Python, torch and XLA keep memory until they end
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    session.run("pytest", *PARALLEL, CORE, *session.posargs, env={**QUIET, **sanitizers})

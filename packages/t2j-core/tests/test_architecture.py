@@ -162,7 +162,7 @@ def test_the_names_for_sister_packages():
             *("declared_outputs", "leaves_of", "merger", "split", "explicit_spec", "manual_axes", "reshard", "Tracer"),
             *("TorchFunction", "Options", "argument_numbers", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "without_functorch"),
-                "batched_mesh_axes",
+            "batched_mesh_axes",
             *("describe", "warn"),
         ]
     )

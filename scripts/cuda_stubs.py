@@ -1,0 +1,114 @@
+"""Let a CUDA build of torch import on a machine without CUDA and without the several GB of NVIDIA's wheels.
+
+For tests of versions only: `python scripts/cuda_stubs.py` in the environment whose torch is meant. For each library of
+CUDA that torch's libraries need and that is not there, a stand-in is written beside them: with the name and the symbols
+that torch asks for, each a function that returns `cudaErrorNoDevice`. Needs gcc and binutils. `--overrides` prints
+lines for `uv pip install --override` that keep NVIDIA's wheels out.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+CUDA_LIBRARY = re.compile(r"lib(cu|nv|nccl)")
+CUDA_SYMBOL = re.compile(r"_{0,2}(cu|nv|nccl|Cu)|.*(nvshmem|cudnn)")
+CUDA_PACKAGE = re.compile(r"(nvidia|cuda|triton)[-\w]*")
+NO_DEVICE = 100  # cudaErrorNoDevice, CUDA_ERROR_NO_DEVICE
+
+
+def main() -> None:
+    """Write the stand-ins, or print the overrides."""
+    if "--overrides" in sys.argv:
+        names = {m[0] for line in importlib.metadata.requires("torch") or () if (m := CUDA_PACKAGE.match(line))}
+        sys.stdout.writelines(f"{name} ; sys_platform == 'never'\n" for name in sorted(names))
+        return
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("torch is not installed in this environment")
+    folder = Path(spec.submodule_search_locations[0]) / "lib"
+    for name, count in write_stubs(folder).items():
+        sys.stdout.write(f"{name}: {count} symbols\n")
+
+
+def write_stubs(folder: Path) -> dict[str, int]:
+    """Write a stand-in for each missing library, and tell how many symbols each has."""
+    libraries = sorted(folder.glob("*.so*"))
+    present = {path.name for path in (*libraries, *folder.parent.parent.glob("nvidia/**/*.so*"))}
+    missing = {name for path in libraries for name in needed(path) if CUDA_LIBRARY.match(name)} - present
+    versions: dict[str, set[str]] = defaultdict(set)  # of each library, the version nodes asked for
+    wanted: dict[str, set[str]] = defaultdict(set)  # of each version node, the symbols; "" for those without
+    defined: set[str] = set()
+    for path in libraries:
+        for library, version in version_needs(path):
+            versions[library].add(version)
+        for symbol, version, is_defined in symbols(path):
+            defined.add(symbol) if is_defined else wanted[version].add(symbol)
+    loose = {symbol for symbol in wanted[""] - defined if CUDA_SYMBOL.match(symbol)}
+    counts = {}
+    for number, name in enumerate(sorted(missing)):
+        nodes = {version: wanted[version] for version in versions[name]}
+        every = set().union(*nodes.values(), loose if number == 0 else ())  # a symbol without version may live anywhere
+        write_stub(folder / name, every, nodes)
+        counts[name] = len(every)
+    return counts
+
+
+def write_stub(path: Path, names: set[str], nodes: dict[str, set[str]]) -> None:
+    """One library whose functions say that there is no device."""
+    function = '.globl "{0}"\n.type "{0}",@function\n"{0}":\n mov ${1},%eax\n ret\n'
+    body = "".join(function.format(name, NO_DEVICE) for name in sorted(names))
+    script = ""
+    for node, inside in sorted(nodes.items()):
+        listed = " ".join(f'"{name}";' for name in sorted(inside))
+        script += f"{node} {{ global: {listed} }};\n"
+    with tempfile.TemporaryDirectory() as temporary:
+        source, map_file = Path(temporary, "stub.s"), Path(temporary, "stub.map")
+        source.write_text(f'.text\n{body}.section .note.GNU-stack,"",@progbits\n')
+        map_file.write_text(script)
+        command = ["gcc", "-shared", "-nostdlib", f"-Wl,-soname,{path.name}", "-o", str(path), str(source)]
+        subprocess.run([*command, *([f"-Wl,--version-script={map_file}"] if nodes else [])], check=True)
+
+
+def output(*command: str) -> str:
+    """What a tool prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def needed(path: Path) -> list[str]:
+    """The libraries that a library loads."""
+    return re.findall(r"NEEDED.*\[(.*?)\]", output("readelf", "-d", str(path)))
+
+
+def version_needs(path: Path) -> list[tuple[str, str]]:
+    """The (library, version node) pairs that a library asks for."""
+    pairs, library = [], ""
+    for line in output("readelf", "-V", "--wide", str(path)).splitlines():
+        if match := re.search(r"File: (\S+)", line):
+            library = match[1]
+        elif library and (match := re.search(r"Name: (\S+)\s+Flags", line)):
+            pairs.append((library, match[1]))
+    return pairs
+
+
+def symbols(path: Path) -> list[tuple[str, str, bool]]:
+    """The (name, version node, is defined) of each dynamic symbol."""
+    found = []
+    for line in output("nm", "-D", str(path)).splitlines():
+        *address, kind, full = line.split() if len(line.split()) >= 2 else ("", "")
+        name, _, version = full.partition("@")
+        if kind in ("U", "w", "v") and not address:
+            found.append((name, version.lstrip("@"), False))
+        elif address:
+            found.append((name, "", True))
+    return found
+
+
+if __name__ == "__main__":
+    main()

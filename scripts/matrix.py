@@ -1,0 +1,114 @@
+"""Test the installed packages with the installed JAX and PyTorch, and note the result: what `nox -s matrix` runs.
+
+`python scripts/matrix.py` adds one row to `docs/versions.json` and writes the table of `docs/versions.md` anew.
+`--wheels FOLDER` names the wheels that are tested, `--dry` tests only, and what follows `--` goes to pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parent.parent
+ROWS = ROOT / "docs" / "versions.json"
+PAGE = ROOT / "docs" / "versions.md"
+PACKAGES = ("t2j-core", "t2j-autodiff", "t2j-dist")
+BEGIN, END = "<!-- table: written by scripts/matrix.py -->", "<!-- end of table -->"
+
+Row = dict[str, str | int]
+
+
+def main() -> int:
+    """Test, note, and say by the exit code whether everything passed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("pytest", nargs="*")
+    options = parser.parse_args()
+    counts = {"passed": 0, "failed": 0, "skipped": 0, "xfailed": 0}
+    for package in PACKAGES:
+        for key, count in run(package, options.pytest).items():
+            counts[key] += count
+    row: Row = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "jaxlib", "torch", "numpy")},
+        "ffi": ffi_version(),
+        "wheel": digest(options.wheels),
+        **counts,
+        "date": datetime.date.today().isoformat(),
+    }
+    sys.stdout.write(f"{row}\n")
+    if not options.dry:
+        note(row)
+    return 1 if counts["failed"] or not counts["passed"] else 0
+
+
+def run(package: str, arguments: list[str]) -> dict[str, int]:
+    """How many tests of a package passed, failed, were skipped, or failed as expected."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        command = [sys.executable, "-m", "pytest", f"--junitxml={report}", str(ROOT / "packages" / package), *arguments]
+        code = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
+        if not report.exists():
+            return {"failed": 1}
+        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
+    kinds = [mark.get("type") for case in cases for mark in case.findall("skipped")]
+    xfailed = kinds.count("pytest.xfail")
+    skipped = len(kinds) - xfailed
+    return {
+        "passed": len(cases) - failed - len(kinds),
+        "failed": max(failed, int(code not in (0, 5))),
+        "skipped": skipped,
+        "xfailed": xfailed,
+    }
+
+
+def ffi_version() -> str:
+    """The version of XLA's FFI that the installed jaxlib speaks."""
+    from t2j_core import environment_info
+
+    return str(environment_info()["xla_ffi"])
+
+
+def digest(folder: Path | None) -> str:
+    """The first digits of the SHA-256 of the wheel of t2j-core, which must be the same for every cell of a Python."""
+    wheels = [] if folder is None else sorted(folder.glob("t2j_core-*.whl"))
+    return hashlib.sha256(wheels[-1].read_bytes()).hexdigest()[:12] if wheels else "not from a wheel"
+
+
+def note(row: Row) -> None:
+    """Put a row in its place in the file, and write the table."""
+    rows: list[Row] = json.loads(ROWS.read_text()) if ROWS.exists() else []
+    same = ("python", "jax", "torch", "numpy")
+    rows = [old for old in rows if any(old[key] != row[key] for key in same)] + [row]
+    rows.sort(key=lambda row: [[int(n) for n in str(row[key]).split("+")[0].split(".")] for key in same])
+    ROWS.write_text(json.dumps(rows, indent=1) + "\n")
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(before + BEGIN + "\n" + table(rows) + END + rest.split(END)[1])
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| Python | jax | XLA FFI | torch | numpy | passed | failed | skipped | wheel | on |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        skipped = f"{row['skipped']}, {row['xfailed']} expected failures" if row["xfailed"] else f"{row['skipped']}"
+        cells = [row[key] for key in ("python", "jax", "ffi", "torch", "numpy", "passed", "failed")]
+        lines.append(f"| {' | '.join(map(str, cells))} | {skipped} | `{row['wheel']}` | {row['date']} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
