@@ -8,6 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
+import jax.experimental
+import jax.export
 import torch
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -17,3 +19,6 @@ torch.set_num_threads(1)
 # Compiling takes what it takes, so no deadline; the same examples at every run, so that a failure is everybody's.
 hypothesis.settings.register_profile("t2j", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("t2j")
+
+if not hasattr(jax, "enable_x64"):  # jax before 0.8
+    jax.enable_x64 = jax.experimental.enable_x64

@@ -185,13 +185,17 @@ def holomorphic(f, x):
     }
 
 
+NEW_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
+
+
 @functools.cache
 def expected_of(program, name):
     _, fn, x, _ = FUNCTIONS[name]
-    return jax.jit(lambda: program(fn, x), compiler_options=QUICKLY)()
+    return jax.jit(lambda *x: program(fn, x), compiler_options=QUICKLY)(*x)  # jax 0.6 folds constants wrongly
 
 
 NOT_TRACED = pytest.mark.xfail(
+    NEW_TORCH,
     strict=True,
     raises=t2j_autodiff.PerformanceWarning,
     reason="PyTorch does not trace the inverse of a complex matrix",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from t2j_autodiff import ArgumentError, PerformanceWarning, load_variables, module2jax, torch2jax, tree_t2j
 from torch import nn
 

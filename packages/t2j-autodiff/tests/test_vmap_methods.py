@@ -238,7 +238,7 @@ def test_outputs_of_all_kinds(method):
 
 
 def test_a_batch_dimension_of_integers_only():
-    f = torch2jax(lambda x, i: x.index_select(-1, i.reshape(1)).sum())
+    f = torch2jax(lambda x, i: x.index_select(-1, i.reshape(1).long()).sum())
     got = jax.vmap(jax.grad(f), (None, 0))(X[0], jnp.arange(3))
     np.testing.assert_array_equal(got, np.eye(3))
 

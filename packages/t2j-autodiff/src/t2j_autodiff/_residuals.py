@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from t2j_core import T2jWarning
-from t2j_core.extend import Leaf, warn, without_functorch
+from t2j_core.extend import Leaf, numbers_in, warn
 
 from . import _compat
 from ._batching import Levels, with_batch_axes
@@ -220,9 +220,7 @@ class LiveGraphs:
         finally:
             operands.clear()
         graph.ins = {i: torch.autograd.graph.get_gradient_edge(leaf) for i, leaf in leaves.items()}
-        graph.outs = {
-            i: (torch.autograd.graph.get_gradient_edge(t), t.dtype) for i, t in enumerate(y) if t.requires_grad
-        }
+        graph.outs = {i: (_edge_to(t), t.dtype) for i, t in enumerate(y) if t.requires_grad}
         for leaf in leaves.values():  # its edge keeps it alive, but not the memory of XLA
             leaf.data = leaf.new_empty(0)
         return tuple(t.detach() for t in y)
@@ -297,8 +295,19 @@ class LiveGraphs:
 
     def take(self, number: torch.Tensor) -> _Graph | None:
         """Remove a kept graph."""
-        value = int(without_functorch(number).flatten()[0]) if number.numel() else _NO_GRAPH
+        value = numbers_in(number)[0] if number.numel() else _NO_GRAPH
         return None if value == _NO_GRAPH else _take(value, self)
+
+
+def _edge_to(t: torch.Tensor) -> torch.autograd.graph.GradientEdge:
+    """Where the backward of a result begins.
+
+    In torch 2.6 the node of an `autograd.Function` dies with its result, unless a node of torch's own follows it.
+    """
+    if isinstance(t.grad_fn, torch.autograd.function.BackwardCFunction):
+        with torch.enable_grad():
+            t = t.view_as(t)
+    return torch.autograd.graph.get_gradient_edge(t)
 
 
 def _is_parameter(t: torch.Tensor) -> bool:

@@ -301,11 +301,16 @@ def autocast_depth() -> int:
     return int(torch.autocast_decrement_nesting())
 
 
-def without_functorch(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor under the wrappers of `torch.func`: for `vmap`, all examples at once."""
+def numbers_in(tensor: torch.Tensor) -> list[int]:
+    """What a tensor of integers holds, within the transforms of `torch.func` too: under `vmap` all examples at once."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return tensor.flatten().tolist()
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
+    with temporarily_clear_interpreter_stack():  # torch 2.6 wraps the results of views again
+        return tensor.flatten().tolist()
 
 
 def fake_mode() -> Any:

@@ -31,13 +31,19 @@ def is_data(leaf: object) -> bool:
     return False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Static:
     """A constant leaf: part of the signature. `1`, `1.0` and `True` differ, `0.0` and `-0.0` too; NaN equals itself."""
 
     kind: type
     identity: Hashable
-    value: Any = dataclasses.field(compare=False)
+    value: Any
+
+    def __eq__(self, other: object) -> bool:  # of tuples, to which any object equals itself
+        return isinstance(other, Static) and (self.kind, self.identity) == (other.kind, other.identity)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.identity))
 
     @classmethod
     def of(cls, value: Any) -> Static:

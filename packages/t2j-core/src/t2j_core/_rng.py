@@ -47,7 +47,7 @@ def seed_of(key: torch.Tensor) -> int:
     go through the finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
     """
     seed = 0
-    for word in _compat.without_functorch(key).flatten().tolist():
+    for word in _compat.numbers_in(key):
         seed = (seed + word + 0x9E3779B97F4A7C15) & _64_BITS
         seed = ((seed ^ seed >> 30) * 0xBF58476D1CE4E5B9) & _64_BITS
         seed = ((seed ^ seed >> 27) * 0x94D049BB133111EB) & _64_BITS

@@ -7,9 +7,9 @@ from ._compat import Tracer as Tracer
 from ._compat import batched_mesh_axes as batched_mesh_axes
 from ._compat import explicit_spec as explicit_spec
 from ._compat import manual_axes as manual_axes
+from ._compat import numbers_in as numbers_in
 from ._compat import reshard as reshard
 from ._compat import varying_axes as varying_axes
-from ._compat import without_functorch as without_functorch
 from ._dtypes import canonical as canonical
 from ._errors import describe as describe
 from ._errors import warn as warn
