@@ -53,10 +53,12 @@ def install(session: nox.Session, *packages: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Format and lint."""
-    session.install("ruff==0.17.6")
+    """Format and lint; the workflows by their schema."""
+    session.install("ruff==0.17.6", "check-jsonschema")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
+    workflows = map(str, Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
 
 
 @nox.session
