@@ -185,7 +185,7 @@ def holomorphic(f, x):
     }
 
 
-NEW_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
+NEW_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 
 
 @functools.cache

@@ -381,7 +381,7 @@ UNBATCHED = {  # torch.func refuses checkpoint's hooks, and `requires_grad_`
     *(("checkpoint", transform) for transform in ("hessian", "vmap of grad")),
     *(("fork of the graph", transform) for transform in ("jacfwd", "hessian", "vmap of grad")),
 }
-if torch.__version__.startswith("2.6."):  # it has no rule for a Function that checkpoint is made of
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12):  # no rule for a Function that checkpoint is made of
     UNBATCHED.add(("checkpoint", "jacfwd"))
 
 
