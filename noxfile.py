@@ -142,12 +142,18 @@ def bench(session: nox.Session) -> None:
 def wheels(session: nox.Session) -> None:
     """One wheel of each package for each Python, in `build/wheels`: what the matrix installs."""
     folder = Path("build/wheels", str(session.python))
-    shutil.rmtree(folder, ignore_errors=True)
-    session.install("build[uv]", "auditwheel", "twine")
-    for package in (CORE, AUTODIFF, DIST):
-        session.run("python", "-m", "build", "--installer", "uv", "--wheel", "--outdir", str(folder), package)
-    session.run("twine", "check", "--strict", *map(str, folder.glob("*.whl")))
+    build(session, folder, "--wheel")
+    session.install("auditwheel")
     session.run("auditwheel", "show", *map(str, folder.glob("t2j_core-*.whl")))
+
+
+def build(session: nox.Session, folder: Path, *options: str) -> None:
+    """Fill a folder with distributions of all packages, and check what they say of themselves."""
+    shutil.rmtree(folder, ignore_errors=True)
+    session.install("build[uv]", "twine")
+    for package in (CORE, AUTODIFF, DIST):
+        session.run("python", "-m", "build", "--installer", "uv", *options, "--outdir", str(folder), package)
+    session.run("twine", "check", "--strict", *map(str, sorted(folder.glob("t2j_*"))))
 
 
 @nox.session(venv_backend="uv", requires=[f"wheels-{python}" for python in PYTHONS])
@@ -160,8 +166,7 @@ def matrix(session: nox.Session, jax: str, torch: str) -> None:
 @nox.session(python=PYTHONS[0], venv_backend="uv", requires=["wheels-{python}"])
 def minimums(session: nox.Session) -> None:
     """The packages' tests with the lowest versions that they declare, of everything."""
-    project = tomllib.loads(Path(CORE, "pyproject.toml").read_text())["project"]
-    floors = dict(requirement.split(">=") for requirement in project["dependencies"])
+    floors = dict(requirement.split(">=") for requirement in declared_by(CORE))
     versions = {name: ".".join((*floor.split("."), "0", "0")[:3]) for name, floor in floors.items()}
     run_on_wheels(session, *(f"{name}=={versions[name]}" for name in ("jax", "torch", "numpy")))
 
@@ -222,13 +227,9 @@ def declared_by(package: str) -> list[str]:
 def release_check(session: nox.Session) -> None:
     """Source distributions and wheels of all packages; installed without a compiler and tried, core alone first."""
     folder = Path("build/release").absolute()
-    shutil.rmtree(folder, ignore_errors=True)
-    session.install("build[uv]", "twine", "check-wheel-contents")
-    for package in (CORE, AUTODIFF, DIST):  # the wheel is built from the source distribution
-        session.run("python", "-m", "build", "--installer", "uv", "--outdir", str(folder), package)
-    built = sorted(map(str, folder.glob("t2j_*")))
-    session.run("twine", "check", "--strict", *built)
-    session.run("check-wheel-contents", *(path for path in built if path.endswith(".whl")))
+    build(session, folder)  # the wheels from the source distributions
+    session.install("check-wheel-contents")
+    session.run("check-wheel-contents", *map(str, sorted(folder.glob("*.whl"))))
     wheel = {name: str(next(folder.glob(f"t2j_{name}-*.whl"))) for name in ("core", "autodiff", "dist")}
     for names in (("core",), ("core", "autodiff"), ("core", "dist"), ("core", "autodiff", "dist")):
         python = folder / "-".join(names) / "bin" / "python"

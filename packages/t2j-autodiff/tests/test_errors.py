@@ -279,20 +279,6 @@ def test_depth_none_has_no_limit():
     np.testing.assert_allclose(jax.grad(of_order(f, 4))(X), np.full(3, 120.0), rtol=1e-5)
 
 
-class Once(torch.autograd.Function):
-    """The sine, without forward mode and to be differentiated once."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        return g * ctx.saved_tensors[0].cos()
-
-
 @pytest.mark.parametrize(
     "transform",
     [jax.jacfwd, lambda f: lambda x: jax.jvp(f, (x,), (x,)), lambda f: jax.jit(jax.jacfwd(f)), jax.hessian],
@@ -300,7 +286,7 @@ class Once(torch.autograd.Function):
 )
 @pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
 def test_what_has_no_forward_mode(transform):
-    f = torch2jax(lambda x: Once.apply(x).sum())
+    f = torch2jax(lambda x: OnceDifferentiable.apply(x).sum())
     x = jnp.array([[0.0, 1.0], [2.0, 5.0]])
     assert np.isfinite(jax.grad(f)(x)).all()
     with pytest.raises(Exception, match=r"(?s)Forward mode failed:.*Double backward failed:.*Use reverse mode"):

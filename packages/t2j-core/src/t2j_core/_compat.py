@@ -187,7 +187,8 @@ def manual_axes(mesh: Any, axes: Iterable[str]) -> frozenset[str]:
     return wanted | auto if wanted else wanted
 
 
-_AxisEnv: Any = getattr(importlib.import_module("jax._src.core"), "AxisEnv", None)
+_core: Any = importlib.import_module("jax._src.core")
+_AxisEnv: Any = getattr(_core, "AxisEnv", None)
 _HIDES_AXES = hasattr(_AxisEnv, "add_explicit_mesh_axis_names") and not hasattr(
     _AxisEnv, "remove_explicit_mesh_axis_names"
 )  # jax 0.8
@@ -199,13 +200,12 @@ def batched_mesh_axes() -> Iterator[None]:
     if not _HIDES_AXES:
         yield
         return
-    core: Any = importlib.import_module("jax._src.core")
-    env = core.get_axis_env()
-    core.trace_ctx.set_axis_env(_AxisEnv(env.axis_sizes, env.spmd_axis_names, frozenset()))
+    env = _core.get_axis_env()
+    _core.trace_ctx.set_axis_env(_AxisEnv(env.axis_sizes, env.spmd_axis_names, frozenset()))
     try:
         yield
     finally:
-        core.trace_ctx.set_axis_env(env)
+        _core.trace_ctx.set_axis_env(env)
 
 
 def is_concrete_array(x: object) -> bool:

@@ -56,8 +56,7 @@ class Plan(NamedTuple):
 
     def as_specified(self, x: Any, spec: PartitionSpec) -> Any:
         """An operand with its Explicit axes sharded as its spec says; of Auto axes `jax.shard_map` takes care."""
-        kinds = zip(self.mesh.axis_names, self.mesh.axis_types, strict=True)
-        others = frozenset(axis for axis, kind in kinds if kind != AxisType.Explicit)
+        others = frozenset(axis for axis, kind in _kinds(self.mesh).items() if kind != AxisType.Explicit)
         have, want = (without_axes(it, others) for it in (jax.typeof(x).sharding.spec, spec))
         return x if is_same(have, want) else reshard(x, NamedSharding(self.mesh, want))
 
@@ -102,7 +101,7 @@ def decide(name: str, wanted: Wanted, key: Any, operands: Sequence[Any]) -> Plan
     if mesh is None:
         return None
     sizes = dict(mesh.shape)
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    kinds = _kinds(mesh)
     named = tree_axes(wanted.out_specs) | tree_axes(wanted.in_specs)
     if unknown := named - set(sizes):
         raise ShardingError(_unknown(name, unknown, mesh))
@@ -114,6 +113,10 @@ def decide(name: str, wanted: Wanted, key: Any, operands: Sequence[Any]) -> Plan
     specs = tuple(without_axes(spec, manual) for spec in _input_specs(name, wanted, key, types, free, mesh))
     axes = manual_axes(mesh, frozenset().union(named - manual, *map(spec_axes, specs)))
     return plan._replace(axes=axes, in_specs=specs)
+
+
+def _kinds(mesh: AnyMesh) -> dict[str, AxisType]:
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
 
 
 def _find_mesh(name: str, wanted: Wanted, context: AbstractMesh, types: Sequence[Any]) -> AnyMesh | None:
@@ -141,7 +144,7 @@ def _input_specs(
 ) -> list[PartitionSpec]:
     if wanted.in_specs is not None:
         return input_specs(wanted.in_specs, key, has_key=wanted.has_key)
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    kinds = _kinds(mesh)
     if any(types) and all(kinds[axis] == AxisType.Explicit for axis in free):
         return _arriving(name, key, [t and t.sharding for t in types], mesh)
     if len(wanted.hints) == len(types):
