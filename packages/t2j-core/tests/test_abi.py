@@ -130,16 +130,24 @@ DLPACK_CONSTANTS = {
     "kDLFloat8_e8m0fnu": 14,
 }
 
-# Absent from older runtimes: FFI 0.1 (jaxlib 0.4.35 to 0.7) has no type info and no state in the metadata, 0.1 and 0.2
-# no stage in the state calls (`StateAccess01` in native/xla_ffi.h is for those), torch before 2.10 no exchange table.
+# Absent from older runtimes: FFI 0.1 (jaxlib 0.4.35 to 0.7) has no type info, no state in the metadata and, before 0.7,
+# another name for the registration of types in the same place; 0.1 and 0.2 no stage in the state calls
+# (`StateAccess01` in native/xla_ffi.h is for those); torch before 2.10 no exchange table.
 MAY_BE_ABSENT = {
     "ffi::TypeInfo",
+    "ffi::TypeInfo.deleter",
+    "ffi::TypeRegister",
+    "ffi::TypeRegister.name",
+    "ffi::TypeRegister.type_id",
     "ffi::TypeRegister.info",
+    "ffi::Api.type_register",
     "ffi::Metadata.state_type_id",
     "ffi::StateAccess.stage",
     "ffi::StateAccess (get).stage",
     "ffi::Api.device_ordinal_get",
     "ffi::DeviceOrdinalGet",
+    "dl::ManagedVersioned",
+    *(f"dl::ManagedVersioned.{field}" for field in DLPACK["dl::ManagedVersioned"][1]),
     "dl::ExchangeApi",
     *(f"dl::ExchangeApi.{field}" for field in DLPACK["dl::ExchangeApi"][1]),
     *(name for name in DLPACK_CONSTANTS if "Float8" in name),

@@ -12,7 +12,8 @@ import torch
 from t2j_core import ArgumentError, DTypeError, j2t, t2j, tree_j2t, tree_t2j
 
 SHARED = ["int8", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32", "complex64", "bool"]
-SHARED += ["float8_e4m3fn", "float8_e5m2"]  # Regression: these were copied
+if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # torch before 2.10 has no 8-bit floats in DLPack: a copy
+    SHARED += ["float8_e4m3fn", "float8_e5m2"]
 
 
 def ones(name: str, n: int = 256) -> jax.Array:

@@ -28,7 +28,7 @@ NARROW = [
     "float8_e8m0fnu",
 ]
 WIDE = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
-DTYPES = [*NARROW, *WIDE]
+DTYPES = [name for name in (*NARROW, *WIDE) if hasattr(torch, name)]  # torch 2.6 has no float8_e8m0fnu
 
 # JAX has these and torch does not (as something one can compute with).
 ONLY_JAX = ["int2", "int4", "uint2", "uint4", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float4_e2m1fn"]

@@ -220,9 +220,13 @@ def test_a_tensor_that_left_its_level_of_functorch(level):
 
     f = torch2jax(function, output_shapes=Size(3) if level == "vmap" else Size(2, 3))
     for _ in range(2):
-        with pytest.raises((OutputError, RuntimeError)) as info:
-            f(x)
-        assert not isinstance(info.value, jax.errors.JaxRuntimeError)
+        try:
+            result = f(x)
+        except (OutputError, RuntimeError) as error:
+            assert not isinstance(error, jax.errors.JaxRuntimeError)
+        else:  # torch 2.6 reads through the wrappers of levels that have ended
+            assert level in ("grad", "jvp")
+            np.testing.assert_array_equal(result, 2 * x)
 
 
 class Simple(torch.Tensor):

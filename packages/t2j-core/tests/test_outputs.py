@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from t2j_core import ArgumentError, OutputError, Size, torch2jax
+from torch.utils._python_dispatch import TorchDispatchMode
 
 F = torch.nn.functional
 SIDE = 600  # 600 x 600 floats: 1.4 MB, above the size from which "auto" avoids copies
@@ -150,6 +151,11 @@ def test_every_size(shape, outputs):
 
 # --- the copy is really avoided -----------------------------------------------------------------------------------
 
+swaps = pytest.mark.skipif(
+    not hasattr(TorchDispatchMode, "ignore_compile_internals"),
+    reason="torch before 2.10 cannot compile under a dispatch mode, so results are copied once that is loaded",
+)
+
 
 def pointers(outputs: str, n: int, calls: int = 4) -> list[bool]:
     """For each call: whether torch's result lay where JAX's result is."""
@@ -166,6 +172,7 @@ def pointers(outputs: str, n: int, calls: int = 4) -> list[bool]:
     return [compiled(jnp.full(n, i / 2)).unsafe_buffer_pointer() == seen[-1] for i in range(calls)]
 
 
+@swaps
 def test_auto_writes_large_results_in_place_from_the_second_call():
     assert pointers("auto", 1 << 19)[1:] == [True] * 3
 
@@ -258,6 +265,7 @@ def test_views_that_change_between_calls():
     run_branches((lambda a, b: (a * a).T, lambda a, b: (a * a).view(-1).view(SIDE, SIDE)), FLAGS)
 
 
+@swaps
 def test_a_view_of_a_result_is_written_in_place():
     product = torch2jax(lambda a, b: (a @ b).view(-1, 2))
     a, b = map(jnp.asarray, inputs(0, (SIDE, SIDE), (SIDE, SIDE)))

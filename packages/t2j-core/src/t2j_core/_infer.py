@@ -274,8 +274,8 @@ def _inference(name: str) -> Any:
 
     with (
         turns,
-        torch.random.fork_rng(devices=[]),
         _compat.default_torch_state(("cpu",)),
+        torch.random.fork_rng(devices=[]),
         _compat.without_compilation(),
         _compat.refusing_jax(refuse),
     ):
