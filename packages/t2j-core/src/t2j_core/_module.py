@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ Variables = dict[str, dict[str, Any]]
 
 def module2jax(
     module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
-) -> tuple[TorchFunction, Variables]:
+) -> tuple[TorchFunction[...], Variables]:
     """An `nn.Module` as a pure JAX function and its variables.
 
     Args:
@@ -73,6 +74,9 @@ def functional(
         output, buffers = pool.call(variables, args, kwargs)
         return (output, buffers) if mutable else output
 
+    parameters = [*inspect.signature(module.forward).parameters.values()]
+    first = inspect.Parameter("variables", inspect.Parameter.POSITIONAL_ONLY)
+    call.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
     call.__name__ = type(module).__name__
     call.__doc__ = f"The module {type(module).__name__} as a function of its variables and arguments."
     return call, variables
