@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import torch
 from ._convert import j2t, t2j
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, describe
-from ._wrap import TorchFunction, torch2jax
+from ._wrap import TorchFunction, signature_of, torch2jax
 
 Variables = dict[str, dict[str, Any]]
 
@@ -74,9 +73,7 @@ def functional(
         output, buffers = pool.call(variables, args, kwargs)
         return (output, buffers) if mutable else output
 
-    parameters = [*inspect.signature(module.forward).parameters.values()]
-    first = inspect.Parameter("variables", inspect.Parameter.POSITIONAL_ONLY)
-    call.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
+    call.__signature__ = signature_of(module, "variables")  # type: ignore[attr-defined]
     call.__name__ = type(module).__name__
     call.__doc__ = f"The module {type(module).__name__} as a function of its variables and arguments."
     return call, variables

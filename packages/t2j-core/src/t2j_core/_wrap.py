@@ -151,7 +151,9 @@ class TorchFunction(Generic[P]):
         self.__name__: str = str(options.name or getattr(fn, "__name__", type(fn).__name__))
         self.__doc__: str | None = getattr(fn, "__doc__", None)
         self.__wrapped__ = fn
-        self.__signature__: inspect.Signature | None = _signature_of(fn, options)
+        self.__signature__: inspect.Signature | None = signature_of(
+            fn, *["key"] * options.rng, without=["out"] * (options.outputs == "out")
+        )
         self._lock = threading.RLock()
         self._fns: dict[Any, TorchFn] = {}
         self._entries: dict[Any, Any] = {}  # compiled forms for eager calls, by everything but the data
@@ -390,19 +392,16 @@ class TorchFunction(Generic[P]):
         return tuple(found.items())
 
 
-def _signature_of(fn: Callable[..., Any], options: Options) -> inspect.Signature | None:
-    """What `inspect.signature` and interactive help show of a wrapped function; None if Python cannot tell."""
+def signature_of(fn: Callable[..., Any], *first: str, without: Sequence[str] = ()) -> inspect.Signature | None:
+    """The signature of `fn` with other parameters in front; None if Python cannot tell it, as of functions in C."""
     try:
         signature = inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn)
-    except (TypeError, ValueError):  # functions written in C
+    except Exception:  # a callable object may answer anything
         return None
-    parameters = list(signature.parameters.values())
-    if options.outputs == "out":
-        parameters = [p for p in parameters if p.name != "out"]
-    if options.rng:
-        name = "key" if "key" not in signature.parameters else "rng_key"
-        parameters.insert(0, inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY))
-    return signature.replace(parameters=parameters)
+    names = (name if name not in signature.parameters else f"{name}_" for name in first)
+    heads = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
+    rest = (p for name, p in signature.parameters.items() if name not in without)
+    return signature.replace(parameters=[*heads, *rest])
 
 
 def _refuse_after_fork(self: TorchFunction[...], /, *_args: Any, **_kwargs: Any) -> Any:
