@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -133,8 +134,8 @@ def test_how_the_outputs_became_known():
         call(jnp.ones(3))
     assert "outputs: inferred by a run without data" in lines(f)
     assert "outputs: declared by `output_shapes`" in lines(g)
-    (found,) = [line for line in lines(h) if line.startswith("outputs: inferred by runs on made-up data (")]
-    assert "meta tensors" in found
+    (found,) = [line for line in lines(h) if line.startswith("outputs")]
+    assert re.fullmatch(r"outputs: inferred by runs on made-up data \(\w+(Error|Exception): .+\)", found)
 
 
 def test_how_arguments_are_handed_over():

@@ -6,6 +6,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import pytest
 import torch
 from helpers import W, X, in_torch, mesh_of, put
 from jax.sharding import PartitionSpec as P
@@ -83,3 +84,15 @@ def test_no_array_is_shown():
     f(jnp.full((16, 3), 314159.0), W)
     assert "f32[16,4]" in repr(f)
     assert not any(digits in repr(f) + f.explain() for digits in ("314159", "271828"))
+
+
+def test_calls_on_threads_of_xla_are_in_a_profile_of_all_threads():
+    try:
+        all_threads = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    except TypeError:
+        pytest.skip("this torch profiles the calling thread only")
+    f = jax.jit(torch2jax(in_torch, in_specs=(P("data"), P()), out_specs=P("data"), mesh=mesh_of("Auto", data=8)))
+    jax.block_until_ready(f(X, W))
+    with torch.profiler.profile(experimental_config=all_threads) as profile:
+        jax.block_until_ready(f(X, W))
+    assert [event.count for event in profile.key_averages() if event.key == "in_torch"] == [8]

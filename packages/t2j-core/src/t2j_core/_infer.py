@@ -208,7 +208,10 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # it is the user's
+        lines = []
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
