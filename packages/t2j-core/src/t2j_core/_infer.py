@@ -212,7 +212,7 @@ def _first_line(error: Exception) -> str:
         lines = str(error).splitlines()
     except Exception:  # it is the user's
         lines = []
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _run_in(mode: Any, device: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
