@@ -63,10 +63,13 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Strict type check of what ships."""
-    install(session, "mypy==2.4.1", CORE, AUTODIFF, DIST)
+    """Strict type check of what ships; whether every public type is known; what checkers make of users' calls."""
+    install(session, "mypy==2.4.1", "pyright[nodejs]==1.1.414", CORE, AUTODIFF, DIST)
     for package in (CORE, AUTODIFF, DIST):
         session.run("mypy", f"{package}/src")
+        session.run("pyright", "--verifytypes", Path(package).name.replace("-", "_"), "--ignoreexternal")
+    session.run("mypy", "tests/static")
+    session.run("pyright", "tests/static")
 
 
 @nox.session

@@ -227,9 +227,7 @@ def test_the_name_is_seen_in_the_repr_the_jaxpr_and_the_program():
     f = torch2jax(lambda t: t * 2, name="twice")
     assert isinstance(f, TorchFunction)
     assert f.__name__ == "twice"
-    assert repr(f) == "<torch2jax twice>"
-    f(f32(3))
-    assert repr(f) == "<torch2jax twice\n  twice(f32[3]) -> (f32[3])>"
+    assert repr(f) == "torch2jax(twice, name='twice')"
     jaxpr = str(jax.make_jaxpr(f)(f32(3)))
     assert "torch_call" in jaxpr
     assert "twice(f32[3])" in jaxpr

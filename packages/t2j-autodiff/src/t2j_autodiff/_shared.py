@@ -20,7 +20,7 @@ class DiffOptions:
     """How a function is differentiated and batched; see `torch2jax`."""
 
     depth: int | None = 2
-    nondiff_argnums: Any = None
+    nondiff_argnums: Any = ()
     nondiff_mask: Any = None
     use_zeros: bool = True
     use_torch_vjp: bool = True

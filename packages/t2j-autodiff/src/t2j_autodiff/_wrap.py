@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import torch
 from t2j_core import ArgumentError
-from t2j_core.extend import Options, Signature, TorchFn, TorchFunction, argument_paths, describe, functional
+from t2j_core.extend import Options, P, Signature, TorchFn, TorchFunction, argument_paths, describe, functional
 
 from ._linearize import clones
 from ._rules import Rules
@@ -19,7 +19,7 @@ from ._shared import DiffOptions, Shared
 
 
 def torch2jax(
-    fn: Callable[..., Any],
+    fn: Callable[P, Any],
     *example_args: Any,
     example_kw: Mapping[str, Any] | None = None,
     depth: int | None = 2,
@@ -37,7 +37,7 @@ def torch2jax(
     outputs: str = "auto",
     has_side_effect: bool = False,
     name: str | None = None,
-) -> DifferentiableFunction:
+) -> DifferentiableFunction[P]:
     """Wrap a PyTorch function so that JAX can call, differentiate and batch it.
 
     As `t2j_core.torch2jax`, whose options work here too, but with derivatives in both modes and batching, computed by
@@ -72,7 +72,7 @@ def torch2jax(
       name: a name that is the same in every process.
 
     Returns:
-      The wrapped function. `f.explain()` tells how its derivatives and batches are computed.
+      The wrapped function. `f.explain()` tells how its outputs, derivatives and batches are computed.
 
     Raises:
       ArgumentError: for options or examples that do not fit.
@@ -102,40 +102,58 @@ def torch2jax(
     return DifferentiableFunction(fn, options, examples, diff_options)
 
 
-@functools.wraps(torch2jax)
-def torch2jax_with_vjp(*args: Any, **options: Any) -> DifferentiableFunction:
+def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any) -> DifferentiableFunction[P]:
+    """The deprecated name of `torch2jax`.
+
+    >>> import warnings, jax.numpy as jnp, torch
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     f = torch2jax_with_vjp(torch.sin)
+    >>> f(jnp.zeros(2)).tolist()
+    [0.0, 0.0]
+    """
     warnings.warn("`torch2jax_with_vjp` is now `torch2jax`, with the same arguments.", DeprecationWarning, stacklevel=2)
-    return torch2jax(*args, **options)
+    return torch2jax(fn, *example_args, **options)
 
 
-class DifferentiableFunction(TorchFunction):
+class DifferentiableFunction(TorchFunction[P]):
     """A PyTorch function that JAX can call, differentiate and batch; made by `torch2jax`."""
 
     def __init__(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[P, Any],
         options: Options,
         examples: tuple[tuple[Any, ...], dict[str, Any]] | None,
         diff_options: DiffOptions,
     ) -> None:
         self.diff_options = diff_options
-        self._shared: dict[str, Shared] = {}  # by signature, as text
         self._constants: dict[Any, tuple[bool, ...]] = {}
         super().__init__(fn, options, examples)
 
     def explain(self) -> str:
-        """How derivatives and batches are computed, for each signature that was used, and why.
+        """What was decided for each signature that was used, and why: a text to print.
+
+        As `t2j_core.TorchFunction.explain`, and how derivatives and batches are computed.
 
         >>> import jax, jax.numpy as jnp, torch
         >>> f = torch2jax(torch.sin)
         >>> _ = jax.jit(jax.grad(f))(1.0 * jnp.ones(()))
         >>> print(f.explain())
         sin(f32[]) -> (f32[])
+          outputs: inferred by a run without data
+          args[0]: lent, not copied
+          output: copied (below 1048576 bytes)
           reverse mode: recompute (few operations on small tensors)
           forward mode: torch.func.jvp
           vmap: auto
         """
-        return "\n".join(map(_explained, self._shared, self._shared.values())) or f"{self.__name__} was not called yet."
+        return super().explain()
+
+    def _explained(self, fn: TorchFn) -> list[str]:
+        return [*super()._explained(fn), *_explained(str(fn.signature), fn.rules.shared)]
+
+    def _option_groups(self) -> tuple[Any, ...]:
+        return (*super()._option_groups(), self.diff_options)
 
     def _build(self, signature: Signature) -> TorchFn:
         fn = super()._build(signature)
@@ -143,7 +161,6 @@ class DifferentiableFunction(TorchFunction):
         if self.options.outputs == "out":
             flat = functools.partial(flat, out=None)
         shared = Shared(self.__name__, self.diff_options, self.options.rng)
-        self._shared[str(signature)] = shared
         written = [i for i, how in enumerate(fn.passes) if how != 0]
         fn.rules = Rules(clones(flat, written), self.diff_options.limit, shared)
         return fn
@@ -203,23 +220,23 @@ class DifferentiableFunction(TorchFunction):
         return [path for path in argument_paths(key) if next(chosen)]
 
 
-def _explained(signature: str, shared: Shared) -> str:
-    lines = [signature]
+def _explained(signature: str, shared: Shared) -> list[str]:
+    lines = []
     for label, what in shared.residuals.items():
         where = "" if label == signature else f" of {label}"
-        lines.append(f"  reverse mode{where}: {what}")
+        lines.append(f"reverse mode{where}: {what}")
     if shared.jvp_failure is None:
-        lines.append("  forward mode: torch.func.jvp")
+        lines.append("forward mode: torch.func.jvp")
     else:
-        lines.append(f"  forward mode: transposed reverse mode ({shared.jvp_failure})")
+        lines.append(f"forward mode: transposed reverse mode ({shared.jvp_failure})")
     method = shared.options.vmap_method
     reason = "" if shared.vmap_failure is None else f", one after another ({shared.vmap_failure})"
-    return "\n".join([*lines, f"  vmap: {method}{reason}"])
+    return [*lines, f"vmap: {method}{reason}"]
 
 
 def module2jax(
     module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
-) -> tuple[DifferentiableFunction, dict[str, dict[str, Any]]]:
+) -> tuple[DifferentiableFunction[...], dict[str, dict[str, Any]]]:
     """An `nn.Module` as a pure, differentiable JAX function and its variables.
 
     As `t2j_core.module2jax`, but `apply` can be differentiated, with respect to its variables too, and batched.

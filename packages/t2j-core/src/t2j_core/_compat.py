@@ -26,6 +26,7 @@ from jax.interpreters import batching as batching
 from jax.interpreters import mlir as mlir
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType
+from torch.autograd import profiler as torch_profiler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 JAX_FLOOR = (0, 6, 2)
@@ -116,6 +117,11 @@ def devices_of(ctx: Any) -> int:
 def keep_alive(ctx: Any, value: object) -> None:
     """Let the lowered program own `value` until it is compiled."""
     ctx.module_context.add_keepalive(value)
+
+
+def named(ctx: Any, name: str) -> contextlib.AbstractContextManager[Any]:
+    """Within, what is lowered goes by `name`: in the compiled program, and so in profiles."""
+    return mlir.ir.Location.name("/".join(filter(None, (str(ctx.name_stack), "torch_call", name))))
 
 
 def varying_axes(aval: Any) -> frozenset[str]:
@@ -326,20 +332,31 @@ def without_compilation() -> contextlib.AbstractContextManager[Any]:
 
 
 def state_getters() -> tuple[Callable[[], Any], ...]:
-    """Functions that are all false while this thread's torch state is the default (grad mode apart)."""
+    """Functions that are all false while this thread's torch state is the default (grad mode apart), unprofiled."""
     return (
         torch._C._is_any_autocast_enabled,
         torch.is_inference_mode_enabled,
         torch._C._len_torch_function_stack,
         torch._C._len_torch_dispatch_stack,
         torch._C._functorch.peek_interpreter_stack,
-        _has_saved_tensors_hooks,
+        _is_watched,
     )
 
 
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # torch before 2.7 does not tell
+
+
 def _has_saved_tensors_hooks() -> bool:
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # torch before 2.7 does not tell
-    return top is not None and top(False) is not None
+    return _top_hooks is not None and _top_hooks(False) is not None
+
+
+def _is_watched() -> bool:
+    return torch_profiler._is_profiler_enabled or (_top_hooks is not None and _top_hooks(False) is not None)
+
+
+def profiled(name: str) -> contextlib.AbstractContextManager[Any]:
+    """A range of that name in the profile that torch records, if it records one."""
+    return torch_profiler.record_function(name) if torch_profiler._is_profiler_enabled else contextlib.nullcontext()
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

@@ -186,20 +186,33 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
         # Some code looks for fake tensors to skip what needs data. Their import takes seconds, so zeros are cheaper
         # unless they are many, or the import is done.
         modes.append((_compat.fake_mode(), "cpu"))
+    obstacle = ""
     for mode, device in modes:
         try:
             with _inference(name):
                 outputs = _run_in(mode, device, call, key, operands)
             if on_meta.kept():
                 warn(_keeps_state(name), T2jWarning)
-            return dataclasses.replace(outputs, is_quick=mode is on_meta and on_meta.is_quick())
+            is_quick = mode is on_meta and on_meta.is_quick()
+            return dataclasses.replace(outputs, is_quick=is_quick, origin="inferred by a run without data" + obstacle)
         except T2jError:
             raise
-        except _NeedsDataError:
+        except _NeedsDataError as reason:
+            obstacle = f" ({reason})"
             break
         except Exception as reason:
+            obstacle = f" ({_first_line(reason)})"
             logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
-    return _infer_from_data(call, name, key, operands)
+    outputs = _infer_from_data(call, name, key, operands)
+    return dataclasses.replace(outputs, origin=f"inferred by runs on made-up data{obstacle}")
+
+
+def _first_line(error: Exception) -> str:
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # it is the user's
+        lines = []
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _run_in(mode: Any, device: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:

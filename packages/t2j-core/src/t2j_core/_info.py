@@ -12,16 +12,19 @@ import numpy as np
 import torch
 
 from . import _compat, _primitive
+from ._clashes import clashes, installed
 from ._wrap import torch2jax
 
 
 def environment_info() -> dict[str, Any]:
-    """Versions, devices and settings that a bug report needs.
+    """Versions, devices and settings that a bug report needs, and whether the GPU libraries clash.
 
     >>> sorted(environment_info())[:3]
-    ['cuda', 'escaped_calls', 'exchange_api']
+    ['clashes', 'cuda', 'escaped_calls']
     """
     from . import __version__
+
+    versions, needs = installed()
 
     return {
         "t2j_core": __version__,
@@ -36,6 +39,8 @@ def environment_info() -> dict[str, Any]:
         "jax_x64": bool(jax.config.read("jax_enable_x64")),
         "torch_threads": torch.get_num_threads(),
         "cuda": _cuda(),
+        "gpu_wheels": {name: v for name, v in sorted(versions.items()) if name != "jaxlib" and "torch" not in name},
+        "clashes": clashes(versions, needs),
         "exchange_api": _primitive.uses_exchange_api(),
         "live_sites": _primitive.counters()["live_sites"],
         "escaped_calls": _primitive.counters()["escaped_calls"],
@@ -43,7 +48,12 @@ def environment_info() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    libraries = {"torch": torch.version.cuda, "cudnn of torch": None, "nccl of torch": None}
+    libraries = {
+        "torch": torch.version.cuda,
+        "rocm of torch": torch.version.hip,
+        "cudnn of torch": None,
+        "nccl of torch": None,
+    }
     if torch.cuda.is_available():
         libraries["cudnn of torch"] = str(torch.backends.cudnn.version())
         libraries["nccl of torch"] = ".".join(map(str, torch.cuda.nccl.version()))

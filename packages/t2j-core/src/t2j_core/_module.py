@@ -14,14 +14,14 @@ import torch
 from ._convert import j2t, t2j
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, describe
-from ._wrap import TorchFunction, torch2jax
+from ._wrap import TorchFunction, signature_of, torch2jax
 
 Variables = dict[str, dict[str, Any]]
 
 
 def module2jax(
     module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
-) -> tuple[TorchFunction, Variables]:
+) -> tuple[TorchFunction[...], Variables]:
     """An `nn.Module` as a pure JAX function and its variables.
 
     Args:
@@ -73,6 +73,7 @@ def functional(
         output, buffers = pool.call(variables, args, kwargs)
         return (output, buffers) if mutable else output
 
+    call.__signature__ = signature_of(module, "variables")  # type: ignore[attr-defined]
     call.__name__ = type(module).__name__
     call.__doc__ = f"The module {type(module).__name__} as a function of its variables and arguments."
     return call, variables

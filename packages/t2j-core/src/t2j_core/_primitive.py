@@ -8,7 +8,7 @@ import functools
 import gc
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,9 +32,13 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def _enter_state(first: bool, signature: Signature) -> contextlib.ExitStack:
-    """Give the calling thread torch's default state; on the first call of a program, also refuse JAX inside torch."""
+    """Give the calling thread torch's default state; on the first call of a program, also refuse JAX inside torch.
+
+    Where torch records a profile, the call is a range of it.
+    """
     stack = contextlib.ExitStack()
     stack.enter_context(_compat.default_torch_state(_AUTOCAST_DEVICES))
+    stack.enter_context(_compat.profiled(signature.name))
     if first:
         stack.enter_context(_compat.refusing_jax(lambda operation: jax_inside(signature.name, operation)))
     return stack
@@ -83,9 +87,9 @@ for _handler, _platform in (("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")):
 atexit.register(_native.close_gate)
 os.register_at_fork(after_in_child=lambda: _native.after_fork() if _compat.jax_has_run() else None)
 
-counters = _native.counters
+counters: Callable[[], dict[str, int]] = _native.counters
 uses_exchange_api = _native.uses_exchange_api
-abi_layout = _native.abi_layout
+abi_layout: Callable[[], dict[str, int]] = _native.abi_layout
 
 # --- the primitive -------------------------------------------------------------------------------------------------
 
@@ -141,7 +145,8 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
         if _compat.devices_of(ctx) > 1:
             _faults.run_on_several_devices.add(fn.signature.name)
     rule = jax.ffi.ffi_lowering(_TARGET, has_side_effect=fn.has_side_effect, operand_output_aliases=fn.aliases)
-    return rule(ctx, *operands, id=np.int64(fn.id), call=fn.key)
+    with _compat.named(ctx, fn.signature.name):
+        return rule(ctx, *operands, id=np.int64(fn.id), call=fn.key)
 
 
 def _lower_to_host(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
@@ -160,7 +165,7 @@ def call_primitive(name: str) -> Any:
     return primitive
 
 
-torch_call_p = call_primitive("torch_call")
+torch_call_p: Any = call_primitive("torch_call")
 _compat.hold_weakly(TorchFn)
 
 

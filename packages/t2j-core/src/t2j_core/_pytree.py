@@ -131,6 +131,13 @@ def argument_paths(key: tuple[Any, ...]) -> list[str]:
 _DATA = object()
 
 
+def constants(key: tuple[Any, ...]) -> dict[str, Any]:
+    """The constants of a call by their names."""
+    tree, statics = key
+    named = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(tree, range(len(statics))))[0]
+    return {argument_path(path): statics[i].value for path, i in named if statics[i] is not None}
+
+
 def plain(output: Any) -> Any:
     """Turn containers that JAX does not know into ones it does.
 

@@ -130,10 +130,26 @@ class Redirected:
         self._outputs = outputs
         self._minimum = minimum
         self.plan: dict[int, _Swap] | None = None
+        self._obstacles: dict[int, str] = {}  # why an output is copied
 
     def give_up(self) -> None:
         """Copy from now on: the function keeps its results, which therefore need memory of their own."""
+        self._copy_all("the function keeps its results")
+
+    def _copy_all(self, obstacle: str) -> None:
         self.plan = {}
+        self._obstacles.update(dict.fromkeys(range(len(self._outputs)), obstacle))
+
+    def explain(self, output: int) -> str:
+        """What happens to an output, and why."""
+        if self.plan is None:
+            return "copied, or written in place by torch: the first call decides"
+        by = [str(swap.operation) for swap in self.plan.values() if swap.output == output]
+        return (
+            f"written in place by {by[0].removesuffix('.default')}"
+            if by
+            else f"copied ({self._obstacles.get(output, 'not a result')})"
+        )
 
     def __call__(self, *operands: torch.Tensor) -> tuple[Any, ...]:
         count = len(operands) - len(self._outputs)
@@ -147,27 +163,38 @@ class Redirected:
 
     def _record(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         if _would_stop_compiler():
-            self.plan = {}
+            self._copy_all("this torch cannot look into a function while its compiler is in use")
             return self._call(*tensors)
         with _Recorder() as recorder:
             results = self._call(*tensors)
         plan = {}
         saved = 0.0
+        obstacles = dict.fromkeys(range(len(self._outputs)), f"below {self._minimum} bytes")
         for index, (result, leaf) in enumerate(zip(results, self._outputs, strict=False)):
             producer = recorder.producers.get(_address(result) or 0)
             overload = _out_overload(producer.operation) if producer is not None else None
-            if (
-                producer is not None
-                and overload is not None
-                and leaf.nbytes >= self._minimum
-                and result.is_contiguous()
-                and result.numel() == producer.numel
-                and result.dtype == producer.dtype == leaf.torch_dtype
+            if leaf.nbytes < self._minimum:
+                continue
+            if producer is None:
+                obstacles[index] = "its memory is not new, or not all of an operation's"
+            elif overload is None:
+                obstacles[index] = f"{producer.operation} cannot write into given memory"
+            elif (
+                not result.is_contiguous()
+                or result.numel() != producer.numel
+                or not (result.dtype == producer.dtype == leaf.torch_dtype)
             ):
+                obstacles[index] = f"it lies in memory otherwise than {producer.operation} left it"
+            else:
+                obstacles[index] = "it shares its memory with another output"
                 plan[producer.position] = _Swap(
                     producer.operation, *overload, index, producer.arguments, producer.shape, producer.strides
                 )
                 saved += leaf.nbytes * _BYTE_SECONDS
         worth_it = saved > _MODE_SECONDS + recorder.count * _OPERATION_SECONDS
+        if not worth_it:
+            too_dear = f"looking for what writes it among {recorder.count} operations costs more than the copy"
+            obstacles.update((swap.output, too_dear) for swap in plan.values())
+        self._obstacles = obstacles
         self.plan = plan if worth_it else {}
         return results

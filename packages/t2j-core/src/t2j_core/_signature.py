@@ -42,6 +42,7 @@ class Outputs:
     mutated: tuple[int, ...] = ()  # operands the function writes into
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
     is_quick: bool = False  # few operations, on small tensors, none of them random
+    origin: str = field(default="", compare=False)  # how they became known
 
     @property
     def single(self) -> bool:
@@ -112,7 +113,8 @@ def declared_outputs(output_shapes: Any, operands: Sequence[Leaf]) -> Outputs:
     floating = next((leaf for leaf in operands if leaf.torch_dtype.is_floating_point), None)
     default = floating.torch_dtype if floating else torch.float32
     items, tree = jax.tree.flatten(output_shapes, is_leaf=_is_shape)
-    return Outputs(tree, tuple(_declared(item, default) for item in items), (None,) * len(items))
+    leaves = tuple(_declared(item, default) for item in items)
+    return Outputs(tree, leaves, (None,) * len(items), origin="declared by `output_shapes`")
 
 
 def _is_shape(item: Any) -> bool:

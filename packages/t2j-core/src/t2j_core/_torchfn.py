@@ -53,20 +53,20 @@ class TorchFn:
         self.is_flat = is_flat
         self.signature = signature
         self.outputs = outputs
-        self.passes = tuple(passes or (BORROW,) * len(signature.operands))
-        self.aliases = dict(aliases or {})
+        self.passes: tuple[int, ...] = tuple(passes or (BORROW,) * len(signature.operands))
+        self.aliases: dict[int, int] = dict(aliases or {})
         self.has_side_effect = has_side_effect
         self.rules = rules
         self.jitted: Any = None  # the compiled form for eager binds, made when first needed
-        self.pass_results = outputs == "out"
+        self.pass_results: bool = outputs == "out"
         if outputs == "auto" and any(o.nbytes >= config.auto_output_bytes for o in signature.outputs.leaves):
             self.pass_results = not self.aliases
-        self.target = self._target()
+        self.target: Callable[..., Any] = self._target()
         self.reason_not_exportable: str | None = "it has no `name=`"
-        self.key = ""
+        self.key: str = ""
         if name is not None:
             self.key, self.reason_not_exportable = _export.encode(name, signature)
-        self.id = 0 if self.key else next(_ids)
+        self.id: int = 0 if self.key else next(_ids)
         claim(self)
 
     def __reduce__(self) -> tuple[Any, ...]:

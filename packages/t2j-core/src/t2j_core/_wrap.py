@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from . import _compat
 from ._convert import t2j
 from ._dtypes import canonical, dtype_j2t, dtype_t2j
 from ._errors import ArgumentError, PerformanceWarning, T2jError, TensorEscapeError, TensorMutationError, describe, warn
+from ._explain import explained, heading, shown_options
 from ._faults import hold, original_of
 from ._infer import infer_outputs
 from ._primitive import torch_call
@@ -25,6 +27,15 @@ from ._pytree import Static, argument_paths, split
 from ._rng import seeded
 from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
 from ._torchfn import BORROW, CLONE, MUTABLE, TorchFn, register_name
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec  # with a default, which `typing` has from Python 3.13
+
+    P = ParamSpec("P", default=...)
+else:
+    from typing import ParamSpec
+
+    P = ParamSpec("P")
 
 _OUTPUTS = ("copy", "out", "auto")
 
@@ -70,7 +81,7 @@ def argument_numbers(option: str, given: Any) -> tuple[int, ...]:
 
 
 def torch2jax(
-    fn: Callable[..., Any],
+    fn: Callable[P, Any],
     *example_args: Any,
     example_kw: Mapping[str, Any] | None = None,
     output_shapes: Any = None,
@@ -79,7 +90,7 @@ def torch2jax(
     outputs: str = "auto",
     has_side_effect: bool = False,
     name: str | None = None,
-) -> TorchFunction:
+) -> TorchFunction[P]:
     """Wrap a PyTorch function so that JAX can call it, eagerly and under `jax.jit`, without copying its arguments.
 
     Args:
@@ -125,11 +136,11 @@ def leaves_of(arrays: Sequence[Any], dtypes: Any) -> tuple[Leaf, ...]:
     return tuple(leaf_of(array.shape, array.dtype, dict(dtypes).get(index)) for index, array in enumerate(arrays))
 
 
-class TorchFunction:
+class TorchFunction(Generic[P]):
     """A PyTorch function that JAX can call; made by `torch2jax`."""
 
     def __init__(
-        self, fn: Callable[..., Any], options: Options, examples: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self, fn: Callable[P, Any], options: Options, examples: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     ) -> None:
         if not callable(fn):
             raise ArgumentError(
@@ -137,8 +148,12 @@ class TorchFunction:
             )
         self.fn = fn
         self.options = options
-        self.__name__ = str(options.name or getattr(fn, "__name__", type(fn).__name__))
-        self.__doc__ = getattr(fn, "__doc__", None)
+        self.__name__: str = str(options.name or getattr(fn, "__name__", type(fn).__name__))
+        self.__doc__: str | None = getattr(fn, "__doc__", None)
+        self.__wrapped__ = fn
+        self.__signature__: inspect.Signature | None = signature_of(
+            fn, *["key"] * options.rng, without=["out"] * (options.outputs == "out")
+        )
         self._lock = threading.RLock()
         self._fns: dict[Any, TorchFn] = {}
         self._entries: dict[Any, Any] = {}  # compiled forms for eager calls, by everything but the data
@@ -160,11 +175,49 @@ class TorchFunction:
         return other
 
     def __repr__(self) -> str:
-        signatures = "".join(f"\n  {fn.signature}" for fn in self._fns.values())
-        return f"<torch2jax {self.__name__}{signatures}>"
+        return f"torch2jax({', '.join(filter(None, (self.__name__, shown_options(*self._option_groups()))))})"
+
+    def _option_groups(self) -> tuple[Any, ...]:
+        """The dataclasses of options that `repr` shows."""
+        return (self.options,)
+
+    # --- what was decided ------------------------------------------------------------------------------------------
+
+    def explain(self) -> str:
+        """What was decided for each signature that was used, and why: a text to print.
+
+        How the outputs became known, which arguments are lent, copied or written in place, and which results are
+        copied or written in place.
+
+        >>> import jax.numpy as jnp, torch
+        >>> f = torch2jax(torch.sin)
+        >>> _ = f(jnp.ones(3))
+        >>> print(f.explain())
+        sin(f32[3]) -> (f32[3])
+          outputs: inferred by a run without data
+          args[0]: lent, not copied
+          output: copied (below 1048576 bytes)
+        """
+        return "\n".join(self._explained_calls()) or f"{self.__name__} was not called yet."
+
+    def _explained_calls(self) -> list[str]:
+        """A text for each signature."""
+        with self._lock:
+            fns = list(self._fns.values())
+        return ["\n  ".join([heading(fn), *self._explained(fn)]) for fn in fns]
+
+    def _explained(self, fn: TorchFn) -> list[str]:
+        """What is said of one signature."""
+        return explained(fn)
 
     # --- calling ---------------------------------------------------------------------------------------------------
 
+    # The first form is what editors show: the parameters of `fn`. Its annotations say `torch.Tensor` where callers
+    # pass arrays, which no type can translate, so the second form accepts every call: no false error, and none found.
+    @overload
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
+    @overload
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         failure = None
         try:
@@ -339,7 +392,19 @@ class TorchFunction:
         return tuple(found.items())
 
 
-def _refuse_after_fork(self: TorchFunction, /, *_args: Any, **_kwargs: Any) -> Any:
+def signature_of(fn: Callable[..., Any], *first: str, without: Sequence[str] = ()) -> inspect.Signature | None:
+    """The signature of `fn` with other parameters in front; None if Python cannot tell it, as of functions in C."""
+    try:
+        signature = inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn)
+    except Exception:  # a callable object may answer anything
+        return None
+    names = (name if name not in signature.parameters else f"{name}_" for name in first)
+    heads = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
+    rest = (p for name, p in signature.parameters.items() if name not in without)
+    return signature.replace(parameters=[*heads, *rest])
+
+
+def _refuse_after_fork(self: TorchFunction[...], /, *_args: Any, **_kwargs: Any) -> Any:
     raise T2jError(
         describe(
             f"{self.__name__} was called in a process that was forked from one which had used JAX.",

@@ -13,6 +13,9 @@ from ._compat import varying_axes as varying_axes
 from ._dtypes import canonical as canonical
 from ._errors import describe as describe
 from ._errors import warn as warn
+from ._explain import grouped as grouped
+from ._explain import heading as heading
+from ._explain import short_avals as short_avals
 from ._module import functional as functional
 from ._primitive import call_primitive as call_primitive
 from ._primitive import torch_call as torch_call
@@ -28,6 +31,7 @@ from ._signature import flat_signature as flat_signature
 from ._torchfn import CLONE as CLONE
 from ._torchfn import TorchFn as TorchFn
 from ._wrap import Options as Options
+from ._wrap import P as P
 from ._wrap import TorchFunction as TorchFunction
 from ._wrap import argument_numbers as argument_numbers
 from ._wrap import leaves_of as leaves_of

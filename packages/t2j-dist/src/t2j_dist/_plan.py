@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from t2j_core import ShardingError
-from t2j_core.extend import Leaf, Outputs, Tracer, argument_paths, describe, manual_axes, merger, reshard
+from t2j_core.extend import (
+    Leaf,
+    Outputs,
+    Tracer,
+    argument_paths,
+    describe,
+    grouped,
+    manual_axes,
+    merger,
+    reshard,
+    short_avals,
+)
 
 from ._specs import Shape, Sizes, is_same, is_spec, shard_shape, spec_axes, spread, tree_axes, without_axes
 
@@ -24,10 +35,10 @@ class Wanted:
     out_specs: Any
     in_specs: Any = None
     mesh: AnyMesh | None = None
-    hints: Hints = ()
+    hints: Hints = field(default=(), repr=False)
     """The shardings of the arrays of an eager call, or else of the examples, which say what `in_specs` does not."""
-    is_eager: bool = False
-    has_key: bool = False
+    is_eager: bool = field(default=False, repr=False)
+    has_key: bool = field(default=False, repr=False)
     """Whether the first operand is the data of a JAX key, which is replicated."""
 
     def with_hints(self, leaves: Sequence[Any], *, is_eager: bool) -> Wanted:
@@ -48,6 +59,20 @@ class Plan(NamedTuple):
     axes: frozenset[str]  # to split over; empty for a plain call
     manual: frozenset[str]  # split already: the call is inside `jax.shard_map`
     in_specs: tuple[PartitionSpec, ...]  # one for each operand
+
+    def explained(self, key: Any, operands: Sequence[Leaf], outputs: Outputs) -> tuple[str, ...]:
+        """How the call is split, in words; `operands` are the whole arrays."""
+        mesh = f"the mesh {dict(self.sizes)}"
+        if not self.axes:
+            return (f"sharding: a plain call, inside `jax.shard_map` over {_listed(self.manual)} of {mesh}",)
+        given = "" if self.wanted.in_specs is not None else " (as the arguments arrive)"
+        ins = grouped(zip(argument_paths(key), map(str, self.in_specs), strict=True))
+        outs = grouped(zip(outputs.paths(), map(str, self.out_specs(outputs)), strict=True))
+        return (
+            f"sharding: once per shard of ({short_avals(operands)}), over {_listed(self.axes)} of {mesh}",
+            f"in_specs{given}: {'; '.join(ins)}",
+            f"out_specs: {'; '.join(outs)}",
+        )
 
     @property
     def varying(self) -> frozenset[str]:

@@ -17,9 +17,12 @@ from t2j_core.extend import (
     Leaf,
     Options,
     Outputs,
+    P,
+    TorchFn,
     declared_outputs,
     describe,
     functional,
+    heading,
     leaves_of,
     split,
 )
@@ -42,10 +45,11 @@ _OF_AUTODIFF = (
     *("vmap_method", "vmap_randomness", "vmap_chunk_size"),
 )
 _OF_CORE = tuple(field.name for field in fields(Options))
+_KEPT_CALLS = 1024
 
 
 def torch2jax(
-    fn: Callable[..., Any],
+    fn: Callable[P, Any],
     *example_args: Any,
     example_kw: Mapping[str, Any] | None = None,
     out_specs: Any = None,
@@ -54,7 +58,7 @@ def torch2jax(
     output_sharding_spec: Any = None,
     lock: bool | AbstractContextManager[Any] = False,
     **options: Any,
-) -> TorchFunction:
+) -> TorchFunction[P]:
     """Wrap a PyTorch function so that JAX can call it on sharded arrays: once per shard, each on its own device.
 
     As `t2j_autodiff.torch2jax` where that is installed, else `t2j_core.torch2jax`, with specs that tell how the call
@@ -81,6 +85,7 @@ def torch2jax(
 
     Returns:
       The wrapped function. Inside `jax.shard_map` over the axes of its specs it takes shards and returns shards.
+      `f.explain()` tells how its calls were split.
 
     Raises:
       ShardingError: at trace time, where a spec does not fit its array, the tree or the mesh.
@@ -110,7 +115,7 @@ def torch2jax(
     return DifferentiableShardedFunction(fn, core, examples, DiffOptions(**of_autodiff), wanted=wanted)
 
 
-def torch2jax_without_vjp(fn: Callable[..., Any], *example_args: Any, **options: Any) -> TorchFunction:
+def torch2jax_without_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any) -> TorchFunction[P]:
     """`torch2jax` without derivatives: with `depth=0`.
 
     >>> import jax.numpy as jnp, torch
@@ -120,7 +125,7 @@ def torch2jax_without_vjp(fn: Callable[..., Any], *example_args: Any, **options:
     return torch2jax(fn, *example_args, **{**options, "depth": 0})
 
 
-def torch2jax_with_vjp(fn: Callable[..., Any], *example_args: Any, **options: Any) -> TorchFunction:
+def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any) -> TorchFunction[P]:
     """The deprecated name of `torch2jax`.
 
     >>> import warnings, jax.numpy as jnp, torch
@@ -136,7 +141,7 @@ def torch2jax_with_vjp(fn: Callable[..., Any], *example_args: Any, **options: An
 
 def module2jax(
     module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
-) -> tuple[TorchFunction, dict[str, dict[str, Any]]]:
+) -> tuple[TorchFunction[...], dict[str, dict[str, Any]]]:
     """An `nn.Module` as a pure JAX function of sharded arrays, and its variables.
 
     As `t2j_autodiff.module2jax`. Devices run it at the same time without a lock: each call has a module of its own.
@@ -167,13 +172,14 @@ def module2jax(
     return torch2jax(call, **options), variables
 
 
-class ShardedFunction(TorchFunction):
+class ShardedFunction(TorchFunction[P]):
     """A PyTorch function that JAX can call on sharded arrays; made by `torch2jax`."""
 
     def __init__(self, *args: Any, wanted: Wanted | None) -> None:
         self._wanted = wanted
-        self._hinted: dict[Any, ShardedFunction] = {}  # for eager calls, by the shardings of the arguments
-        self._of_shards: dict[Any, ShardedFunction] = {}  # what runs on a shard, by the shapes of its outputs
+        self._hinted: dict[Any, ShardedFunction[P]] = {}  # for eager calls, by the shardings of the arguments
+        self._of_shards: dict[Any, ShardedFunction[P]] = {}  # what runs on a shard, by the shapes of its outputs
+        self._calls: dict[tuple[TorchFn, tuple[str, ...]], None] = {}  # what ran on a shard, and how calls were split
         super().__init__(*args)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -184,7 +190,26 @@ class ShardedFunction(TorchFunction):
                 return self._for_arrays(eager)(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
-    def _for_arrays(self, wanted: Wanted) -> ShardedFunction:
+    def _option_groups(self) -> tuple[Any, ...]:
+        return (*super()._option_groups(), *filter(None, [self._wanted]))
+
+    def _explained_calls(self) -> list[str]:
+        calls = ([heading(fn), *lines, *self._explained(fn)] for fn, lines in list(self._calls))
+        return [*super()._explained_calls(), *map("\n  ".join, calls)]
+
+    def _explained(self, fn: TorchFn) -> list[str]:
+        plain = [] if self._wanted is not None else ["sharding: a plain call (no `out_specs`)"]
+        return [*plain, *super()._explained(fn)]
+
+    def _note(self, plan: Plan | None, key: Any, operands: Sequence[Leaf], fn: TorchFn) -> None:
+        """Remember for `explain` how a call was split."""
+        no_mesh = ("sharding: a plain call (no mesh)",)
+        lines = no_mesh if plan is None else plan.explained(key, operands, fn.signature.outputs)
+        self._calls[fn, lines] = None
+        if len(self._calls) > _KEPT_CALLS:
+            self._calls.pop(next(iter(self._calls)), None)
+
+    def _for_arrays(self, wanted: Wanted) -> ShardedFunction[P]:
         if wanted.hints not in self._hinted:
             self._hinted[wanted.hints] = self._variant(_wanted=wanted)
         return self._hinted[wanted.hints]
@@ -193,12 +218,15 @@ class ShardedFunction(TorchFunction):
         if self._wanted is None:
             return super()._bind_flat(arrays, key, dtypes)
         plan = decide(self.__name__, self._wanted, key, arrays)
-        operands = local_leaves(plan, key, leaves_of(arrays, dtypes))
+        whole = leaves_of(arrays, dtypes)
+        operands = local_leaves(plan, key, whole)
         local = self._of_shard(plan, operands)
         arrays = arrays if plan is None else plan.arranged(arrays)
+        fn = local._torch_fn(key, operands)
+        self._note(plan, key, whole, fn)
         if plan is None or not plan.axes:
             return local._bind_flat(arrays, key, dtypes)
-        outputs = local._torch_fn(key, operands).signature.outputs
+        outputs = fn.signature.outputs
 
         def of_shard(*shards: Any) -> tuple[Any, ...]:
             own = self._with_own_key(shards, plan)
@@ -213,7 +241,7 @@ class ShardedFunction(TorchFunction):
         )
         return outputs, sharded(*arrays)
 
-    def _of_shard(self, plan: Plan | None, operands: tuple[Leaf, ...]) -> ShardedFunction:
+    def _of_shard(self, plan: Plan | None, operands: tuple[Leaf, ...]) -> ShardedFunction[P]:
         """The function that runs on one shard: this one, with the outputs of a shard if they are declared."""
         declared: tuple[Leaf, ...] | None = None
         if plan is not None and self.options.output_shapes is not None:
@@ -249,14 +277,16 @@ class ShardedFunction(TorchFunction):
             return  # how examples without shardings are split is known when they arrive
         plan = None if wanted is None else decide(self.__name__, wanted, key, operands)
         local = local_leaves(plan, key, operands)
-        outputs = self._of_shard(plan, local)._torch_fn(key, local).signature.outputs
+        fn = self._of_shard(plan, local)._torch_fn(key, local)
         if plan is not None and plan.axes:
-            plan.out_specs(outputs)
+            plan.out_specs(fn.signature.outputs)
+        if wanted is not None:
+            self._note(plan, key, operands, fn)
 
 
 if _HAS_AUTODIFF:
 
-    class DifferentiableShardedFunction(ShardedFunction, t2j_autodiff.DifferentiableFunction):
+    class DifferentiableShardedFunction(ShardedFunction[P], t2j_autodiff.DifferentiableFunction[P]):
         """A `ShardedFunction` that JAX can differentiate and batch; made by `torch2jax`."""
 
 
