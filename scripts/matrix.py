@@ -1,5 +1,6 @@
 """Test the installed packages with the installed JAX and PyTorch, and note the result: what `nox -s matrix` runs.
 
+Those packages are tested whose requirements the installed versions meet: t2j-dist needs a newer JAX than the others.
 `python scripts/matrix.py` adds one row to `docs/versions.json`, if everything passed, and writes the table of
 `docs/versions.md` anew.
 `--wheels FOLDER` names the wheels that are tested, `--dry` tests only, and what follows `--` goes to pytest.
@@ -15,9 +16,11 @@ import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from xml.etree import ElementTree
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "docs" / "versions.json"
@@ -36,13 +39,15 @@ def main() -> int:
     parser.add_argument("pytest", nargs="*")
     options = parser.parse_args()
     counts = {"passed": 0, "failed": 0, "skipped": 0, "xfailed": 0}
-    for package in PACKAGES:
+    packages = [package for package in PACKAGES if is_met(package)]
+    for package in packages:
         for key, count in run(package, options.pytest).items():
             counts[key] += count
     row: Row = {
         "python": platform.python_version(),
         **{name: version(name) for name in ("jax", "jaxlib", "torch", "numpy")},
         "ffi": ffi_version(),
+        "packages": ", ".join(package.removeprefix("t2j-") for package in packages),
         "wheel": digest(options.wheels),
         **counts,
         "date": datetime.date.today().isoformat(),
@@ -53,6 +58,12 @@ def main() -> int:
     if not options.dry:
         note(row)
     return 0
+
+
+def is_met(package: str) -> bool:
+    """Whether the installed versions meet what an installed package requires."""
+    needs = [Requirement(line) for line in requires(package) or ()]
+    return all(need.specifier.contains(version(need.name), prereleases=True) for need in needs if not need.marker)
 
 
 def run(package: str, arguments: list[str]) -> dict[str, int]:
@@ -103,12 +114,12 @@ def note(row: Row) -> None:
 def table(rows: list[Row]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| Python | jax | XLA FFI | torch | numpy | passed | failed | skipped | wheel | on |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| Python | jax | XLA FFI | torch | numpy | packages | passed | failed | skipped | wheel | on |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         skipped = f"{row['skipped']}, {row['xfailed']} expected failures" if row["xfailed"] else f"{row['skipped']}"
-        cells = [row[key] for key in ("python", "jax", "ffi", "torch", "numpy", "passed", "failed")]
+        cells = [row[key] for key in ("python", "jax", "ffi", "torch", "numpy", "packages", "passed", "failed")]
         lines.append(f"| {' | '.join(map(str, cells))} | {skipped} | `{row['wheel']}` | {row['date']} |")
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import agree, in_torch, mesh_of, put
+from helpers import agree, in_torch, mesh_of, put, use
 from jax import shard_map
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -40,11 +40,8 @@ def _strip_model(model):
 def mesh():
     devices = jax.devices("cpu")
     mesh = jax.make_mesh((len(devices),), ("x",), devices=devices)
-    before = jax.sharding.get_mesh() if hasattr(jax.sharding, "get_mesh") else None
-    jax.sharding.set_mesh(mesh)
-    yield mesh
-    if before is not None:
-        jax.sharding.set_mesh(before)
+    with use(mesh):
+        yield mesh
 
 
 def test_the_example_for_several_devices(mesh):
