@@ -213,9 +213,10 @@ def compat(session: nox.Session) -> None:
         declared = [line for line in declared_by(package) if line.startswith(siblings)]
         install(session)
         try:
-            session.install(TORCH, JAX, *declared, silent=True)
+            session.install("--dry-run", "--no-deps", *declared, silent=True)
         except nox.command.CommandFailed:
             session.skip(f"nothing that satisfies {', '.join(declared)} is released")
+        session.install(TORCH, JAX, *declared)
         session.install("--no-deps", "--reinstall", f"./{package}")
         session.install(*TEST_TOOLS)
         session.run("pytest", *PARALLEL, package, *session.posargs, env=QUIET)

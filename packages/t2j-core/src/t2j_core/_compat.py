@@ -240,8 +240,8 @@ class _Refuse(jax.core.Trace if hasattr(jax.core, "Trace") else object):  # type
 def refusing_jax(error: Callable[[str], Exception]) -> Iterator[None]:
     """Raise `error(operation)` when JAX computes something within, on this thread."""
     enter: Any = getattr(jax.extend.core, "set_current_trace", None)
-    if enter is None:  # jax before 0.8.2
-        enter = getattr(jax.core, "set_current_trace", contextlib.nullcontext)
+    if enter is None:  # jax before 0.9
+        enter = getattr(_core, "set_current_trace", contextlib.nullcontext)
     before = getattr(_refusal, "error", None)
     _refusal.error = error
     try:

@@ -12,7 +12,7 @@ from . import _compat
 from ._dtypes import dtype_j2t
 from ._errors import OutputError
 from ._faults import check_output
-from ._torchfn import TorchFn
+from ._torchfn import TorchFn, wire
 
 _CPU = 1  # DLPack's number
 
@@ -33,6 +33,8 @@ def _run(fn: TorchFn, arrays: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:
         if len(tensors) != len(buffers):
             raise OutputError(f"{signature.name} returned {len(tensors)} tensors, not {len(buffers)}.")
         for index, (buffer, tensor) in enumerate(zip(buffers, tensors, strict=True)):
+            if wire(signature.outputs.leaves[index]):
+                tensor = tensor.view(buffer.dtype)
             buffer.copy_(check_output(signature, index, tensor, _CPU, 0).detach())
     return [_to_numpy(buffer, leaf.dtype) for buffer, leaf in zip(buffers, signature.outputs.leaves, strict=True)]
 

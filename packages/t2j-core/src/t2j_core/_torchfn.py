@@ -82,9 +82,9 @@ class TorchFn:
     def _is_direct(self) -> bool:
         signature = self.signature
         unchanged = all(
-            _wire(leaf) is None and row_of_jax(leaf.dtype).torch == leaf.torch_dtype for leaf in signature.operands
+            wire(leaf) is None and row_of_jax(leaf.dtype).torch == leaf.torch_dtype for leaf in signature.operands
         )
-        same_results = all(_wire(leaf) is None for leaf in signature.outputs.leaves)
+        same_results = all(wire(leaf) is None for leaf in signature.outputs.leaves)
         flat = self.is_flat or (is_flat(signature.key) and signature.outputs.single)
         return flat and unchanged and same_results and not self.pass_results
 
@@ -106,7 +106,7 @@ class TorchFn:
             return self.call
         call, outputs = self.flat(), self.signature.outputs
         arrive = _conversions(self.signature.operands)
-        depart = [i for i, leaf in enumerate(outputs.leaves) if _wire(leaf) is not None]
+        depart = [i for i, leaf in enumerate(outputs.leaves) if wire(leaf) is not None]
 
         def run(*tensors: torch.Tensor, **extra: Any) -> tuple[Any, ...]:
             data = list(tensors)
@@ -174,7 +174,7 @@ def _flatten_results(signature: Signature, answer: Any) -> list[Any]:
     return tensors
 
 
-def _wire(leaf: Leaf) -> tuple[int, int] | None:
+def wire(leaf: Leaf) -> tuple[int, int] | None:
     """Torch before 2.10 has no float8 in its DLPack: such arrays cross as bytes. None for all others."""
     if _compat.torch_exchange_api() is None and str(leaf.dtype).startswith("float8"):
         return _UINT8
@@ -183,14 +183,14 @@ def _wire(leaf: Leaf) -> tuple[int, int] | None:
 
 def _dlpack(leaf: Leaf) -> tuple[int, int]:
     row = row_of_jax(leaf.dtype)
-    return _wire(leaf) or (row.code, row.bits)
+    return wire(leaf) or (row.code, row.bits)
 
 
 def _conversions(operands: Sequence[Leaf]) -> list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]]:
     steps: list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = []
     for index, leaf in enumerate(operands):
         stored = row_of_jax(leaf.dtype).torch
-        if _wire(leaf) is not None:
+        if wire(leaf) is not None:
             steps.append((index, operator.methodcaller("view", stored)))
         if leaf.torch_dtype != stored:
             row_of_torch(leaf.torch_dtype)
