@@ -162,7 +162,7 @@ def test_the_names_for_sister_packages():
             *("TorchFn", "Signature", "Leaf", "Outputs", "flat_signature", "argument_paths", "canonical", "CLONE"),
             *("declared_outputs", "leaves_of", "merger", "split", "explicit_spec", "manual_axes", "reshard", "Tracer"),
             *("TorchFunction", "Options", "argument_numbers", "functional"),
-            *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in"),
+            *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             "batched_mesh_axes",
             *("describe", "warn", "grouped", "heading", "short_avals", "P"),
         ]

@@ -24,6 +24,7 @@ from t2j_core import (
 )
 from t2j_core.testing import assert_nothing_escaped, counters, live_functions
 from test_faults import JaxError, check_intact, check_text
+from torch.multiprocessing.reductions import StorageWeakRef
 
 N = 1 << 14
 ONE = jax.block_until_ready(jnp.ones(1))  # where the inputs are there, JAX runs a call at once and raises at once
@@ -439,6 +440,22 @@ def test_memory_that_torch_owns_stays_where_it_is(origin):
     np.testing.assert_array_equal(owner.numpy(), want)
     for kept in box:
         np.testing.assert_array_equal(kept.detach().numpy(), want)
+    del others
+
+
+def test_storages_that_only_weak_references_refer_to_stay_dead():
+    """Regression: before torch 2.10 the search for an escaped tensor found them, and freed them twice."""
+    kept = []
+    f = torch2jax(lambda t: kept.append(t) or t + 1, output_shapes=Size(N))
+    dead = []
+    for _ in range(100):
+        tensor = torch.ones(3)
+        dead.append(StorageWeakRef(tensor.untyped_storage()))
+        del tensor
+    with pytest.raises(TensorEscapeError):
+        f(jax.block_until_ready(jnp.ones(N)))
+    others = [torch.ones(3) for _ in range(100)]  # perhaps where a storage was that is freed by mistake
+    assert all(weak.expired() for weak in dead)
     del others
 
 

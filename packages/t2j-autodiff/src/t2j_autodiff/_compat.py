@@ -43,11 +43,6 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def storage_uses(tensor: torch.Tensor) -> int:
-    """How many owners the memory of a tensor has."""
-    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
-
-
 @functools.cache
 def prepare_forward_mode() -> None:
     """Import what torch imports when forward mode is first used, without the warnings of its own code."""

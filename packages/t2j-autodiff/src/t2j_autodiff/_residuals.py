@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from t2j_core import T2jWarning
-from t2j_core.extend import Leaf, numbers_in, warn
+from t2j_core.extend import Leaf, numbers_in, storage_uses, warn
 
 from . import _compat
 from ._batching import Levels, with_batch_axes
@@ -169,7 +169,7 @@ class LiveGraphs:
 
     def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
         graph = _Graph(self, sizes)
-        uses = [_compat.storage_uses(t) for t in x]
+        uses = [storage_uses(t.untyped_storage()) for t in x]
         try:
             y = self._run_recorded(f, x, levels, graph)
         except Exception as error:  # if the function itself is at fault, it raises again without recording
@@ -177,7 +177,7 @@ class LiveGraphs:
             return _NO_GRAPH, None
         kept_by_outputs = collections.Counter(t.untyped_storage()._cdata for t in y)
         for t, before in zip(x, uses, strict=True):
-            if _compat.storage_uses(t) - kept_by_outputs[t.untyped_storage()._cdata] > before:
+            if storage_uses(t.untyped_storage()) - kept_by_outputs[t.untyped_storage()._cdata] > before:
                 self.give_up("the function keeps its arguments in the graph")
                 return _NO_GRAPH, y
         if self.reason_not_kept is not None or not graph.outs:

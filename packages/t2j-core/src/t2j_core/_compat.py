@@ -266,6 +266,14 @@ def torch_exchange_api() -> Any | None:
     return getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
 
+def storage_uses(storage: torch.UntypedStorage) -> int:
+    """How many owners memory has; none where only weak references are left.
+
+    Before torch 2.10 `gc.get_objects()` has such storages. Anything else that is asked of one frees it twice.
+    """
+    return int(torch._C._storage_Use_Count(storage._cdata))
+
+
 def ffi_version() -> str:
     """The version of XLA's FFI that the installed jaxlib speaks, read from the header it ships."""
     import jaxlib

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from . import _compat
 from ._config import config
 from ._dtypes import aval_text, canonical, dtype_t2j
 from ._errors import DTypeError, OutputError, TensorEscapeError, TensorMutationError, describe
@@ -189,7 +190,8 @@ def _make_safe(ranges: list[tuple[int, int]]) -> int:
 def _living_storages() -> Iterator[Any]:
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.UntypedStorage):
-            yield thing
+            if _compat.storage_uses(thing) > 0:
+                yield thing
         elif issubclass(type(thing), torch.Tensor):
             for tensor in (thing, *_saved_tensors(thing)):
                 with contextlib.suppress(Exception):  # tensors without storage
