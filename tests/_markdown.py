@@ -1,0 +1,36 @@
+"""What tests read in Markdown pages: fenced blocks, and what stands between them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+# Some pages split calls over devices: these are read when JAX first looks for devices.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("NPROC", "64")
+
+_FENCE = re.compile(r"^(?P<fence>`{3,})(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=fence)[ ]*$", flags=re.M | re.S)
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    language: str  # the info string: "python", "bash", "{code-cell} python"
+    text: str
+    before: str  # what stands between this block and the one before
+    line: int
+
+
+def all_blocks(page: Path) -> list[Block]:
+    content, found, end = page.read_text(), [], 0
+    for match in _FENCE.finditer(content):
+        line = content[: match.start("text")].count("\n")
+        found.append(Block(match["info"].strip(), match["text"], content[end : match.start()], line))
+        end = match.end()
+    return found
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [block.text for block in all_blocks(page) if block.language == language]

@@ -1,0 +1,79 @@
+"""Every block of Python in the docs runs: in executed pages when the site is built, in all others here."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+from _markdown import Block, all_blocks
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+EXECUTED = [page for page in PAGES if re.match(r"---\n.*?^kernelspec:", page.read_text(), flags=re.M | re.S)]
+STATIC = [page for page in PAGES if page not in EXECUTED and any(b.language == "python" for b in all_blocks(page))]
+MARKDOWN = [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("packages/*/*.md"), *ROOT.glob("benchmarks/*.md")]
+
+COMPILED_ONLY = "<!-- before -->"  # code for another library, that shows what it is replaced by
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def code_of(page: Path, block: Block) -> object:
+    return compile("\n" * block.line + block.text, str(page), "exec")  # tracebacks name the line of the page
+
+
+@pytest.mark.parametrize("page", STATIC, ids=name_of)
+def test_python_blocks_run_and_print_what_the_page_says(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    printed = None
+    for block in all_blocks(page):
+        if block.language == "output":
+            assert not block.before.strip(), f"line {block.line}: output stands right below its block"
+            assert printed == block.text.strip()
+        if block.language == "python":
+            code = code_of(page, block)
+            if not block.before.rstrip().endswith(COMPILED_ONLY):
+                with contextlib.redirect_stdout(io.StringIO()) as stream, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    exec(code, namespace)
+                printed = stream.getvalue().strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_block_of_python_is_left_out(page):
+    run = "{code-cell} python" if page in EXECUTED else "python"
+    for block in all_blocks(page):
+        if re.search(r"py|code-cell|code-block|doctest", block.language):
+            assert block.language == run, f"line {block.line}: this page runs blocks of {run!r} only"
+            code_of(page, block)
+
+
+def test_there_are_pages_of_both_kinds():
+    assert len(EXECUTED) >= 8
+    assert len(STATIC) >= 5
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=name_of)
+def test_links_to_files_are_not_broken(page):
+    prose = re.sub(r"^(`{3,}).*?^\1", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)", prose):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("package", ["t2j_core", "t2j_autodiff", "t2j_dist"])
+def test_every_public_name_is_in_the_reference(package):
+    page = (DOCS / "api" / f"{package.removeprefix('t2j_')}.md").read_text()
+    module = importlib.import_module(package)
+    for name, value in vars(module).items():
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith(package):
+            assert re.search(rf"\b{package}\.{name}\b|`{name}`", page), name
