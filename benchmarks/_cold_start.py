@@ -1,6 +1,6 @@
 """Seconds from `import torch, jax` to the first result, as JSON: `python _cold_start.py CONTESTANT SIZE`.
 
-Run in a fresh process by bench_core.py, which empties the caches.
+Run in a fresh process by bench_startup.py, which empties the caches.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import torch
@@ -17,28 +19,46 @@ def add(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a + b
 
 
+def imported(contestant: str) -> Any:
+    """The contestant's module."""
+    if contestant == "t2j":
+        import t2j_core as module
+    elif contestant == "wrap_torch2jax":
+        import wrap_torch2jax as module
+    elif contestant == "jax-tvm-ffi":
+        import jax_tvm_ffi as module
+    elif contestant == "buffer_callback":
+        import jax.experimental.buffer_callback as module
+    else:
+        module = jax
+    return module
+
+
+def wrapped(contestant: str, module: Any, x: jax.Array) -> Callable[..., Any]:
+    """A function for `jax.jit`."""
+    if contestant == "t2j":
+        return module.torch2jax(add)
+    if contestant == "wrap_torch2jax":
+        return module.torch2jax(add, x, x)
+    if contestant == "jax":
+        return add
+    import _contestants
+
+    makers = {"jax-tvm-ffi": _contestants.tvm_ffi, "buffer_callback": _contestants.buffer_callback}
+    return makers.get(contestant, _contestants.pure_callback)(torch.add)
+
+
 def main(contestant: str, size: int) -> None:
     """Time the stages: JAX's own start, the contestant's import, its first jitted call on `size` floats."""
     clock = time.perf_counter
     start = clock()
     x = jax.numpy.ones(size).block_until_ready()
     started = clock()
-    fn = add
-    if contestant == "t2j":
-        import t2j_core
-
-        imported = clock()
-        fn = t2j_core.torch2jax(add)
-    elif contestant == "wrap_torch2jax":
-        import wrap_torch2jax
-
-        imported = clock()
-        fn = wrap_torch2jax.torch2jax(add, x, x)
-    else:
-        imported = clock()
-    jax.jit(fn)(x, x).block_until_ready()
+    module = imported(contestant)
+    ready = clock()
+    jax.jit(wrapped(contestant, module, x))(x, x).block_until_ready()
     end = clock()
-    stages = {"jax_start": started - start, "import": imported - started, "first_call": end - imported}
+    stages = {"jax_start": started - start, "import": ready - started, "first_call": end - ready}
     sys.stdout.write("\n" + json.dumps({"total": end - start, **stages}) + "\n")
 
 

@@ -1,40 +1,67 @@
-"""How every benchmark here is timed and reported.
+"""How every benchmark here is timed.
 
 Contestants share one process and take turns: each round visits all of them in a fresh random order and
 takes one sample of each, so that a busy machine slows everyone alike. Ratios are taken inside a round, where
 both sides met the same load, and the median over rounds is reported.
+
+Importing this module first pins the process to one core and both frameworks to one thread, unless T2J_BENCH_CORES is
+"all". XLA has no other switch for that: its flags leave matrix products on several threads.
 """
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
+from dataclasses import dataclass, field, replace
 from itertools import repeat
-from pathlib import Path
 
-# torch.set_num_threads reaches the calling thread only; XLA's threads follow the environment, which torch
-# reads when it loads.
-if "torch" in sys.modules:
-    raise ImportError("Import the benchmark harness before torch: it pins the number of threads.")
-os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+if "torch" in sys.modules or "jax" in sys.modules:
+    raise ImportError("Import the benchmark harness before torch and jax: it pins the number of threads.")
 
-import torch
+
+IS_PINNED = os.environ.get("T2J_BENCH_CORES") != "all" and hasattr(os, "sched_setaffinity")
+
+
+def _pin() -> str:
+    """Keep this process on its last core, where the system can; say what was done."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    if not IS_PINNED:
+        return "torch: 1 thread; XLA: its own"
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    return "process pinned to one core: 1 thread for torch, 1 for XLA"
+
+
+def _settle_malloc() -> str:
+    """Fix the thresholds that glibc moves by itself: else whether a call gets warm memory depends on earlier ones."""
+    trim, mmap = -1, -3
+    mallopt = libc("mallopt")
+    settled = IS_PINNED and mallopt is not None and mallopt(mmap, 32 << 20) and mallopt(trim, 1 << 30)
+    return "below 32 MB kept for reuse, above mapped anew" if settled else "the system's own"
+
+
+def libc(name: str) -> Callable[..., int] | None:
+    """A function of the C library, where it has one of that name."""
+    try:
+        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None
+    return found
+
+
+THREADS = _pin()
+MEMORY = _settle_malloc()
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
 Call = Callable[[], object]
 """One timed call, which returns when its result is ready."""
-
-PACKAGES = ("torch", "jax", "jaxlib", "numpy", "t2j-core", "t2j-autodiff", "t2j-dist", "wrap_torch2jax")
 
 
 @dataclass(frozen=True)
@@ -55,7 +82,10 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report; `reference` and `ratio` are there where the line is compared with another."""
+    """One line of the report; `reference` and `ratio` are there where the line is compared with another.
+
+    A question that is asked along an axis (sizes, leaves, batches) has one line for each place `at` on it.
+    """
 
     question: str
     name: str
@@ -67,19 +97,20 @@ class Row:
     ratio: Quartiles | None = None
     target: float | None = None
     verdict: str | None = None
+    at: float | None = None
 
 
-def count_row(question: str, name: str, unit: str, value: float, target: float | None = None) -> Row:
+def count_row(
+    question: str, name: str, unit: str, value: float, target: float | None = None, at: float | None = None
+) -> Row:
     """A line for a single figure that is not a time: a count or a size."""
-    verdict = _verdict(value, target)
-    return Row(question, name, unit, Quartiles.of([value]), target=target, verdict=verdict)
+    return Row(question, name, unit, Quartiles.of([value]), target=target, verdict=_verdict(value, target), at=at)
 
 
-def sample_row(question: str, name: str, seconds: Sequence[float], target: float | None = None) -> Row:
-    """A line for times that were taken elsewhere (fresh processes); `target` bounds the median in seconds."""
-    value = Quartiles.of(seconds)
-    verdict = _verdict(value.median, target)
-    return Row(question, name, "s", value, len(seconds), target=target, verdict=verdict)
+def sample_row(question: str, name: str, values: Sequence[float], target: float | None = None, unit: str = "s") -> Row:
+    """A line for values that were taken elsewhere (fresh processes); `target` bounds the median."""
+    value = Quartiles.of(values)
+    return Row(question, name, unit, value, len(values), target=target, verdict=_verdict(value.median, target))
 
 
 def _verdict(value: float, target: float | None) -> str | None:
@@ -116,10 +147,11 @@ class Versus:
 
 
 class Race:
-    """Contestants that are timed against each other, one race per question."""
+    """Contestants that are timed against each other, one race per question and place."""
 
-    def __init__(self, question: str, report: Report) -> None:
+    def __init__(self, question: str, report: Report, at: float | None = None) -> None:
         self.question = question
+        self.at = at
         self._report = report
         self._calls: dict[str, Call] = {}
         self._versus: dict[str, Versus] = {}
@@ -138,7 +170,8 @@ class Race:
             if check is not None:
                 check(result)
         except Exception as error:  # one that is absent or broken must not cost the others their figures
-            self._report.skip(self.question, name, error)
+            place = "" if self.at is None else f", {self.at:,.0f}"
+            self._report.skip(self.question + place, name, error)
             return
         self._calls[name] = call
         if versus is not None:
@@ -158,7 +191,7 @@ class Race:
 
     def _row(self, name: str, samples: Mapping[str, Sequence[float]], calls: int) -> Row:
         value = Quartiles.of([1e6 * second for second in samples[name]])
-        row = Row(self.question, name, "us", value, len(samples[name]), calls)
+        row = Row(self.question, name, "us", value, len(samples[name]), calls, at=self.at)
         versus = self._versus.get(name)
         if versus is None or versus.reference not in samples:
             return row
@@ -186,69 +219,3 @@ def _sample(call: Call, count: int) -> float:
     for _ in repeat(None, count):
         call()
     return (clock() - start) / count
-
-
-def environment() -> dict[str, object]:
-    """Versions, machine and commit, for the head of the results file."""
-    return {
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "machine": {"system": platform.platform(terse=True), "cpu": _cpu_model(), "cores": os.cpu_count()},
-        "torch_threads": torch.get_num_threads(),
-        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", ":/packages")),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-
-
-def _git(*args: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def save(report: Report, head: Mapping[str, object], path: Path) -> None:
-    """Write the results file."""
-    content = {"environment": head, "rows": [asdict(row) for row in report.rows], "skipped": report.skipped}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def table(report: Report) -> str:
-    """The results as text."""
-    lines: list[tuple[str, ...]] = []
-    question = None
-    for row in report.rows:
-        if row.question != question:
-            question = row.question
-            lines += [("",) * 6, (question,)]
-        lines.append(_cells(row))
-    widths = [max(len(line[i]) for line in lines if len(line) == 6) for i in range(6)]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=False)] for line in lines]
-    text = ["  ".join(cells).rstrip() for cells in padded]
-    return "\n".join([*text, "", *(f"skipped  {name}: {reason}" for name, reason in report.skipped.items())])
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    ratio = "" if row.ratio is None else f"{row.ratio.median:.2f} [{row.ratio.low:.2f} {row.ratio.high:.2f}]"
-    scale, unit = (1e-3, "ms") if row.unit == "us" and row.value.median >= 1e4 else (1.0, row.unit)
-    spread = f"[{row.value.low * scale:,.4g} {row.value.high * scale:,.4g}]" if row.samples > 1 else ""
-    goal = "" if row.target is None else f"<= {row.target:g} {row.verdict}"
-    reference = "" if row.reference is None else f"/ {row.reference}"
-    return f"  {row.name}", f"{row.value.median * scale:,.4g} {unit}", spread, ratio, reference, goal

@@ -1,6 +1,6 @@
 """What many wraps leave behind, printed as JSON: `python _lifetime.py CONTESTANT CHECKPOINT...`.
 
-Each wrap is a fresh function that is jitted, called once and dropped. bench_core.py runs this in a fresh
+Each wrap is a fresh function that is jitted, called once and dropped. bench_startup.py runs this in a fresh
 process.
 """
 

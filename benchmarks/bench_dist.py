@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import re
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["T2J_BENCH_CORES"] = "all"
 os.environ.setdefault("NPROC", "64")  # XLA's threads: a collective needs one for each device of each step in flight
 
-from _harness import Call, Pace, Race, Report, Versus, count_row, environment, save, table
-from _lifetime import rss_mb
+from _harness import Pace, Race, Report, Versus, count_row
+from _script import main
 
 # The harness comes first because it pins the threads before torch loads.
 # isort: split
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
+from _contestants import calls, same
+from _lifetime import rss_mb
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from t2j_core import testing
 from t2j_dist import torch2jax
 
-HERE = Path(__file__).parent
-FULL, QUICK = Pace(41), Pace(5, warmup=0.1)
+FULL, QUICK = Pace(21), Pace(2, 0.004, 0.02)
 COLLECTIVES = re.compile(r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
 
 Params = list[Any]
@@ -82,21 +80,6 @@ def data(mesh: jax.sharding.Mesh, width: int, rows: int, depth: int = 3) -> tupl
     return jax.device_put(params, NamedSharding(mesh, P())), jax.device_put(x, NamedSharding(mesh, P("data")))
 
 
-def ready(step: Any, *args: Any) -> Call:
-    """A call that waits for its result."""
-    return lambda: jax.block_until_ready(step(*args))
-
-
-def close_to(expected: Any) -> Callable[[object], None]:
-    """Check a contestant's result."""
-
-    def check(result: object) -> None:
-        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-5)
-
-    return check
-
-
 def collectives(step: Any, *args: Any) -> int:
     """How many collectives the compiled step has."""
     return len(COLLECTIVES.findall(step.lower(*args).compile().as_text()))
@@ -104,7 +87,7 @@ def collectives(step: Any, *args: Any) -> int:
 
 def data_parallel(report: Report, pace: Pace) -> None:
     """A data-parallel step beside the same step in jnp."""
-    for width, rows in ((16, 4), (256, 64), (512, 256)):
+    for width, rows in ((16, 4), (256, 64), (512, 256))[: 3 if pace is FULL else 1]:
         parallel_step(report, pace, width, rows)
 
 
@@ -112,17 +95,17 @@ def parallel_step(report: Report, pace: Pace, width: int, rows: int) -> None:
     """The step for one width of the model."""
     mesh = mesh_of(8)
     params, x = data(mesh, width, rows)
-    question = f"1. data-parallel value_and_grad, 8 devices, MLP 3 x {width}, {rows} rows each"
+    question = f"data-parallel value_and_grad, 8 devices, MLP 3 x {width}, {rows} rows each"
     steps = {
         "jnp": step_of(in_jnp, mesh),
         "t2j": step_of(torch2jax(in_torch), mesh),
         "t2j by specs": specified(mesh),
     }
     race = Race(question, report)
-    check = close_to(steps["jnp"](params, x))
+    check = same(steps["jnp"](params, x), 1e-3)
     for name, step in steps.items():
         versus = None if name == "jnp" else Versus("jnp")
-        race.enter(name, lambda step=step: ready(step, params, x), versus, check)
+        race.enter(name, lambda step=step: calls(step, params, x), versus, check)
     race.run(pace)
     wanted = collectives(steps["jnp"], params, x)
     for name, step in steps.items():
@@ -131,16 +114,16 @@ def parallel_step(report: Report, pace: Pace, width: int, rows: int) -> None:
 
 def growth(report: Report, pace: Pace) -> None:
     """How a step grows with the devices, where the work of each stays the same: what the host costs."""
-    for devices in (1, 2, 4, 8):
+    for devices in (1, 2, 4, 8) if pace is FULL else (1, 8):
         small_step(report, pace, mesh_of(devices))
 
 
 def small_step(report: Report, pace: Pace, mesh: jax.sharding.Mesh) -> None:
     """The step on one mesh."""
     params, x = data(mesh, 16, 4)
-    race = Race(f"2. small value_and_grad step, {mesh.size} devices", report)
-    race.enter("jnp", lambda: ready(step_of(in_jnp, mesh), params, x))
-    race.enter("t2j", lambda: ready(step_of(torch2jax(in_torch), mesh), params, x), Versus("jnp"))
+    race = Race(f"small value_and_grad step, {mesh.size} devices", report)
+    race.enter("jnp", lambda: calls(step_of(in_jnp, mesh), params, x))
+    race.enter("t2j", lambda: calls(step_of(torch2jax(in_torch), mesh), params, x), Versus("jnp"))
     race.run(pace)
 
 
@@ -148,18 +131,18 @@ def eager(report: Report, pace: Pace) -> None:
     """An eager sharded call beside the jitted one."""
     mesh = mesh_of(8)
     x = jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh, P("data")))
-    race = Race("3. sharded sin, 8 devices", report)
+    race = Race("sharded sin, 8 devices", report)
     f = torch2jax(torch.sin, out_specs=P("data"))
     g = torch2jax(torch.sin, in_specs=P("data"), out_specs=P("data"), mesh=mesh)
-    race.enter("jitted", lambda: ready(jax.jit(g), x))
-    race.enter("eager, in_specs given", lambda: ready(g, x), Versus("jitted"))
-    race.enter("eager, in_specs from the array", lambda: ready(f, x), Versus("jitted"))
+    race.enter("jitted", lambda: calls(jax.jit(g), x))
+    race.enter("eager, in_specs given", lambda: calls(g, x), Versus("jitted"))
+    race.enter("eager, in_specs from the array", lambda: calls(f, x), Versus("jitted"))
     race.run(pace)
 
 
 def stress(report: Report, pace: Pace) -> None:
     """Many steps with collectives between torch calls, beside a thread that hogs the GIL: memory and pace."""
-    steps = 2000 if pace is FULL else 200
+    steps = 240 if pace is FULL else 8
     mesh = mesh_of(8)
     f = torch2jax(lambda w, x: torch.tanh(x @ w))
 
@@ -190,11 +173,11 @@ def stress(report: Report, pace: Pace) -> None:
     seconds = time.perf_counter() - start
     stop.set()
     thread.join()
-    close_to(first)(value)
-    question = f"4. {steps} steps with collectives between torch calls, beside a thread that hogs the GIL"
-    calls = steps * mesh.size * len(params) * 2
+    same(first, 1e-3)(value)
+    question = f"{steps} steps with collectives between torch calls, beside a thread that hogs the GIL"
+    torch_calls = steps * mesh.size * len(params) * 2
     report.rows += [
-        count_row(question, "torch calls", "", calls),
+        count_row(question, "torch calls", "", torch_calls),
         count_row(question, "a step", "ms", 1e3 * seconds / steps),
         *(count_row(question, f"memory after {(k + 1) * steps // 4}", "MB", mb) for k, mb in enumerate(memory)),
         count_row(question, "growth over the last half", "MB", memory[-1] - memory[1], target=16),
@@ -202,27 +185,5 @@ def stress(report: Report, pace: Pace) -> None:
     ]
 
 
-QUESTIONS: dict[int, Callable[[Report, Pace], None]] = {1: data_parallel, 2: growth, 3: eager, 4: stress}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Answer the questions asked for, print the table and save the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    everything = list(QUESTIONS)
-    parser.add_argument("--only", type=int, nargs="+", choices=everything, default=everything, metavar="N")
-    parser.add_argument("--output", type=Path, help="results file; a full run writes results/dist.json")
-    options = parser.parse_args(arguments)
-    output = options.output
-    if output is None and not options.quick and options.only == everything:
-        output = HERE / "results" / "dist.json"
-    head, report = environment(), Report()
-    for number in options.only:
-        QUESTIONS[number](report, QUICK if options.quick else FULL)
-    if output is not None:
-        save(report, head, output)
-    sys.stdout.write(table(report) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main({"step": data_parallel, "growth": growth, "eager": eager, "stress": stress}, FULL, QUICK)

@@ -1,0 +1,138 @@
+"""The ways to call a torch function from JAX that race here.
+
+Each takes a torch function of arrays of one shape and dtype, gives an array like its first argument, and is used as
+its authors mean it: without copies where it can be, and with `out=` where it hands out the result's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import torch
+from torch.utils.dlpack import from_dlpack
+
+if TYPE_CHECKING:
+    from _harness import Call
+
+PEER = "wrap_torch2jax"
+FLOOR = "noop floor"
+TORCH = "torch, native"
+JNP = "jax.jit, native"
+TVM = "jax-tvm-ffi"
+
+Writes = Callable[..., object]
+"""A torch function that takes `out=`."""
+
+# `pure_callback` hands out arrays that must not be written to, and torch warns of them at first sight.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+
+
+def t2j(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    from t2j_core import torch2jax
+
+    return torch2jax(fn, **options)
+
+
+def t2j_autodiff(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    from t2j_autodiff import torch2jax
+
+    return torch2jax(fn, **options)
+
+
+def floor(*args: jax.Array) -> Any:
+    """An FFI call whose handler does nothing: what XLA and JAX cost by themselves."""
+    from t2j_core.testing import noop
+
+    return noop(*args)
+
+
+def peer(fn: Callable[..., Any], *examples: Any, entry: str = "torch2jax", **options: Any) -> Callable[..., Any]:
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # it prints while it compiles
+        warnings.simplefilter("ignore")
+        import wrap_torch2jax
+
+        return getattr(wrap_torch2jax, entry)(fn, *examples, **options)
+
+
+def buffer_callback(fn: Writes, **options: Any) -> Callable[..., Any]:
+    from jax.experimental.buffer_callback import buffer_callback
+
+    def write(_context: object, out: Any, *args: Any) -> None:
+        fn(*map(from_dlpack, args), out=from_dlpack(out))
+
+    return lambda *args: buffer_callback(write, like(args[0]), **options)(*args)
+
+
+def pure_callback(fn: Callable[..., torch.Tensor], **options: Any) -> Callable[..., Any]:
+    def run(*args: jax.Array) -> np.ndarray:
+        return fn(*(torch.from_numpy(np.asarray(array)) for array in args)).numpy()
+
+    return lambda *args: jax.pure_callback(run, like(args[0]), *args, **options)
+
+
+_targets = itertools.count()
+
+
+def tvm_ffi(fn: Writes, **options: Any) -> Callable[..., Any]:
+    """It passes results last; its table has room for 1024 functions and never forgets one."""
+    import jax_tvm_ffi
+    import tvm_ffi
+
+    def write(*args: torch.Tensor) -> None:
+        fn(*args[:-1], out=args[-1])
+
+    name = f"t2j_bench.{next(_targets)}"
+    function = tvm_ffi.convert_func(write, tensor_cls=torch.Tensor)
+    jax_tvm_ffi.register_ffi_target(name, function, ["args", "rets"], platform="cpu", pass_owned_tensor=True)
+    return lambda *args: jax.ffi.ffi_call(name, like(args[0]), **options)(*args)
+
+
+def like(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def calls(fn: Callable[..., Any], *args: Any) -> Call:
+    """A call that waits for its result."""
+    return lambda: jax.block_until_ready(fn(*args))
+
+
+def jitted(fn: Callable[..., Any], *args: Any) -> Call:
+    return calls(jax.jit(fn), *args)
+
+
+def same(expected: Any, tolerance: float = 1e-6) -> Callable[[object], None]:
+    """A check that a result has these leaves, to a part of each leaf's largest number."""
+
+    def check(result: object) -> None:
+        for mine, other in zip(jax.tree.leaves(result), map(np.asarray, jax.tree.leaves(expected)), strict=True):
+            scale = float(np.abs(other).max())
+            np.testing.assert_allclose(np.asarray(mine), other, rtol=tolerance, atol=tolerance * scale)
+
+    return check
+
+
+def identical(expected: np.ndarray) -> Callable[[object], None]:
+    """A check that is quick and small enough for large arrays."""
+
+    def check(result: object) -> None:
+        if not np.array_equal(np.asarray(result), expected):
+            raise AssertionError("The result differs from the expected one.")
+
+    return check
+
+
+def normal(*shapes: Sequence[int] | int) -> list[jax.Array]:
+    """Random float32 arrays."""
+    rng = np.random.default_rng(0)
+    return [jax.numpy.asarray(rng.standard_normal(shape, "float32")) for shape in shapes]
+
+
+def tensors(*arrays: jax.Array) -> list[torch.Tensor]:
+    return [torch.tensor(np.asarray(array)) for array in arrays]

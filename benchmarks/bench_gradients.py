@@ -1,0 +1,73 @@
+"""Gradient steps of four models beside torch's own: `python benchmarks/bench_gradients.py [--quick]`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from _harness import Pace, Race, Report, Versus
+from _script import main
+
+# The harness comes first because it pins the threads before torch loads.
+# isort: split
+import jax
+import torch
+from _contestants import JNP, PEER, TORCH, jitted, peer, same, t2j_autodiff
+from _models import Loss, Params, block, convnet, in_jax, loss_of, minilm, mlp, mlp_in_jnp, native_step
+
+FULL, QUICK = Pace(31), Pace(2, 0.004, 0.02)
+QUICK_MODELS = 2
+Task = tuple[Loss, Params, tuple[torch.Tensor, ...]]
+
+
+def task(make: Callable[[], torch.nn.Module], *shape: int) -> Task:
+    """A model of this file with a random batch."""
+    torch.manual_seed(0)
+    loss, params = loss_of(make())
+    return loss, params, (torch.randn(shape),)
+
+
+# Name: how to make it; the target for t2j / torch; the same loss in jnp.
+MODELS: dict[str, tuple[Callable[[], Task], float | None, Any]] = {
+    "MLP 4 x 1024, batch 256": (lambda: task(functools.partial(mlp, 1024, 4), 256, 1024), 1.20, mlp_in_jnp),
+    "convnet, 32 x 3 x 32 x 32": (lambda: task(convnet, 32, 3, 32, 32), 1.10, None),
+    "transformer block, 32 x 64 x 256": (lambda: task(block, 32, 64, 256), 1.10, None),
+    "MiniLM, 16 x 18 tokens": (minilm, None, None),
+}
+
+
+def gradients(report: Report, pace: Pace) -> None:
+    """Jitted `value_and_grad` beside torch's forward and backward."""
+    for name in list(MODELS)[: QUICK_MODELS if pace is QUICK else None]:
+        make, target, jnp_loss = MODELS[name]
+        try:
+            made = make()
+        except Exception as error:  # MiniLM needs packages of its own
+            report.skip("value_and_grad", name, error)
+            continue
+        _gradients(Race(f"value_and_grad, {name}", report), made, target, jnp_loss).run(pace)
+
+
+def _gradients(race: Race, made: Task, target: float | None, jnp_loss: Any) -> Race:
+    loss, params, inputs = made
+    native = native_step(loss, params, *inputs)
+    arrays = in_jax((params, *inputs))
+    check = same(native(), 1e-3)
+
+    def enter(name: str, make: Callable[[], Callable[..., Any]], goal: float | None = None) -> None:
+        step = lambda: jitted(jax.value_and_grad(make()), *arrays)
+        race.enter(name, step, Versus(TORCH, goal), check)
+
+    race.enter(TORCH, lambda: native)
+    enter("t2j auto", lambda: t2j_autodiff(loss), target)
+    enter("t2j recompute", lambda: t2j_autodiff(loss, residuals="recompute"))
+    enter("t2j graph", lambda: t2j_autodiff(loss, residuals="graph"))
+    enter(PEER, lambda: peer(loss, params, *inputs))
+    if jnp_loss is not None:
+        enter(JNP, lambda: jnp_loss)
+    return race
+
+
+if __name__ == "__main__":
+    main({"gradients": gradients}, FULL, QUICK)
