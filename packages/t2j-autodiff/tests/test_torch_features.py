@@ -758,3 +758,44 @@ def test_language_models(make):
             _, expected_gradients = native(ids[i : i + 1])
             for name, g in per_example.items():
                 np.testing.assert_allclose(g[i], expected_gradients[name], rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("first", ["torch", "t2j"])
+def test_forward_mode_beside_a_thread_that_uses_that_of_torch(first):
+    """Regression: torch has one level for all threads, and who left it first set the tangents of the other to zero."""
+    inside, left = {"torch": threading.Event(), "t2j": threading.Event()}, threading.Event()
+    answers = {}
+
+    def function(name):
+        def fn(x):
+            if torch._C._functorch.peek_interpreter_stack() is not None and not inside[name].is_set():
+                inside[name].set()
+                if name == first:  # until the other came in, or is seen to wait
+                    inside["torch" if name == "t2j" else "t2j"].wait(1)
+                else:  # until the other left, or is seen to wait
+                    left.wait(1)
+            return x.sin().sum()
+
+        return fn
+
+    x = np.linspace(0, 1, 5, dtype=np.float32)
+    f = torch2jax(function("t2j"), output_shapes=jax.ShapeDtypeStruct((), jnp.float32))
+    push = jax.jit(lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]).lower(x).compile()
+    inside["t2j"].clear()
+
+    def work(name):
+        if name == "t2j":
+            answers[name] = float(push(x))
+        else:
+            t = torch.from_numpy(x)
+            answers[name] = float(torch.func.jvp(function(name), (t,), (torch.ones(5),))[1])
+        if name == first:
+            left.set()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in (first, "torch" if first == "t2j" else "t2j")]
+    threads[0].start()
+    assert inside[first].wait(30)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert answers == pytest.approx(dict.fromkeys(("torch", "t2j"), float(np.cos(x).sum())))

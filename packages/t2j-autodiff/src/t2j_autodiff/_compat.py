@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ import torch
 import torch.overrides
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 
 Zero = ad.Zero
 
@@ -49,6 +53,41 @@ def prepare_forward_mode() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+@contextlib.contextmanager
+def own_forward_level() -> Iterator[None]:
+    """Within, no other thread's forward mode takes away the tangents of this one, nor this one those of another.
+
+    Torch has one level of forward mode for all threads. The first `torch.func.jvp` opens it, those of other threads
+    join in, and when the first ends every tangent is zero from then on. So this opens it while nobody is inside, and
+    closes it when everybody is out again.
+    """
+    if any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()):
+        yield  # inside of a transformation of this thread, which has the level
+        return
+    _wait_until(lambda: eager_transforms.JVP_NESTING == 0 and forward_ad._current_level < 0)
+    forward_ad.enter_dual_level()
+    eager_transforms.JVP_NESTING += 1
+    try:
+        yield
+    finally:
+        try:
+            _wait_until(lambda: eager_transforms.JVP_NESTING == 1)
+        finally:
+            eager_transforms.JVP_NESTING -= 1
+            forward_ad.exit_dual_level()
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError(
+                f"Another thread has been in PyTorch's forward mode (`torch.func.jvp`, `jacfwd`, `hessian`) for "
+                f"{seconds:g} s, and PyTorch allows one thread at a time."
+            )
+        time.sleep(1e-4)
 
 
 class _NoGradInForwardMode(torch.overrides.TorchFunctionMode):

@@ -21,7 +21,7 @@ Flat = Callable[..., tuple[torch.Tensor, ...]]
 Tensors = Sequence[torch.Tensor]
 
 one_at_a_time = threading.RLock()
-"""Torch's forward mode is wrong when several threads use it, and its choice of attention kernel is global."""
+"""Torch's forward mode is for one thread at a time, and its choice of attention kernel is global."""
 
 
 def vjp(
@@ -133,7 +133,8 @@ def _forward_mode(
         with _compat.no_grad_stops_forward_mode():
             return g(*moved)
 
-    _, dy = torch.func.jvp(watched, moved, tangents)  # type: ignore[misc]
+    with _compat.own_forward_level():
+        _, dy = torch.func.jvp(watched, moved, tangents)  # type: ignore[misc]
     return tuple(map(_compat.materialised, dy))
 
 

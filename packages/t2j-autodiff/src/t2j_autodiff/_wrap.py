@@ -248,7 +248,8 @@ def module2jax(
       **options: those of `torch2jax`.
 
     Returns:
-      `(apply, variables)`, with `variables = {"params": {name: array}, "buffers": {name: array}}`.
+      `(apply, variables)`.
+      The variables are `{"params": {name: array}, "buffers": {name: array}}`.
 
     Raises:
       ArgumentError: if `module` is not a module, or cannot be copied.

@@ -153,7 +153,8 @@ def module2jax(
       **options: those of `torch2jax`. The first of `in_specs` is for the variables.
 
     Returns:
-      `(apply, variables)`, with `variables = {"params": {name: array}, "buffers": {name: array}}`. The arrays are on
+      `(apply, variables)`.
+      The variables are `{"params": {name: array}, "buffers": {name: array}}`. The arrays are on
       the module's device: `jax.device_put` them to the mesh.
 
     Raises:

@@ -1,0 +1,166 @@
+"""Results files as objects, and as the Markdown tables of the READMEs, which stand between two comments.
+
+`<!-- results: size -->` begins the table of `results/size.json`, `<!-- end of results -->` ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+_PLACE = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", flags=re.S)
+
+
+class Quartiles(NamedTuple):
+    """Median and inter-quartile range."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Row(NamedTuple):
+    """One line of a results file."""
+
+    question: str
+    name: str
+    unit: str
+    value: Quartiles
+    ratio: Quartiles | None
+    reference: str | None
+    target: float | None
+    verdict: str | None
+    at: float | None
+
+
+class Results(Mapping[str, list[Row]]):
+    """The rows of every results file of a folder, by the name of its script."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> list[Row]:
+        return [_row(row) for row in self._file(name)["rows"]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(path.stem for path in self.folder.glob("*.json") if path.stem != "opdb"))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            self._files[name] = json.loads((self.folder / f"{name}.json").read_text())
+        return self._files[name]
+
+    def environment(self, name: str) -> Any:
+        """What the results were measured on."""
+        return self._file(name)["environment"]
+
+    def skipped(self, name: str) -> dict[str, str]:
+        """Who could not take part, and why."""
+        found: dict[str, str] = self._file(name)["skipped"]
+        return found
+
+
+def _row(found: dict[str, Any]) -> Row:
+    ratio = found.get("ratio")
+    rest = (found.get(key) for key in ("reference", "target", "verdict", "at"))
+    value = Quartiles(**found["value"])
+    return Row(found["question"], found["name"], found["unit"], value, Quartiles(**ratio) if ratio else None, *rest)
+
+
+def fill(results: Results) -> list[Path]:
+    """Write the tables anew; the pages that changed."""
+    changed = []
+    for page in PAGES:
+        text = page.read_text()
+        new = filled(text, results)
+        if new != text:
+            page.write_text(new)
+            changed.append(page)
+    return changed
+
+
+def filled(text: str, results: Results) -> str:
+    """A page with its tables as the results have them."""
+    return _PLACE.sub(lambda match: f"{match[1]}{_block(match['name'], results)}{match[3]}", text)
+
+
+def _block(name: str, results: Results) -> str:
+    if name == "summary":
+        return summary(results)
+    rows = results[name]
+    tables = []
+    for question in dict.fromkeys(row.question for row in rows):
+        mine = [row for row in rows if row.question == question]
+        table = _along(mine) if mine[0].at is not None else _single(mine)
+        tables.append(f"**{question}**\n\n{table}")
+    missing = [f"Did not take part: {who} ({why.partition(':')[0]})." for who, why in results.skipped(name).items()]
+    return "\n\n".join([*tables, *missing, _measured(results.environment(name))]) + "\n"
+
+
+def _measured(environment: Any) -> str:
+    versions = {key: version for key, version in environment["versions"].items() if key in ("torch", "jax") and version}
+    named = ", ".join(f"{key} {version}" for key, version in versions.items())
+    return f"<sub>{environment['date']}, {environment['machine']['cpu']}, {named}, Python {environment['python']}</sub>"
+
+
+def _along(rows: list[Row]) -> str:
+    """Contestants down, places across: medians, and ratios to the reference."""
+    places = list(dict.fromkeys(row.at for row in rows))
+    found = {(row.name, row.at): row for row in rows}
+    head = f"| {rows[0].unit if rows[0].unit != 'us' else 'µs'} | {' | '.join(f'{place:,.0f}' for place in places)} |"
+    lines = [head, "|---" * (len(places) + 1) + "|"]
+    for name in dict.fromkeys(row.name for row in rows):
+        cells = [_cell(found.get((name, place))) for place in places]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{number(row.value.median)}{f' ({number(row.ratio.median)}×)' if row.ratio else ''}"
+
+
+def _single(rows: list[Row]) -> str:
+    lines = ["| | median | quartiles | ratio | target |", "|---|---|---|---|---|"]
+    for row in rows:
+        scale, unit = (
+            (1e-3, "ms") if row.unit == "us" and row.value.median >= 1e3 else (1, row.unit.replace("us", "µs"))
+        )
+        low, median, high = (number(v * scale) for v in (row.value.low, row.value.median, row.value.high))
+        ratio = f"{number(row.ratio.median)} × {row.reference}" if row.ratio else ""
+        target = f"{row.target:g}: {row.verdict}" if row.target is not None else ""
+        lines.append(
+            f"| {row.name} | {median} {unit} | {f'{low} to {high}' if low != high else ''} | {ratio} | {target} |"
+        )
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three digits of a number, without an exponent."""
+    if value >= 1000:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def summary(results: Results) -> str:
+    """The table of the first page: what a small call and a gradient step cost."""
+    calls = {row.name: row for row in results["size"] if row.at == 1}
+    steps = [row for row in results["gradients"] if row.question == results["gradients"][0].question]
+    by_name = {row.name.removesuffix(" auto"): row for row in steps}
+    question = steps[0].question.partition(", ")[2]
+    lines = [f"| | a call on one float | gradient step, {question} |", "|---|---|---|"]
+    for name in ("torch, native", "t2j", "wrap_torch2jax", "jax-tvm-ffi", "buffer_callback", "pure_callback"):
+        call, step = calls.get(name), by_name.get(name)
+        step_text = f"{number(step.value.median / 1000)} ms" if step else "no gradients"
+        lines.append(f"| {name} | {f'{number(call.value.median)} µs' if call else ''} | {step_text} |")
+    return "\n".join([*lines, "", _measured(results.environment("size"))]) + "\n"
