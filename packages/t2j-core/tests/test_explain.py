@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 from t2j_core import PerformanceWarning, Size, module2jax, torch2jax
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LARGE = (1 << 10, 1 << 10)
 
@@ -156,6 +157,10 @@ def test_how_arguments_are_handed_over():
     assert "args[1]: copied at every call, because the function writes into it" in lines(g)
 
 
+@pytest.mark.skipif(
+    not hasattr(TorchDispatchMode, "ignore_compile_internals"),
+    reason="torch before 2.10 cannot compile under a dispatch mode, so results are copied once that is loaded",
+)
 def test_how_results_are_written():
     x = jnp.ones(LARGE)
     f = torch2jax(lambda x: (torch.relu(x), x[0] + 1, x[:, :] * 1 == 1, x.T.contiguous().T))

@@ -239,6 +239,8 @@ def test_the_mesh_may_change_between_calls():
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize(("kind", "specs"), [("Auto", "both"), ("Explicit", "both"), ("Explicit", "out")])
 def test_every_transformation(kind, name, specs):
+    if name == "jacrev" and (0, 8) <= jax.__version_info__ < (0, 9):
+        pytest.skip("jax 0.8 has no jacrev of its own shard_map either: it cannot batch psum_invariant")
     mesh = mesh_of(kind)
     x, w = put(X, mesh, "data"), put(W, mesh)
     in_specs = (P("data"), P()) if specs == "both" else None
