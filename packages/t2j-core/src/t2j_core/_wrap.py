@@ -116,7 +116,7 @@ def torch2jax(
 
     Raises:
       ArgumentError: for options or examples that do not fit.
-      Whatever `fn` raises on the examples, with its own type.
+      Exception: whatever `fn` raises on the examples, as itself.
 
     >>> import jax, jax.numpy as jnp, torch
     >>> f = torch2jax(lambda x, y: torch.sin(x) @ y)
