@@ -147,9 +147,8 @@ def _single(rows: list[Row]) -> str:
 
 def number(value: float) -> str:
     """Three digits of a number, without an exponent."""
-    if value >= 1000:
-        return f"{float(f'{value:.3g}'):,.0f}"
-    return f"{float(f'{value:.3g}'):g}"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
 
 
 def summary(results: Results) -> str:
