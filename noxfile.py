@@ -278,9 +278,11 @@ def asan(session: nox.Session) -> None:
     session.env["CXX"] = "g++"
     session.install(TORCH)
     session.install("--reinstall-package", "t2j-core", "--no-cache", TORCH, JAX, f"{CORE}[test]", "pytest-xdist")
-    runtime = str(session.run("g++", "-print-file-name=libasan.so", external=True, silent=True)).strip()
+    # libstdc++ as well: else the sanitizer, which comes first, finds nothing to pass an exception on to.
+    libraries = ("libasan.so", "libstdc++.so.6")
+    found = [session.run("g++", f"-print-file-name={name}", external=True, silent=True) for name in libraries]
     sanitizers = {
-        "LD_PRELOAD": runtime,
+        "LD_PRELOAD": " ".join(str(path).strip() for path in found),
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # Python, torch and XLA keep memory until they end
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }

@@ -1,5 +1,6 @@
 #include "call.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "borrow.h"
@@ -99,7 +100,7 @@ class Call {
   }
   static bool fits(const Operand& operand, const ffi::Buffer* buffer) {
     return buffer->rank == operand.tensor.ndim &&
-           std::memcmp(buffer->dims, operand.tensor.shape, buffer->rank * sizeof(int64_t)) == 0;
+           std::equal(buffer->dims, buffer->dims + buffer->rank, operand.tensor.shape);
   }
 
   // A tensor over the memory of a result.
@@ -185,7 +186,7 @@ class Call {
   bool is_wanted(const dl::Tensor& found, const Operand& wanted) const {
     const dl::Tensor& want = wanted.tensor;
     return found.dtype.code == want.dtype.code && found.dtype.bits == want.dtype.bits && found.ndim == want.ndim &&
-           std::memcmp(found.shape, want.shape, want.ndim * sizeof(int64_t)) == 0 &&
+           std::equal(want.shape, want.shape + want.ndim, found.shape) &&
            (found.data || wanted.bytes == 0) && found.device.type == device_.type &&
            (device_.type == dl::kCPU || found.device.id == device_.id);
   }
