@@ -26,12 +26,14 @@ class NativeBuildHook(BuildHookInterface):
         include = [sysconfig.get_path("include"), pybind11.get_include()]
         extra = shlex.split(os.environ.get("CXXFLAGS", ""))
         if sys.platform == "win32":
-            command = [os.environ.get("CXX", "cl"), "/nologo", "/std:c++17", "/O2", "/EHsc", "/LD"]
+            command = [os.environ.get("CXX", "cl"), "/nologo", "/std:c++17", "/O2", "/DNDEBUG", "/EHsc", "/LD"]
             command += [f"/I{path}" for path in include] + extra + list(map(str, sources))
             command += ["/link", f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}", f"/OUT:{output}"]
         else:
-            command = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-fPIC", "-shared"]
+            command = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-shared"]
             command += ["-fvisibility=hidden", "-Wno-invalid-offsetof"]
+            # No folder of this machine in the binary: the same sources and compiler make the same wheel anywhere.
+            command += [f"-ffile-prefix-map={path}=." for path in (root, *include)]
             command += (
                 ["-undefined", "dynamic_lookup"]
                 if sys.platform == "darwin"
