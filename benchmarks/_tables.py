@@ -113,29 +113,32 @@ def _measured(environment: Any) -> str:
 
 
 def _along(rows: list[Row]) -> str:
-    """Contestants down, places across: medians, and ratios to the reference."""
+    """Contestants down, places across: medians, and ratios to the first of them."""
     places = list(dict.fromkeys(row.at for row in rows))
     found = {(row.name, row.at): row for row in rows}
     head = f"| {rows[0].unit if rows[0].unit != 'us' else 'µs'} | {' | '.join(f'{place:,.0f}' for place in places)} |"
     lines = [head, "|---" * (len(places) + 1) + "|"]
     for name in dict.fromkeys(row.name for row in rows):
-        cells = [_cell(found.get((name, place))) for place in places]
+        cells = [_cell(found.get((name, place)), found.get((rows[0].name, place))) for place in places]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Row | None, first: Row | None) -> str:
     if row is None:
         return ""
-    return f"{number(row.value.median)}{f' ({number(row.ratio.median)}×)' if row.ratio else ''}"
+    median = number(row.value.median)
+    if first is None or row is first:
+        return median
+    by_rounds = row.ratio if row.reference == first.name else None
+    ratio = by_rounds.median if by_rounds else row.value.median / first.value.median
+    return f"{median} ({number(ratio)}×)"
 
 
 def _single(rows: list[Row]) -> str:
     lines = ["| | median | quartiles | ratio | target |", "|---|---|---|---|---|"]
     for row in rows:
-        scale, unit = (
-            (1e-3, "ms") if row.unit == "us" and row.value.median >= 1e3 else (1, row.unit.replace("us", "µs"))
-        )
+        scale, unit = _scaled(row.value.median, row.unit)
         low, median, high = (number(v * scale) for v in (row.value.low, row.value.median, row.value.high))
         ratio = f"{number(row.ratio.median)} × {row.reference}" if row.ratio else ""
         target = f"{row.target:g}: {row.verdict}" if row.target is not None else ""
@@ -143,6 +146,13 @@ def _single(rows: list[Row]) -> str:
             f"| {row.name} | {median} {unit} | {f'{low} to {high}' if low != high else ''} | {ratio} | {target} |"
         )
     return "\n".join(lines)
+
+
+def _scaled(value: float, unit: str) -> tuple[float, str]:
+    """What to multiply by, and the unit to write, so that a time is easily read."""
+    if (unit == "us" and value >= 1e3) or (unit == "s" and value < 0.1):
+        return (1e-3 if unit == "us" else 1e3), "ms"
+    return 1, unit.replace("us", "µs")
 
 
 def number(value: float) -> str:
