@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "large_scale.md")
 _PLACE = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", flags=re.S)
 
 
@@ -94,8 +94,8 @@ def filled(text: str, results: Results) -> str:
 
 
 def _block(name: str, results: Results) -> str:
-    if name == "summary":
-        return summary(results)
+    if name in _SUMMARIES:
+        return _SUMMARIES[name](results)
     rows = results[name]
     tables = []
     for question in dict.fromkeys(row.question for row in rows):
@@ -173,3 +173,43 @@ def summary(results: Results) -> str:
         step_text = f"{number(step.value.median / 1000)} ms" if step else "no gradients"
         lines.append(f"| {name} | {f'{number(call.value.median)} µs' if call else ''} | {step_text} |")
     return "\n".join([*lines, "", _measured(results.environment("size"))]) + "\n"
+
+
+def scaling(results: Results) -> str:
+    """The table of `docs/large_scale.md`: what calls and steps cost the host."""
+    call, floor = (_found(results, "size", name, at=1).value.median for name in ("t2j", "noop floor"))
+    many, one, none = (
+        _found(results, "leaves", name, "call", at).value.median
+        for name, at in (("t2j", 1000), ("t2j", 1), ("noop floor", 1000))
+    )
+    first, eighth = (
+        _found(results, "dist", "t2j", f"small value_and_grad step, {n} devices").value.median / n for n in (1, 8)
+    )
+    beside = {
+        row.question.partition(", ")[2].removeprefix("8 devices, "): row.ratio.median
+        for row in results["dist"]
+        if row.name == "t2j" and row.ratio and row.question.startswith("data-parallel")
+    }
+    growth = _found(results, "dist", "growth over the last half")
+    cores = results.environment("dist")["machine"]["cores"]
+    rows = {
+        "a call on two numbers": f"{number(call)} µs, of which {number(floor)} µs for any FFI call",
+        "each further argument": f"{number((many - one) / 999)} µs, of which {number(none / 1000)} µs for any FFI call",
+        "a `value_and_grad` step of a small model, per device": f"{number(first)} µs on one device, "
+        f"{number(eighth)} µs each on 8 that share {cores} cores",
+        "a data-parallel step on these 8, beside jnp": "; ".join(f"{number(r)}× for {q}" for q, r in beside.items()),
+        f"memory over the last half of {growth.question.partition(', ')[0]}": f"{number(growth.value.median)} MB more",
+    }
+    lines = ["| what | cost |", "|---|---|", *(f"| {what} | {cost} |" for what, cost in rows.items())]
+    return "\n".join([*lines, "", _measured(results.environment("dist"))]) + "\n"
+
+
+def _found(results: Results, script: str, name: str, question: str = "", at: float | None = None) -> Row:
+    return next(
+        row
+        for row in results[script]
+        if row.name == name and row.question.startswith(question) and (at is None or row.at == at)
+    )
+
+
+_SUMMARIES = {"summary": summary, "scaling": scaling}
