@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import threading
+import warnings
 import weakref
 
 import jax
@@ -24,6 +25,7 @@ from t2j_core import (
 )
 from t2j_core.testing import assert_nothing_escaped, counters, live_functions
 from test_faults import JaxError, check_intact, check_text
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 N = 1 << 14
@@ -457,6 +459,23 @@ def test_storages_that_only_weak_references_refer_to_stay_dead():
     others = [torch.ones(3) for _ in range(100)]  # perhaps where a storage was that is freed by mistake
     assert all(weak.expired() for weak in dead)
     del others
+
+
+def test_tensors_without_data_are_passed_over_in_silence():
+    with FakeTensorMode():
+        fake = torch.ones(3)
+    kept = []
+
+    def keep(x):
+        kept.append(x)
+        return x + 1
+
+    with warnings.catch_warnings(record=True) as warned, pytest.raises(TensorEscapeError):
+        warnings.simplefilter("always")
+        torch2jax(keep)(jnp.ones(3))
+    assert not warned
+    assert kept[-1].tolist() == [1.0, 1.0, 1.0]
+    assert fake.shape == (3,)
 
 
 def test_a_tensor_over_the_array_that_the_caller_holds_stays():

@@ -178,8 +178,7 @@ def _make_safe(ranges: list[tuple[int, int]]) -> int:
     candidates: dict[int, dict[int, Any]] = {}
     for storage in _living_storages():
         with contextlib.suppress(Exception):  # storages without data
-            pointer = storage.data_ptr()
-            if storage.device.type == "cpu" and lent.get(pointer) == storage.nbytes():
+            if storage.device.type == "cpu" and lent.get(pointer := storage.data_ptr()) == storage.nbytes():
                 candidates.setdefault(pointer, {})[storage._cdata] = storage
     alone = [storage for found in candidates.values() if len(found) == 1 for storage in found.values()]
     for storage in alone:
