@@ -59,7 +59,7 @@ def environment() -> dict[str, object]:
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "machine": {"system": platform.platform(terse=True), "cpu": _cpu_model(), "cores": os.cpu_count()},
+        "machine": {"system": platform.platform(terse=True), "cpu": _cpu_model(), "cores": os.cpu_count(), **_gpu()},
         "threads": THREADS,
         "torch_threads": torch.get_num_threads(),
         "malloc": MEMORY,
@@ -83,6 +83,12 @@ def _cpu_model() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.processor(),
     )
+
+
+def _gpu() -> dict[str, str]:
+    if not torch.cuda.is_available():
+        return {}
+    return {"gpu": torch.cuda.get_device_name(), "cuda of torch": str(torch.version.cuda)}
 
 
 def _git(*args: str) -> str | None:
