@@ -195,7 +195,7 @@ def matrix(session: nox.Session, jax: str, torch: str) -> None:
 @nox.parametrize("package", [CORE, DIST], ids=["core", "dist"])
 def minimums(session: nox.Session, package: str) -> None:
     """The packages' tests with the lowest versions of everything that core declares, and that dist declares."""
-    floors = dict(line.split(">=") for line in declared_by(package) if not line.startswith("t2j"))
+    floors = dict(line.split(",")[0].split(">=") for line in declared_by(package) if not line.startswith("t2j"))
     versions = {name: ".".join((*floor.split("."), "0", "0")[:3]) for name, floor in floors.items()}
     run_on_wheels(session, *(f"{name}=={versions[name]}" for name in ("jax", "torch", "numpy")))
 

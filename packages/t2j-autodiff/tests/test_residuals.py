@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import weakref
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from t2j_autodiff import PerformanceWarning, T2jWarning, _residuals, checkpoint_policy, clear_residuals, torch2jax
-from t2j_core.testing import assert_nothing_escaped, live_functions
+from t2j_core.testing import assert_nothing_escaped, collect, live_functions
 
 N = 5000  # more elements than a function that is run again may have
 X = jnp.linspace(-1, 1, N)
@@ -135,14 +134,14 @@ def test_graphs_are_freed_by_the_backward_and_by_request():
 
     f = torch2jax(lambda x: Saves.apply(x).sum())
     jax.grad(f)(X)
-    gc.collect()
+    collect(passes=2)
     assert not _residuals._kept
     assert saved[-1]() is None
     _, pull = jax.vjp(f, X)
     assert len(_residuals._kept) == 1
     assert saved[-1]() is not None
     assert clear_residuals() == 1
-    gc.collect()
+    collect(passes=2)
     assert saved[-1]() is None
     np.testing.assert_array_equal(pull(jnp.float32(1))[0], np.full(N, 2.0))  # runs the forward again
 
@@ -225,7 +224,7 @@ def test_unseeded_randomness_that_is_drawn_again_warns():
 
 
 def test_nothing_of_a_dropped_function_stays():
-    gc.collect()
+    collect(passes=2)
     before = live_functions()
     for k in range(40):
         f = torch2jax(lambda x, k=k: (x * k).sin().sum())
@@ -233,7 +232,7 @@ def test_nothing_of_a_dropped_function_stays():
         jax.block_until_ready(jax.vmap(jax.grad(f))(X[:8].reshape(2, 4)))
         del f
     jax.clear_caches()
-    gc.collect()
+    collect(passes=2)
     assert live_functions() <= before + 2
 
 
@@ -386,7 +385,7 @@ class Watched(torch.autograd.Function):
 
 
 def watched_alive():
-    gc.collect()
+    collect(passes=2)
     return sum(reference() is not None for reference in Watched.made)
 
 
@@ -522,7 +521,7 @@ def test_the_graph_refers_to_no_memory_of_jax():
     weights = [weakref.ref(leaf) for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
     results = pull(jnp.float32(1))
     del pull, graph
-    gc.collect()
+    collect(passes=2)
     assert all(reference() is None for reference in weights)
     expected = jax.grad(
         lambda x, y: (x * jnp.sin(y) * x).sum() + (x.reshape(50, -1) @ y.reshape(50, -1).T).sum(), (0, 1)
@@ -642,7 +641,7 @@ def test_what_cannot_be_traced_warns_once_and_is_right():
 
 
 def test_two_thousand_functions_leave_none_behind():
-    gc.collect()
+    collect(passes=2)
     before = live_functions()
     x = X[:4]
     for k in range(2000):
@@ -653,7 +652,7 @@ def test_two_thousand_functions_leave_none_behind():
             jax.block_until_ready(jax.vmap(jax.grad(f))(x[None]))
     del f
     jax.clear_caches()
-    gc.collect()
+    collect(passes=2)
     assert live_functions() <= before + 2
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import time
 
 import jax
@@ -25,7 +24,7 @@ from t2j_core import (
     t2j,
     torch2jax,
 )
-from t2j_core.testing import counters
+from t2j_core.testing import collect, counters
 
 # JAX's fast path for calls of a compiled function raises ValueError where the slow one raises its own type, with
 # `jax.pure_callback` too; the text is the same.
@@ -39,7 +38,7 @@ _probe_input = jnp.arange(6.0).reshape(2, 3)
 def check_intact() -> None:
     """The process is as before: nothing borrowed, nothing in flight, torch's state the default, calls work."""
     if counters()["escaped_calls"]:
-        gc.collect()
+        collect(passes=2)
     assert counters()["escaped_calls"] == 0
     patience = time.monotonic() + 60
     while counters()["calls_in_flight"] and time.monotonic() < patience:  # a call whose result nobody waited for

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-import gc
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 import torch
 from t2j_core import ArgumentError, Size, last_error, torch2jax
 from t2j_core._config import config
-from t2j_core.testing import counters, live_functions
+from t2j_core.testing import collect, counters, live_functions
 from test_faults import JaxError, check_intact
 
 x = jnp.arange(6.0).reshape(2, 3)
@@ -427,12 +426,12 @@ def test_failed_calls_keep_no_arrays():
     for i in range(8):
         with pytest.raises(ZeroDivisionError):
             step(i)
-    gc.collect()
+    collect(passes=2)
     assert sum(reference() is not None for reference in references) <= 1
 
 
 def test_failed_calls_keep_no_functions():
-    gc.collect()
+    collect(passes=2)
     before = live_functions()
 
     def once():
@@ -448,7 +447,7 @@ def test_failed_calls_keep_no_functions():
     for _ in range(config.kept_errors):  # errors under `jit` are kept for a while, with the frames they went through
         with pytest.raises(JaxError):
             jax.block_until_ready(other(x))
-    gc.collect()
+    collect(passes=2)
     assert live_functions() - before <= 1
 
 

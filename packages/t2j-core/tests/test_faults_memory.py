@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import threading
+import time
 import warnings
 import weakref
 
@@ -23,7 +24,7 @@ from t2j_core import (
     t2j,
     torch2jax,
 )
-from t2j_core.testing import assert_nothing_escaped, counters, live_functions
+from t2j_core.testing import assert_nothing_escaped, collect, counters, live_functions
 from test_faults import JaxError, check_intact, check_text
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -631,6 +632,46 @@ def test_no_false_alarm_without_the_collector(function):
         gc.enable()
 
 
+@pytest.mark.parametrize("function", [cycle, recursive_closure, caught_exception])
+def test_no_false_alarm_while_another_thread_collects(function):
+    """Then `gc.collect()` of this thread does nothing."""
+    f = torch2jax(function, output_shapes=Size(2, 3))
+    np.testing.assert_array_equal(f(x), here + 1)
+    collecting = threading.Event()
+
+    def linger(phase, info):
+        if phase == "start" and threading.current_thread() is other:
+            collecting.set()
+            time.sleep(0.2)
+
+    other = threading.Thread(target=gc.collect)
+    gc.callbacks.append(linger)
+    try:
+        other.start()
+        collecting.wait()
+        assert gc.collect() == 0
+        np.testing.assert_array_equal(f(x), here + 1)
+    finally:
+        gc.callbacks.remove(linger)
+        other.join()
+
+
+def test_a_call_amid_the_collection_of_its_own_thread():
+    f = torch2jax(lambda t: t + 1, output_shapes=Size(2, 3))
+    results = []
+
+    def call(phase, info):
+        if phase == "start":
+            results.append(f(x))
+
+    gc.callbacks.append(call)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(call)
+    np.testing.assert_array_equal(results[0], here + 1)
+
+
 def test_a_tensor_of_its_own_may_be_kept():
     box = []
 
@@ -658,7 +699,7 @@ def test_results_stay_when_the_function_changes_what_it_returned():
 
 
 def test_dropped_wrappers_are_freed():
-    gc.collect()
+    collect(passes=2)
     before, sites = live_functions(), counters()["live_sites"]
     references = []
 
@@ -673,7 +714,7 @@ def test_dropped_wrappers_are_freed():
         np.testing.assert_array_equal(f(x), here + 1)
         np.testing.assert_array_equal(jax.jit(lambda a, f=f: f(a) * 2)(x), 2 * here + 2)
         del f, model
-    gc.collect()
+    collect(passes=2)
     alive = sum(reference() is not None for reference in references)
     assert alive <= 10, "functions without a name must go; names stay registered"
     assert live_functions() - before <= 10

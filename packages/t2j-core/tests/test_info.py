@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import runpy
 import subprocess
@@ -16,6 +15,7 @@ import t2j_core.__main__
 import t2j_core._config
 import torch
 from t2j_core import environment_info, torch2jax
+from t2j_core.testing import collect
 
 
 def test_the_information():
@@ -35,7 +35,7 @@ def test_the_information():
 
 
 def test_it_counts_what_lives():
-    gc.collect()
+    collect(passes=2)
     before = environment_info()["live_sites"]
     f = jax.jit(torch2jax(torch.sin))
     f(jnp.ones(3))

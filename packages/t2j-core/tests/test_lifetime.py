@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import weakref
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from t2j_core import module2jax, torch2jax
-from t2j_core.testing import assert_nothing_escaped, counters, live_functions
+from t2j_core.testing import assert_nothing_escaped, collect, counters, live_functions
 
 X = jnp.ones(4)
 
@@ -28,13 +27,8 @@ class Scale:
         return t * self.factor
 
 
-def collect() -> None:
-    for _ in range(2):
-        gc.collect()
-
-
 def baseline() -> tuple[int, int]:
-    collect()
+    collect(passes=2)
     return live_functions(), counters()["live_sites"]
 
 
@@ -50,7 +44,7 @@ def test_hundreds_of_functions_leave_nothing(jitted, n):
         out = (jax.jit(f) if jitted else f)(X)
         assert out[0] == i
     del scale, f, out
-    collect()
+    collect(passes=2)
     assert sum(reference() is not None for reference in functions) == 0
     assert baseline() == before
     assert_nothing_escaped()
@@ -64,7 +58,7 @@ def test_wrapping_alone_leaves_nothing():
         references.append(weakref.ref(scale))
         torch2jax(scale, X)
     del scale
-    collect()
+    collect(passes=2)
     assert not any(reference() for reference in references)
     assert baseline() == before
 
@@ -80,7 +74,7 @@ def test_several_signatures_of_one_function_leave_nothing():
         jax.jit(f)(jnp.ones(n))
     assert live_functions() == before[0] + 19
     del scale, f
-    collect()
+    collect(passes=2)
     assert reference() is None
     assert baseline() == before
 
@@ -100,11 +94,11 @@ def test_a_jitted_function_keeps_what_its_dropped_wrapper_wraps():
     jitted = jax.jit(f)
     check(jitted)
     del f
-    collect()
+    collect(passes=2)
     check(jitted)
     assert np.asarray(jitted(jnp.ones((2, 4)))).tolist() == [[2] * 4] * 2  # traced anew
     del jitted
-    collect()
+    collect(passes=2)
     assert alive() is None
 
 
@@ -115,11 +109,11 @@ def test_a_compiled_program_keeps_it():
     compiled = jax.jit(f).lower(X).compile()
     del f
     jax.clear_caches()
-    collect()
+    collect(passes=2)
     check(compiled)
     assert counters()["live_sites"] == before[1] + 1
     del compiled
-    collect()
+    collect(passes=2)
     assert alive() is None
     assert baseline() == before
 
@@ -129,15 +123,15 @@ def test_a_lowered_program_keeps_it_until_it_is_compiled():
     lowered = jax.jit(f).lower(X)
     del f
     jax.clear_caches()
-    collect()
+    collect(passes=2)
     assert alive() is not None
     compiled = lowered.compile()
     check(compiled)
     del lowered
-    collect()
+    collect(passes=2)
     check(compiled)
     del compiled
-    collect()
+    collect(passes=2)
     assert alive() is None
 
 
@@ -146,14 +140,14 @@ def test_a_jaxpr_keeps_it():
     jaxpr = jax.make_jaxpr(f)(X)
     del f
     jax.clear_caches()
-    collect()
+    collect(passes=2)
     assert alive() is not None
     evaluate = jax.extend.core.jaxpr_as_fun(jaxpr)
     check(evaluate)
     check(jax.jit(evaluate))
     del jaxpr, evaluate
     jax.clear_caches()
-    collect()
+    collect(passes=2)
     assert alive() is None
 
 
@@ -161,11 +155,11 @@ def test_a_traced_program_keeps_it():
     f, alive = watched()
     traced = jax.jit(f).trace(X)
     del f
-    collect()
+    collect(passes=2)
     check(traced.lower().compile())
     del traced
     jax.clear_caches()
-    collect()
+    collect(passes=2)
     assert alive() is None
 
 
@@ -178,12 +172,12 @@ def test_an_outer_program_keeps_it():
     program = make(f)
     check(program)
     del f
-    collect()
+    collect(passes=2)
     check(program)
     del program
-    collect()
+    collect(passes=2)
     jax.clear_caches()
-    collect()
+    collect(passes=2)
     assert alive() is None
 
 
@@ -193,7 +187,7 @@ def test_an_argument_is_not_kept():
     reference = weakref.ref(x)
     f(x)
     del x
-    collect()
+    collect(passes=2)
     assert reference() is None
 
 
@@ -203,7 +197,7 @@ def test_a_tensor_argument_is_not_kept():
     reference = weakref.ref(tensor)
     f(tensor)
     del tensor
-    collect()
+    collect(passes=2)
     assert reference() is None
 
 
@@ -213,7 +207,7 @@ def test_a_result_is_not_kept():
         out = f(jnp.ones(n))
         reference = weakref.ref(out)
         del out
-        collect()
+        collect(passes=2)
         assert reference() is None
 
 
@@ -238,7 +232,7 @@ def test_a_module_is_freed():
     apply(variables, jnp.ones((2, 4)))
     jax.jit(apply)(variables, jnp.ones((2, 4)))
     del module, apply, variables
-    collect()
+    collect(passes=2)
     assert alive() is None
 
 
@@ -254,7 +248,7 @@ def test_a_failing_function_is_freed():
         torch2jax(fail)(X)
     del fail
     sys.last_value = sys.last_exc = None
-    collect()
+    collect(passes=2)
     assert alive() is None
     assert baseline() == before
 
@@ -274,7 +268,7 @@ def test_an_object_that_wraps_its_own_method_is_freed_if_it_was_never_called():
     model = Model()
     alive = weakref.ref(model)
     del model
-    collect()
+    collect(passes=2)
     assert alive() is None
 
 
@@ -284,10 +278,10 @@ def test_an_object_that_wraps_its_own_method_stays_after_a_call_until_jaxs_cache
     alive = weakref.ref(model)
     check(model.call)
     del model
-    collect()
+    collect(passes=2)
     assert alive() is not None
     jax.clear_caches()
-    collect()
+    collect(passes=2)
     assert alive() is None
 
 
@@ -301,5 +295,5 @@ def test_an_object_whose_wrapper_is_kept_outside_is_freed():
     call = torch2jax(model.forward)
     check(call)
     del model, call
-    collect()
+    collect(passes=2)
     assert alive() is None

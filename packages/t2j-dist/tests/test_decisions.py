@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 import torch
 from helpers import TRANSFORMS, W, X, agree, collectives, in_jnp, in_torch, mesh_of, put, use
 from jax.sharding import PartitionSpec as P
-from t2j_core.testing import live_functions
+from t2j_core.testing import collect, live_functions
 from t2j_dist import ShardingError, torch2jax
 
 both_kinds = pytest.mark.parametrize("kind", ["Auto", "Explicit"])
@@ -388,7 +386,7 @@ def test_export_and_serialise():
 def test_nothing_of_a_dropped_function_stays():
     mesh = mesh_of("Auto")
     x, w = put(X, mesh, "data"), put(W, mesh)
-    gc.collect()
+    collect(passes=2)
     before = live_functions()
     for k in range(20):
         f = torch2jax(lambda x, w, k=k: torch.tanh(x @ w) * k, out_specs=P("data"), output_shapes=(16, 4))
@@ -397,7 +395,7 @@ def test_nothing_of_a_dropped_function_stays():
         jax.block_until_ready(jax.jit(jax.grad(lambda w, g=g: g(x, w).sum()))(w))
         del f, g
     jax.clear_caches()
-    gc.collect()
+    collect(passes=2)
     assert live_functions() <= before + 2
 
 

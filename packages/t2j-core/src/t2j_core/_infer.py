@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import inspect
 import logging
 import math
@@ -29,6 +28,7 @@ from ._errors import (
     describe,
     warn,
 )
+from ._garbage import collect
 from ._pytree import Static, merger, plain
 from ._rng import turns
 from ._signature import Leaf, Outputs, output_leaf
@@ -117,7 +117,7 @@ class _OnMeta(_compat.DispatchMode):
         """Whether the function still refers to a tensor without data after its outputs are gone."""
         self._twins.clear()
         if any(reference() is not None for reference in self.results):
-            gc.collect()
+            collect()
         return any(reference() is not None for reference in self.results)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import gc
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import torch
 from . import _compat, _faults, _native, _streams
 from ._errors import ShardingError, TransformError, describe
 from ._export import refused
+from ._garbage import collect
 from ._host import host_call
 from ._infer import jax_inside
 from ._signature import Signature
@@ -60,7 +60,7 @@ _native.setup(
         "is_neg": torch._C.TensorBase.is_neg,
         "clone": torch._C.TensorBase.clone,
         "copy": _copy_into,
-        "collect_garbage": gc.collect,
+        "collect_garbage": collect,
         "is_grad_enabled": torch.is_grad_enabled,
         "set_grad_enabled": torch._C._set_grad_enabled,
         "state_getters": _compat.state_getters(),

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-
+from ._garbage import collect as collect
 from ._primitive import abi_layout as abi_layout
 from ._primitive import counters as counters
 from ._primitive import nothing as noop
 from ._torchfn import live_count as live_functions
 
-__all__ = ["abi_layout", "assert_nothing_escaped", "counters", "live_functions", "noop"]
+__all__ = ["abi_layout", "assert_nothing_escaped", "collect", "counters", "live_functions", "noop"]
 
 
 def assert_nothing_escaped() -> None:
     """Raise AssertionError if a finished call left a tensor over memory of XLA behind."""
-    gc.collect()
+    collect(passes=2)
     left = counters()["escaped_calls"]
     if left:
         raise AssertionError(f"{left} finished calls left tensors over memory of XLA behind")
