@@ -89,6 +89,18 @@ def test_any_dense_tensor_arrives_with_its_values(make):
     assert float(jnp.abs(array).sum()) == pytest.approx(float(np.abs(expected).sum()))  # JAX computes with it, too
 
 
+@pytest.mark.parametrize(
+    "shape", [(1,), (1, 1), (1, 3), (3, 1), (2, 1, 3), (1, 1, 3, 4), (1, 4, 1, 3), (4, 1, 1, 1), (1, 0)]
+)
+def test_dimensions_of_size_one(shape):
+    tensor = torch.arange(24.0)[: int(np.prod(shape))].reshape(shape)
+    layouts = [tensor, tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor]
+    layouts += [tensor.to(memory_format=torch.channels_last)] if tensor.ndim == 4 else []
+    for layout in layouts:
+        np.testing.assert_array_equal(t2j(layout), tensor.numpy())
+        np.testing.assert_array_equal(j2t(t2j(layout)), tensor.numpy())
+
+
 def test_the_autograd_history_is_left_behind():
     leaf = torch.ones(3, requires_grad=True)
     array = t2j(leaf * 2)

@@ -261,6 +261,18 @@ def check_jax_is_allowed(operation: str) -> None:
         raise error(operation)
 
 
+def array_over(tensor: torch.Tensor) -> jax.Array:
+    """The memory of a contiguous tensor as a JAX array."""
+    # Strides of dimensions of size 1 may be any, but jax 0.7 refuses some; here they are as JAX counts them.
+    tensor = tensor.view(-1).view(tensor.shape)
+    try:
+        return jax.dlpack.from_dlpack(tensor)
+    except XLA_ERRORS:  # jax 0.7 with torch before 2.9, which exports strides of its own for them: a copy
+        if 1 not in tensor.shape:
+            raise
+        return jax.dlpack.from_dlpack(tensor.view(-1)).reshape(tensor.shape)
+
+
 def torch_exchange_api() -> Any | None:
     """Torch's table of DLPack functions (torch 2.10 and newer), else None."""
     return getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)

@@ -108,10 +108,9 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
     tensor = tensor.detach().resolve_conj().resolve_neg()
     stored = dtype_j2t(canonical(row.jax))
     tensor = tensor.to(stored).contiguous()
-    tensor = tensor.view(-1).view(tensor.shape)  # strides of dimensions of size 1 may be any, which jax 0.7 refuses
     if _has_no_float8(stored):
-        return jax.dlpack.from_dlpack(tensor.view(torch.uint8)).view(canonical(row.jax))
-    return jax.dlpack.from_dlpack(tensor)
+        return _compat.array_over(tensor.view(torch.uint8)).view(canonical(row.jax))
+    return _compat.array_over(tensor)
 
 
 def _has_data(tensor: torch.Tensor) -> bool:
