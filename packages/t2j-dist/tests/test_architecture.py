@@ -82,6 +82,13 @@ def test_library_code_neither_prints_nor_asserts_nor_configures(name):
     assert not nodes(name, ast.Assert)
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_only_compat_of_core_asks_what_a_version_has(name):
+    for node in nodes(name, ast.Call):
+        if ast.unparse(node.func) in ("hasattr", "getattr"):
+            assert not re.match(r"(jax|jaxlib|torch)\b", ast.unparse(node.args[0])), f"{name}:{node.lineno}"
+
+
 def test_no_environment_switches():
     assert not any(re.search(r"os\.environ|getenv", path.read_text()) for path in SOURCES.values())
 

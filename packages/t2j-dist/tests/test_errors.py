@@ -94,8 +94,7 @@ def test_declared_outputs_of_a_shard_are_checked_when_it_runs():
 
 
 NO_SPECS = ["data", ("data",), 3, P(P.UNCONSTRAINED), [P("data"), "data"]]
-if hasattr(P(), "unreduced"):
-    NO_SPECS += [P("data", unreduced={"model"}), P("data", reduced={"model"})]
+NO_SPECS += [P("data", unreduced={"model"}), P("data", reduced={"model"})]
 
 
 @pytest.mark.parametrize("specs", NO_SPECS, ids=str)

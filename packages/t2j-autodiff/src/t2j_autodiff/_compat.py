@@ -1,4 +1,7 @@
-"""What is outside the compatibility promises of JAX and torch. Every use of it is here."""
+"""What is outside the compatibility promises of JAX and torch. Every use of it is here.
+
+All of it is the same in every supported version: what differs is in t2j-core's file of this name.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +38,6 @@ def zero_tangent(primal: Any) -> Any:
 def zero_cotangent(primal: Any) -> Any:
     """The symbolic zero cotangent of a linear operand."""
     return Zero(primal.aval)
-
-
-def mapped_axis(dim: Any) -> int | None:
-    """The batch axis of an operand in a batching rule, None if it has none."""
-    return None if dim is None or dim is getattr(batching, "not_mapped", None) else dim
 
 
 def in_transform() -> bool:

@@ -315,10 +315,9 @@ def _linear(*operands: Any, fn: TorchFn) -> list[Any]:
 
 
 def _batch_in_front(operands: Sequence[Any], dims: Sequence[Any]) -> tuple[int, list[Any], Dims]:
-    axes = [_compat.mapped_axis(d) for d in dims]
-    size = next(x.shape[d] for x, d in zip(operands, axes, strict=True) if d is not None)
-    moved = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(operands, axes, strict=True)]
-    return size, moved, tuple(None if d is None else 0 for d in axes)
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    moved = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(operands, dims, strict=True)]
+    return size, moved, tuple(None if d is None else 0 for d in dims)
 
 
 _compat.ad.primitive_jvps[torch_linear_p] = lambda primals, tangents, *, fn: fn.rules.linear_jvp(

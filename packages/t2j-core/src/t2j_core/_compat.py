@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 import threading
@@ -74,6 +75,12 @@ def jax_has_run() -> bool:
     except ImportError:
         return True
     return bool(backends_are_initialized())
+
+
+def after_fork(callback: Callable[[], object]) -> None:
+    """Have `callback` called in every process that is forked from this one after it has used JAX."""
+    if hasattr(os, "register_at_fork"):  # Windows cannot fork
+        os.register_at_fork(after_in_child=lambda: callback() if jax_has_run() else None)
 
 
 def hold_weakly(cls: type) -> None:

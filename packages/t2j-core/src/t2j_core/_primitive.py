@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -85,7 +84,7 @@ for _handler, _platform in (("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")):
 
 # JAX registered its own hook at import, so this one runs first: no call may ask for the GIL of a dying interpreter.
 atexit.register(_native.close_gate)
-os.register_at_fork(after_in_child=lambda: _native.after_fork() if _compat.jax_has_run() else None)
+_compat.after_fork(_native.after_fork)
 
 counters: Callable[[], dict[str, int]] = _native.counters
 uses_exchange_api = _native.uses_exchange_api

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -414,12 +413,7 @@ def _refuse_after_fork(self: TorchFunction[...], /, *_args: Any, **_kwargs: Any)
     )
 
 
-def _after_fork_in_child() -> None:
-    if _compat.jax_has_run():
-        TorchFunction.__call__ = _refuse_after_fork  # type: ignore[method-assign]
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+_compat.after_fork(functools.partial(setattr, TorchFunction, "__call__", _refuse_after_fork))
 
 _KEPT_SIGNATURES = 1024
 

@@ -36,9 +36,7 @@ def check_specs(option: str, specs: Any) -> None:
 
 def _says_more(spec: PartitionSpec) -> bool:
     """Whether a spec says more than how to split an array."""
-    if getattr(spec, "unreduced", None) or getattr(spec, "reduced", None):
-        return True
-    return any(part is PartitionSpec.UNCONSTRAINED for part in spec)
+    return bool(spec.unreduced or spec.reduced) or any(part is PartitionSpec.UNCONSTRAINED for part in spec)
 
 
 def spread(option: str, specs: Any, full: Any) -> list[PartitionSpec]:
