@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -355,6 +356,18 @@ def test_positions_without_arrays(number):
         ArgumentError, match=r"(?s)^`nondiff_argnums` names position \d.*has no array there.*Expected: "
     ):
         f(X, k=X)
+
+
+class Moments(NamedTuple):
+    first: Any
+    second: Any
+
+
+def test_positions_of_arguments_whose_fields_have_names():
+    f = torch2jax(lambda x, moments: (x * moments.first * moments.second).sum(), nondiff_argnums=1)
+    gx, gm = jax.grad(f, (0, 1))(X, Moments(X, 2 * X))
+    np.testing.assert_allclose(gx, 2 * X * X)
+    np.testing.assert_array_equal(gm, Moments(0 * X, 0 * X))
 
 
 def test_bad_constants_reach_neither_gradients_nor_tangents():

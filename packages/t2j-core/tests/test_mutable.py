@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,24 @@ def test_without_donation_the_argument_stays_as_it_is(jitted, declared):
         np.testing.assert_array_equal(np.asarray(y), np.arange(N, dtype=np.float32) - np.float32(0.5))
         np.testing.assert_array_equal(np.asarray(x), np.arange(N, dtype=np.float32))
         assert y.unsafe_buffer_pointer() != x.unsafe_buffer_pointer()
+
+
+class State(NamedTuple):
+    parameter: Any
+    steps: Any
+
+
+def test_an_argument_whose_fields_have_names():
+    def step(state, gradient):
+        return State(sgd(state.parameter, gradient), state.steps.add_(1))
+
+    f = jax.jit(torch2jax(step, mutable_argnums=0), donate_argnums=0)
+    state = State(array(), jnp.zeros((), jnp.int32))
+    pointer = state.parameter.unsafe_buffer_pointer()
+    state = f(state, jnp.ones(N))
+    assert state.parameter.unsafe_buffer_pointer() == pointer
+    np.testing.assert_array_equal(np.asarray(state.parameter), np.arange(N, dtype=np.float32) - np.float32(0.5))
+    assert int(state.steps) == 1
 
 
 def test_the_donated_argument_is_gone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import torch
 from t2j_core import ArgumentError
-from t2j_core.extend import Options, P, Signature, TorchFn, TorchFunction, argument_paths, describe, functional
+from t2j_core.extend import Options, P, Signature, TorchFn, TorchFunction, are_at, argument_paths, describe, functional
 
 from ._linearize import clones
 from ._rules import Rules
@@ -177,28 +178,14 @@ class DifferentiableFunction(TorchFunction[P]):
 
     def _find_constants(self, key: Any) -> tuple[bool, ...]:
         paths = argument_paths(key)
-        found = {
-            path: path.startswith(tuple(f"args[{n}]" for n in self.diff_options.nondiff_argnums)) for path in paths
-        }
-        for number in self.diff_options.nondiff_argnums:
-            if not any(path == f"args[{number}]" or path.startswith(f"args[{number}][") for path in paths):
-                raise ArgumentError(
-                    describe(
-                        f"`nondiff_argnums` names position {number}, but {self.__name__} has no array there.",
-                        expected=f"a position of an array among {', '.join(paths) or 'no arrays'}",
-                        got=number,
-                        remedy="Correct the position, and pass that argument by position.",
-                    )
-                )
-        if self.diff_options.nondiff_mask is not None:
-            found.update(dict.fromkeys(self._masked(key), True))
-        return tuple(found[path] for path in paths)
+        numbered = are_at("nondiff_argnums", self.diff_options.nondiff_argnums, paths, self.__name__)
+        return tuple(map(operator.or_, numbered, self._masked(key)))
 
-    def _masked(self, key: Any) -> list[str]:
-        """The paths of the data leaves that `nondiff_mask` marks."""
+    def _masked(self, key: Any) -> list[bool]:
+        """For each data leaf, whether `nondiff_mask` marks it."""
         tree, statics = key
         args, kwargs = jax.tree.unflatten(tree, list(range(len(statics))))
-        mask = self.diff_options.nondiff_mask
+        mask = False if self.diff_options.nondiff_mask is None else self.diff_options.nondiff_mask
         mask = tuple(mask) if isinstance(mask, list) else mask
         try:
             if not isinstance(mask, (bool, tuple)):
@@ -216,8 +203,7 @@ class DifferentiableFunction(TorchFunction[P]):
                     remedy="Give one bool per argument, or per leaf of an argument.",
                 )
             ) from None
-        chosen = iter([flag for flag, static in zip(flags, statics, strict=True) if static is None])
-        return [path for path in argument_paths(key) if next(chosen)]
+        return [flag for flag, static in zip(flags, statics, strict=True) if static is None]
 
 
 def _explained(signature: str, shared: Shared) -> list[str]:

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, overload
 
@@ -15,17 +15,19 @@ import numpy as np
 import torch
 
 from . import _compat
-from ._convert import t2j
-from ._dtypes import canonical, dtype_j2t, dtype_t2j
-from ._errors import ArgumentError, PerformanceWarning, T2jError, TensorEscapeError, TensorMutationError, describe, warn
+from ._arguments import as_data, check_key_is_first, key_data, leaves_of, to_jax
+from ._dtypes import canonical, dtype_t2j
+from ._errors import ArgumentError, T2jError, TensorEscapeError, describe
 from ._explain import explained, heading, shown_options
 from ._faults import hold, original_of
+from ._in_place import handed_over
 from ._infer import infer_outputs
+from ._options import Options
 from ._primitive import torch_call
-from ._pytree import Static, argument_paths, split
+from ._pytree import Static, split
 from ._rng import seeded
 from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
-from ._torchfn import BORROW, CLONE, MUTABLE, TorchFn, register_name
+from ._torchfn import TorchFn, register_name
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec  # with a default, which `typing` has from Python 3.13
@@ -35,48 +37,6 @@ else:
     from typing import ParamSpec
 
     P = ParamSpec("P")
-
-_OUTPUTS = ("copy", "out", "auto")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a function is wrapped; see `torch2jax`."""
-
-    output_shapes: Any = None
-    mutable_argnums: Any = ()
-    rng: bool = False
-    outputs: str = "auto"
-    has_side_effect: bool = False
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        """Check the options, and make a tuple of `mutable_argnums`."""
-        if self.outputs not in _OUTPUTS:
-            raise ArgumentError(
-                describe(
-                    "`outputs` is unknown.",
-                    expected='"copy", "out" or "auto"',
-                    got=repr(self.outputs),
-                    remedy="Choose one.",
-                )
-            )
-        object.__setattr__(self, "mutable_argnums", argument_numbers("mutable_argnums", self.mutable_argnums))
-
-
-def argument_numbers(option: str, given: Any) -> tuple[int, ...]:
-    """Positions of arguments as a tuple, from one number or several."""
-    numbers = tuple(given) if isinstance(given, Iterable) else (given,)
-    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
-        raise ArgumentError(
-            describe(
-                f"`{option}` must be positions of arguments.",
-                expected="non-negative integers",
-                got=repr(given),
-                remedy="Count positional arguments from 0.",
-            )
-        )
-    return numbers
 
 
 def torch2jax(
@@ -128,11 +88,6 @@ def torch2jax(
 
 
 torch2jax_without_vjp = torch2jax
-
-
-def leaves_of(arrays: Sequence[Any], dtypes: Any) -> tuple[Leaf, ...]:
-    """The leaves of arrays, with those torch dtypes that differ from what JAX stores."""
-    return tuple(leaf_of(array.shape, array.dtype, dict(dtypes).get(index)) for index, array in enumerate(arrays))
 
 
 class TorchFunction(Generic[P]):
@@ -248,7 +203,7 @@ class TorchFunction(Generic[P]):
         _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
         dtypes = self._torch_dtypes(data, key)
-        arrays = [_to_jax(leaf) for leaf in data]
+        arrays = [to_jax(leaf) for leaf in data]
         if any(isinstance(leaf, _compat.Tracer) for leaf in arrays):
             return self._bind(arrays, key, dtypes)
         if self._array_type is None and arrays:
@@ -271,8 +226,8 @@ class TorchFunction(Generic[P]):
 
     def _bind(self, arrays: list[Any], key: Any, dtypes: Any, *, marked: bool = False) -> Any:
         if self.options.rng:
-            _check_key_is_first(self.__name__, key)
-            arrays[0] = _key_data(arrays[0])
+            check_key_is_first(self.__name__, key)
+            arrays[0] = key_data(arrays[0])
         outputs, results = self._bind_flat(arrays, key, dtypes)
         if marked and any(static is not None for static in outputs.statics):
             self._has_constant_outputs = True
@@ -306,7 +261,7 @@ class TorchFunction(Generic[P]):
         return seeded(self.fn) if self.options.rng else self.fn
 
     def _build(self, signature: Signature) -> TorchFn:
-        passes, aliases = self._in_place(signature)
+        passes, aliases = handed_over(signature, self.options)
         return TorchFn(
             self._callable(),
             signature,
@@ -317,41 +272,10 @@ class TorchFunction(Generic[P]):
             name=self.options.name,
         )
 
-    def _in_place(self, signature: Signature) -> tuple[list[int], dict[int, int]]:
-        """How each operand is handed over, and which result it is aliased to."""
-        outputs, paths = signature.outputs, signature.operand_paths()
-        for number in self.options.mutable_argnums:
-            if not any(path == f"args[{number}]" or path.startswith(f"args[{number}][") for path in paths):
-                raise ArgumentError(
-                    describe(
-                        f"`mutable_argnums` names position {number}, but {self.__name__} has no array there.",
-                        expected=f"a position of an array among {', '.join(paths) or 'no arrays'}",
-                        got=number,
-                        remedy="Correct the position, and pass that argument by position.",
-                    )
-                )
-        passes = [BORROW] * len(paths)
-        returned = dict(outputs.returned)
-        aliases: dict[int, int] = {}
-        inferred = self.options.output_shapes is None
-        for index, path in enumerate(paths):
-            listed = path.startswith(tuple(f"args[{number}]" for number in self.options.mutable_argnums))
-            if listed and not inferred:
-                returned.update(_same_aval(signature, index, taken=set(aliases.values())))
-            if listed and index in returned:
-                passes[index], aliases[index] = MUTABLE, returned[index]
-            elif listed and (index in outputs.mutated or not inferred):
-                raise TensorMutationError(_not_returned(signature, path))
-            elif index in outputs.mutated:
-                passes[index] = CLONE
-                warn(_cloned(signature, path), PerformanceWarning)
-        return passes, aliases
-
     # --- examples --------------------------------------------------------------------------------------------------
 
     def _check_examples(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        as_data = functools.partial(jax.tree.map, lambda leaf: _ExampleArray(leaf) if _is_struct(leaf) else leaf)
-        data, key = split(as_data(args), as_data(kwargs))
+        data, key = split(jax.tree.map(as_data, args), jax.tree.map(as_data, kwargs))
         self._example_tree = key[0]
         wanted = [leaf.dtype if isinstance(leaf, torch.Tensor) else None for leaf in data]
         self._example_dtypes = {
@@ -363,7 +287,7 @@ class TorchFunction(Generic[P]):
         operands = []
         for index, leaf in enumerate(data):
             if self.options.rng and index == 0:
-                leaf = jax.eval_shape(_key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+                leaf = jax.eval_shape(key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
             stored = dtype_t2j(leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf.dtype
             operands.append(leaf_of(leaf.shape, canonical(stored), dict(dtypes).get(index)))
         self._check_signature(key, tuple(operands))
@@ -437,78 +361,4 @@ class Mark:
 def _without_marks(outputs: Any) -> Any:
     return jax.tree.map(
         lambda x: x.static.value if isinstance(x, Mark) else x, outputs, is_leaf=lambda x: isinstance(x, Mark)
-    )
-
-
-class _ExampleArray(np.ndarray):  # type: ignore[type-arg,unused-ignore]
-    """A `ShapeDtypeStruct` that counts as data; zero strides, so no memory."""
-
-    def __new__(cls, struct: Any) -> Any:
-        if jax.numpy.issubdtype(struct.dtype, jax.dtypes.extended):
-            struct = jax.eval_shape(jax.random.key_data, struct)
-        return np.broadcast_to(np.zeros((), struct.dtype), struct.shape).view(cls)
-
-
-def _is_struct(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def _check_key_is_first(name: str, key: Any) -> None:
-    paths = argument_paths(key)
-    if not paths or paths[0] != "args[0]":
-        raise ArgumentError(
-            describe(
-                f"With `rng=True` the first argument must be a JAX key; {name} got none.",
-                expected="a key, as made by `jax.random.key(seed)`, then the other arguments",
-                got=", ".join(paths) or "no arrays",
-                remedy="Pass a key first: `f(key, x)`.",
-            )
-        )
-
-
-def _to_jax(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor):
-        return t2j(leaf)
-    if not isinstance(leaf, (np.ndarray, np.generic)):
-        return leaf
-    dtype_j2t(leaf.dtype)  # raises for objects, strings, dates and foreign byte orders
-    return jax.numpy.asarray(leaf)
-
-
-def _key_data(key: Any) -> Any:
-    if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.key_data(key)
-    if key.dtype != np.uint32 or key.ndim != 1:
-        raise ArgumentError(
-            describe(
-                "With `rng=True` the first argument must be a JAX key.",
-                expected="one key, as made by `jax.random.key(seed)`",
-                got=f"{key.dtype}{list(key.shape)}",
-                remedy="Pass a key first: `f(key, x)`.",
-            )
-        )
-    return key
-
-
-def _same_aval(signature: Signature, operand: int, taken: set[int]) -> dict[int, int]:
-    mine = signature.operands[operand]
-    for index, leaf in enumerate(signature.outputs.leaves):
-        if index not in taken and (leaf.shape, leaf.dtype) == (mine.shape, mine.dtype):
-            return {operand: index}
-    return {}
-
-
-def _not_returned(signature: Signature, path: str) -> str:
-    return describe(
-        f"{signature.name} changes {path}, which is in `mutable_argnums`, but does not return it.",
-        expected="the changed tensor itself among the outputs: JAX arrays are immutable, a change is a new value",
-        got=f"outputs ({', '.join(map(str, signature.outputs.leaves))}), none of them that tensor",
-        remedy="Return the changed tensor.",
-    )
-
-
-def _cloned(signature: Signature, path: str) -> str:
-    return (
-        f"{signature.name} changes {path} in place. JAX arrays are immutable, so it gets a copy at every call. "
-        "To avoid the copy, return the changed tensor and list the argument in `mutable_argnums`."
     )

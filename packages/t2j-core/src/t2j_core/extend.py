@@ -3,6 +3,7 @@
 Semi-public: it changes with the minor version of t2j-core.
 """
 
+from ._arguments import leaves_of as leaves_of
 from ._compat import Tracer as Tracer
 from ._compat import batched_mesh_axes as batched_mesh_axes
 from ._compat import explicit_spec as explicit_spec
@@ -18,6 +19,9 @@ from ._explain import grouped as grouped
 from ._explain import heading as heading
 from ._explain import short_avals as short_avals
 from ._module import functional as functional
+from ._options import Options as Options
+from ._options import are_at as are_at
+from ._options import argument_numbers as argument_numbers
 from ._primitive import call_primitive as call_primitive
 from ._primitive import torch_call as torch_call
 from ._primitive import torch_call_p as torch_call_p
@@ -31,8 +35,5 @@ from ._signature import declared_outputs as declared_outputs
 from ._signature import flat_signature as flat_signature
 from ._torchfn import CLONE as CLONE
 from ._torchfn import TorchFn as TorchFn
-from ._wrap import Options as Options
 from ._wrap import P as P
 from ._wrap import TorchFunction as TorchFunction
-from ._wrap import argument_numbers as argument_numbers
-from ._wrap import leaves_of as leaves_of

@@ -1,0 +1,75 @@
+"""Arguments as JAX takes them: tensors and NumPy arrays, examples of arrays, keys of random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from ._convert import t2j
+from ._dtypes import dtype_j2t
+from ._errors import ArgumentError, describe
+from ._pytree import argument_paths
+from ._signature import Leaf, leaf_of
+
+
+def leaves_of(arrays: Sequence[Any], dtypes: Any) -> tuple[Leaf, ...]:
+    """The leaves of arrays, with those torch dtypes that differ from what JAX stores."""
+    return tuple(leaf_of(array.shape, array.dtype, dict(dtypes).get(index)) for index, array in enumerate(arrays))
+
+
+def to_jax(leaf: Any) -> Any:
+    """A tensor or a NumPy array as a JAX array. Raises for objects, strings, dates and foreign byte orders."""
+    if isinstance(leaf, torch.Tensor):
+        return t2j(leaf)
+    if not isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf
+    dtype_j2t(leaf.dtype)
+    return jax.numpy.asarray(leaf)
+
+
+class _ExampleArray(np.ndarray):  # type: ignore[type-arg,unused-ignore]
+    """A `ShapeDtypeStruct` that counts as data; zero strides, so no memory."""
+
+    def __new__(cls, struct: Any) -> Any:
+        if jax.numpy.issubdtype(struct.dtype, jax.dtypes.extended):
+            struct = jax.eval_shape(jax.random.key_data, struct)
+        return np.broadcast_to(np.zeros((), struct.dtype), struct.shape).view(cls)
+
+
+def as_data(leaf: Any) -> Any:
+    """An example as something that counts as data."""
+    return _ExampleArray(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+
+
+def check_key_is_first(name: str, key: Any) -> None:
+    """Raise unless the first argument is an array."""
+    paths = argument_paths(key)
+    if not paths or paths[0] != "args[0]":
+        raise ArgumentError(
+            describe(
+                f"With `rng=True` the first argument must be a JAX key; {name} got none.",
+                expected="a key, as made by `jax.random.key(seed)`, then the other arguments",
+                got=", ".join(paths) or "no arrays",
+                remedy="Pass a key first: `f(key, x)`.",
+            )
+        )
+
+
+def key_data(key: Any) -> Any:
+    """The numbers of a JAX key of either kind. Raises for what is no key."""
+    if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    if key.dtype != np.uint32 or key.ndim != 1:
+        raise ArgumentError(
+            describe(
+                "With `rng=True` the first argument must be a JAX key.",
+                expected="one key, as made by `jax.random.key(seed)`",
+                got=f"{key.dtype}{list(key.shape)}",
+                remedy="Pass a key first: `f(key, x)`.",
+            )
+        )
+    return key
