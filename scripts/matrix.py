@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import zipfile
 from importlib.metadata import requires, version
 from pathlib import Path
 from xml.etree import ElementTree
@@ -48,7 +49,7 @@ def main() -> int:
         **{name: version(name) for name in ("jax", "jaxlib", "torch", "numpy")},
         "ffi": ffi_version(),
         "packages": ", ".join(package.removeprefix("t2j-") for package in packages),
-        "wheel": digest(options.wheels),
+        "extension": digest(options.wheels),
         **counts,
         "date": datetime.date.today().isoformat(),
     }
@@ -95,9 +96,16 @@ def ffi_version() -> str:
 
 
 def digest(folder: Path | None) -> str:
-    """The first digits of the SHA-256 of the wheel of t2j-core, which must be the same for every cell of a Python."""
+    """The first digits of the SHA-256 of the extension in the wheel, the same for every cell of a Python.
+
+    The wheel itself also holds its version, which changes with every commit.
+    """
     wheels = [] if folder is None else sorted(folder.glob("t2j_core-*.whl"))
-    return hashlib.sha256(wheels[-1].read_bytes()).hexdigest()[:12] if wheels else "not from a wheel"
+    if not wheels:
+        return "not from a wheel"
+    with zipfile.ZipFile(wheels[-1]) as wheel:
+        (extension,) = (name for name in wheel.namelist() if Path(name).suffix in (".so", ".pyd"))
+        return hashlib.sha256(wheel.read(extension)).hexdigest()[:12]
 
 
 def note(row: Row) -> None:
@@ -114,13 +122,13 @@ def note(row: Row) -> None:
 def table(rows: list[Row]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| Python | jax | XLA FFI | torch | numpy | packages | passed | failed | skipped | wheel | on |",
+        "| Python | jax | XLA FFI | torch | numpy | packages | passed | failed | skipped | extension | on |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         skipped = f"{row['skipped']}, {row['xfailed']} expected failures" if row["xfailed"] else f"{row['skipped']}"
         cells = [row[key] for key in ("python", "jax", "ffi", "torch", "numpy", "packages", "passed", "failed")]
-        lines.append(f"| {' | '.join(map(str, cells))} | {skipped} | `{row['wheel']}` | {row['date']} |")
+        lines.append(f"| {' | '.join(map(str, cells))} | {skipped} | `{row['extension']}` | {row['date']} |")
     return "\n".join(lines) + "\n"
 
 
