@@ -799,3 +799,14 @@ def test_forward_mode_beside_a_thread_that_uses_that_of_torch(first):
     for thread in threads:
         thread.join()
     assert answers == pytest.approx(dict.fromkeys(("torch", "t2j"), float(np.cos(x).sum())))
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
+@pytest.mark.parametrize("module", [nn.Embedding(10, 3, sparse=True), nn.EmbeddingBag(10, 3, sparse=True, mode="sum")])
+def test_sparse_gradients_arrive_dense(module, residuals):
+    apply, variables = module2jax(module, residuals=residuals)
+    indices = np.array([[0, 1], [2, 1]])
+    gradient = jax.jit(jax.grad(lambda v: (apply(v, jnp.asarray(indices)) ** 2).sum()))(variables)
+    module.zero_grad()
+    module(torch.from_numpy(indices)).square().sum().backward()
+    close(gradient["params"]["weight"], module.weight.grad.to_dense())

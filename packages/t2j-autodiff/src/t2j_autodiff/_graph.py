@@ -126,7 +126,10 @@ class Graphs:
             with torch.no_grad():
                 grads = self._backward(*saved, *cotangents)
             of_ins = dict(zip(range(n), grads, strict=True))
-            return tuple(torch.zeros_like(a[i]) if of_ins[i] is None else _compat.conj(of_ins[i]) for i in ins)
+            return tuple(
+                torch.zeros_like(a[i]) if of_ins[i] is None else _compat.conj(_compat.materialised(of_ins[i]))
+                for i in ins
+            )
 
         return pull
 
