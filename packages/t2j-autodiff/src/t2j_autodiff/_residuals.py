@@ -209,7 +209,7 @@ class LiveGraphs:
             return view.conj() if saved.is_conj else view
 
         leaves: dict[int, torch.Tensor] = {}
-        handles = list(x)
+        handles = [t.detach() for t in x]  # of their own, because `x.requires_grad_()` puts them into the graph
         operands.extend(x)
         try:
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
@@ -221,9 +221,10 @@ class LiveGraphs:
             operands.clear()
         graph.ins = {i: torch.autograd.graph.get_gradient_edge(leaf) for i, leaf in leaves.items()}
         graph.outs = {i: (_edge_to(t), t.dtype) for i, t in enumerate(y) if t.requires_grad}
-        for leaf in leaves.values():  # its edge keeps it alive, but not the memory of XLA
-            leaf.data = leaf.new_empty(0)
-        return tuple(t.detach() for t in y)
+        answer = tuple(t.detach() for t in y)
+        for leaf in (*leaves.values(), *(t for t in handles if t.requires_grad and t.is_leaf)):
+            leaf.data = leaf.new_empty(0)  # its edge keeps it alive, but not the memory of XLA
+        return answer
 
     # --- backward --------------------------------------------------------------------------------------------------
 
