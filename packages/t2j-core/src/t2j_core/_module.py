@@ -139,6 +139,9 @@ class _Skeleton:
             empty = torch.empty_like(tensor, device="meta", requires_grad=False)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+        for tensor in (value for m in module.modules() for value in vars(m).values()):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_leaf:  # as hooks such as `weight_norm` compute
+                memo[id(tensor)] = tensor.detach().clone()
         try:
             self.module = copy.deepcopy(module, memo)
         except Exception as error:
@@ -153,6 +156,8 @@ class _Skeleton:
             self.module.train(train)
         self._slots = self._find_slots()
         self._recurrent = [m for m in self.module.modules() if hasattr(m, "_flat_weights_names")]
+        places = [d for m in self.module.modules() for d in (vars(m), m._parameters, m._buffers)]
+        self._before = [(place, dict(place)) for place in places]
 
     def _find_slots(self) -> list[_Slot]:
         slots = []
@@ -180,10 +185,10 @@ class _Skeleton:
             output = self.module(*args, **kwargs)
             buffers = {s.name: s.holder[s.attribute] for s in self._slots if s.part == "buffers"}
             return output, buffers
-        finally:
-            for slot in self._slots:
-                slot.holder[slot.attribute] = slot.empty
-            self._refresh_recurrent()
+        finally:  # what the module has noted of a call is gone with it, such as attention weights and their graph
+            for place, before in self._before:
+                place.clear()
+                place.update(before)
 
     def _refresh_recurrent(self) -> None:
         for module in self._recurrent:  # LSTM and its kin keep a second list of their weights
