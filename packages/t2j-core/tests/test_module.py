@@ -523,6 +523,17 @@ def test_weights_that_a_hook_computes(hook, is_used):
         assert_close(got, module(torch.from_numpy(x(2, 3))).detach())
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("compile_", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2, 3))])
+def test_modules_of_torchscript(compile_):
+    module = compile_(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval())
+    apply, variables = module2jax(module)
+    with torch.no_grad():
+        assert_close(jax.jit(apply)(variables, x(2, 3)), module(torch.from_numpy(x(2, 3))))
+    zeros = jax.tree.map(jnp.zeros_like, variables)
+    np.testing.assert_array_equal(apply(zeros, x(2, 3)), np.zeros((2, 4)))
+
+
 @pytest.mark.parametrize("thing", [lambda t: t, nn.Linear, "model", None], ids=["function", "class", "text", "None"])
 def test_something_that_is_no_module(thing):
     with pytest.raises(ArgumentError, match="`module2jax` takes a module"):

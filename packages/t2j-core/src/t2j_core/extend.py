@@ -18,6 +18,7 @@ from ._explain import grouped as grouped
 from ._explain import heading as heading
 from ._explain import short_avals as short_avals
 from ._module import functional as functional
+from ._module import modules_in_use as modules_in_use
 from ._primitive import call_primitive as call_primitive
 from ._primitive import torch_call as torch_call
 from ._primitive import torch_call_p as torch_call_p
