@@ -5,6 +5,9 @@ Where they ask for a `cuda` device, this takes the CPU.
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -145,3 +148,10 @@ def test_keyword_examples():
     f = torch2jax(lambda x, *, scale: (x * scale).sum(), torch.ones(3), example_kw={"scale": torch.ones(())})
     gradient = jax.grad(lambda x: f(x, scale=jnp.float32(2)))(jnp.ones(3))
     np.testing.assert_array_equal(gradient, np.full(3, 2.0))
+
+
+def test_copies_keep_the_options():
+    f = torch2jax(torch.sin, depth=1)
+    for other in (copy.copy(f), copy.deepcopy(f), pickle.loads(pickle.dumps(f))):
+        assert repr(other) == repr(f)
+        assert jax.grad(other)(jnp.zeros(())) == 1

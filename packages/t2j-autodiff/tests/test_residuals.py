@@ -677,3 +677,23 @@ def test_forward_mode_that_draws_again_warns(residuals):
     f = torch2jax(lambda x: torch.nn.functional.dropout(x, 0.5).sum(), residuals=residuals)
     with pytest.warns(T2jWarning, match="draws random numbers.*`rng=True`"):
         jax.block_until_ready(jax.jvp(f, (X,), (X,)))
+
+
+def test_a_function_that_requires_gradients_of_an_argument_itself():
+    # Regression: the kept graph held the argument, which was refused as kept. Force fields are written so.
+    def forces(w, positions):
+        energy = torch.tanh(positions.requires_grad_() @ w).square().sum()
+        return positions, torch.autograd.grad(energy, positions, create_graph=True)[0]
+
+    def expected(w, positions):
+        return positions, jax.grad(lambda x: (jnp.tanh(x @ w) ** 2).sum())(positions)
+
+    f = torch2jax(forces)
+    w, positions = jnp.asarray(np.random.default_rng(0).normal(size=(80, 80))).astype(np.float32) / 9, jnp.ones((4, 80))
+    for argnums in (0, 1, (0, 1)):
+        loss = lambda *a, f=f: sum((y**2).sum() for y in f(*a))
+        mine = jax.jit(jax.value_and_grad(loss, argnums))(w, positions)
+        reference = jax.value_and_grad(lambda *a: loss(*a, f=expected), argnums)(w, positions)
+        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(reference), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    assert "kept autograd graph" in f.explain()

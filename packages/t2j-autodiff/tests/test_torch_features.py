@@ -799,3 +799,85 @@ def test_forward_mode_beside_a_thread_that_uses_that_of_torch(first):
     for thread in threads:
         thread.join()
     assert answers == pytest.approx(dict.fromkeys(("torch", "t2j"), float(np.cos(x).sum())))
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
+@pytest.mark.parametrize("module", [nn.Embedding(10, 3, sparse=True), nn.EmbeddingBag(10, 3, sparse=True, mode="sum")])
+def test_sparse_gradients_arrive_dense(module, residuals):
+    apply, variables = module2jax(module, residuals=residuals)
+    indices = np.array([[0, 1], [2, 1]])
+    gradient = jax.jit(jax.grad(lambda v: (apply(v, jnp.asarray(indices)) ** 2).sum()))(variables)
+    module.zero_grad()
+    module(torch.from_numpy(indices)).square().sum().backward()
+    close(gradient["params"]["weight"], module.weight.grad.to_dense())
+
+
+class ScaledByModule(torch.autograd.Function):
+    """Its backward looks the parameter up in the module."""
+
+    @staticmethod
+    def forward(ctx, x, module):
+        ctx.module = module
+        return x * module.weight
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * ctx.module.weight, None
+
+
+class Recomputing(nn.Module):
+    """A module whose backward runs its code again."""
+
+    def __init__(self, block=None):
+        super().__init__()
+        self.first, self.second = nn.Linear(40, 40), nn.Linear(40, 40)
+        self.weight = nn.Parameter(torch.ones(40) / 2, requires_grad=False)
+
+    def forward(self, x):
+        block = lambda h: torch.tanh(self.second(torch.tanh(h)))
+        h = torch.utils.checkpoint.checkpoint(block, self.first(x), use_reentrant=False)
+        return ScaledByModule.apply(torch.utils.checkpoint.checkpoint(self.second, h, use_reentrant=False), self)
+
+
+@pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
+@pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
+def test_a_backward_that_runs_code_of_its_module(residuals):
+    # Regression: it found the module without its parameters.
+    module = Recomputing()
+    apply, variables = module2jax(module, residuals=residuals)
+    x = normal(400, 40)
+    loss = lambda params, x: (apply({**variables, "params": params}, x) ** 2).sum()
+    for scale in (1, 2):
+        params = jax.tree.map(lambda p, scale=scale: scale * p, variables["params"])
+        gradient = jax.jit(jax.grad(loss, (0, 1)))(params, jnp.asarray(x.numpy()))
+        names = ["first.weight", "second.weight", "second.bias"]
+        native = {n: torch.from_numpy(np.array(p)) for n, p in params.items()}
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                p.copy_(native[name])
+        tensors = [dict(module.named_parameters())[n] for n in names]
+        leaf = x.clone().requires_grad_()
+        expected = torch.autograd.grad(module(leaf).square().sum(), [*tensors, leaf])
+        close([*(gradient[0][n] for n in names), gradient[1]], list(expected), rtol=1e-3, atol=1e-3)
+        load_variables(module, variables)
+
+
+def test_derivatives_of_all_kinds_where_the_backward_runs_code_of_its_module():
+    module = Recomputing()
+    apply, variables = module2jax(module)
+    plain = lambda x: apply(variables, x)
+    x, t = (jnp.asarray(normal(3, 40).numpy()) for _ in range(2))
+    w = {n: np.asarray(p).T for n, p in variables["params"].items()}
+
+    def expected(x):
+        with jax.numpy_rank_promotion("allow"):
+            h = jnp.tanh(jnp.tanh(x @ w["first.weight"] + w["first.bias"]) @ w["second.weight"] + w["second.bias"])
+            return (h @ w["second.weight"] + w["second.bias"]) * w["weight"]
+
+    loss, reference = (lambda x, f=f: (f(x) ** 2).sum() for f in (plain, expected))
+    mine = jax.jit(jax.vmap(jax.grad(loss)))(x)
+    np.testing.assert_allclose(mine, jax.vmap(jax.grad(reference))(x), rtol=1e-3, atol=1e-4)
+    mine = jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), t))(x)
+    np.testing.assert_allclose(mine, jax.grad(lambda x: jnp.vdot(jax.grad(reference)(x), t))(x), rtol=1e-3, atol=1e-4)
+    mine = jax.jvp(plain, (x,), (t,))[1]
+    np.testing.assert_allclose(mine, jax.jvp(expected, (x,), (t,))[1], rtol=1e-3, atol=1e-4)

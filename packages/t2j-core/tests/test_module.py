@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 from t2j_core import ArgumentError, load_variables, module2jax, torch2jax
 from torch import nn
 
@@ -30,6 +31,10 @@ def assert_close(got, expected, **kwargs):
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(np.asarray(a), b.numpy(), **({"rtol": 1e-5, "atol": 1e-6} | kwargs))
+
+
+def prune(module):
+    return torch.nn.utils.prune.l1_unstructured(module, "weight", 0.5)
 
 
 def snapshot(module):
@@ -473,6 +478,60 @@ def test_a_missing_variable_is_named():
     for broken in ({"params": {"weight": variables["params"]["weight"]}, "buffers": {}}, {"buffers": {}}):
         with pytest.raises((KeyError, ArgumentError), match="bias|params"):
             apply(broken, jnp.ones((1, 2)))
+
+
+class Noting(nn.Module):
+    """A module that keeps what it computes, in all the ways there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.calls = 0
+        self.register_buffer("seen", None)
+
+    def forward(self, t):
+        self.calls += 1
+        self.weights = self.linear(t).softmax(-1)
+        self.argument = t
+        self.seen = t
+        self.register_buffer("new", self.weights)
+        return self.weights * self.calls
+
+
+def test_what_a_module_notes_of_a_call_is_gone_after_it():
+    # Regression: a stored argument, or the graph behind a stored result, was refused as kept beyond the call.
+    module = Noting()
+    apply, variables = module2jax(module)
+    for _ in range(2):
+        for call in (apply, jax.jit(apply)):
+            assert_close(call(variables, x(2, 3)), reference(module, x(2, 3)))
+    assert module.calls == 0
+    assert not hasattr(module, "weights")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("is_used", [False, True])
+@pytest.mark.parametrize("hook", [nn.utils.weight_norm, prune, nn.utils.spectral_norm])
+def test_weights_that_a_hook_computes(hook, is_used):
+    module = hook(nn.Linear(3, 4)).eval()
+    if is_used:
+        module(torch.ones(2, 3))
+    apply, variables = module2jax(module)
+    assert "weight" not in variables["params"]
+    for _ in range(2):
+        got = jax.jit(apply)(variables, x(2, 3))
+        assert_close(got, module(torch.from_numpy(x(2, 3))).detach())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("compile_", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2, 3))])
+def test_modules_of_torchscript(compile_):
+    module = compile_(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval())
+    apply, variables = module2jax(module)
+    with torch.no_grad():
+        assert_close(jax.jit(apply)(variables, x(2, 3)), module(torch.from_numpy(x(2, 3))))
+    zeros = jax.tree.map(jnp.zeros_like, variables)
+    np.testing.assert_array_equal(apply(zeros, x(2, 3)), np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize("thing", [lambda t: t, nn.Linear, "model", None], ids=["function", "class", "text", "None"])

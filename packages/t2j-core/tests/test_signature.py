@@ -441,3 +441,19 @@ def test_the_declaration_of_a_function_without_outputs():
     calls = []
     f = torch2jax(lambda t: calls.append(t.sum().item()), output_shapes=None, has_side_effect=True)
     assert f(jnp.ones(3)) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t: t.sum().item(),
+        lambda t: (t, t.sum().item()),
+        lambda t: {"sum": t.sum()} if t.sum() > 0 else {"zero": t.sum()},
+        lambda t: (t, None if t.sum() > 0 else "zero"),
+    ],
+    ids=["alone", "beside a tensor", "a key", "None or text"],
+)
+def test_a_constant_that_depends_on_values_is_refused(function):
+    # Regression: alone, it came back as it was for zeros, because a call without results never ran.
+    with pytest.raises(OutputError, match="depends on the values of its inputs"):
+        torch2jax(function)(f32(3) + 1)

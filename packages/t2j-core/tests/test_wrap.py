@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import pickle
 import warnings
 
 import jax
@@ -212,6 +214,60 @@ def test_as_a_decorator():
         return t * 3
 
     close(triple(f32(3)), 3 * f32(3))
+
+
+class Scaled:
+    """A class whose methods are torch functions."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    @torch2jax
+    def scale(self, t):
+        return t * self.factor
+
+    @staticmethod
+    @torch2jax
+    def double(t):
+        return t * 2
+
+    sine = torch2jax(torch.sin)  # binds to no instance, as `torch.sin` itself
+
+
+def test_as_a_decorator_of_methods():
+    two, three = Scaled(2), Scaled(3)
+    close(two.scale(f32(3)), 2 * f32(3))
+    close(jax.jit(three.scale)(f32(3)), 3 * f32(3))
+    close(Scaled.scale(two, f32(3)), 2 * f32(3))
+    close(two.double(f32(3)), 2 * f32(3))
+    close(two.sine(f32(3)), jnp.sin(f32(3)))
+
+
+def test_a_bound_method_as_a_class_attribute_stays_bound():
+    class Holder:
+        f = torch2jax(torch.nn.Identity().forward)
+
+    close(Holder().f(f32(3)), f32(3))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))], ids=["copy", "deepcopy", "pickle"]
+)
+def test_copies(copied):
+    f = torch2jax(add, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), outputs="copy")
+    i = jnp.arange(3)
+    close(f(i, i), 2 * i)
+    other = copied(f)
+    close(other(i, i), 2 * i)
+    close(jax.jit(other)(i, i), 2 * i)
+    assert repr(other) == repr(f)
+    assert inspect.signature(other) == inspect.signature(f)
+    assert other.explain() == f.explain()
+
+
+def test_a_copied_function_with_a_name_is_found_by_it():
+    f = torch2jax(add, name="copied_add")
+    assert copy.deepcopy(f).__name__ == "copied_add"
 
 
 def test_a_wrapped_function_calls_nothing_of_jaxs_configuration():

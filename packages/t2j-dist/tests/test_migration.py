@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -115,3 +116,12 @@ def test_the_name_of_the_predecessor_for_forward_calls_has_no_derivative():
     agree(f(jnp.ones(3)), jnp.sin(jnp.ones(3)))
     with pytest.raises(T2jError):
         jax.grad(lambda x: f(x).sum())(jnp.ones(3))
+
+
+def test_copies_keep_the_specs():
+    f = torch2jax(torch.sin, in_specs=P("x"), out_specs=P("x"), mesh=mesh_of("Auto", x=1))
+    for other in (copy.copy(f), copy.deepcopy(f)):
+        assert repr(other) == repr(f)
+        np.testing.assert_allclose(other(jnp.zeros(2)), np.zeros(2))
+    unbound = torch2jax(torch.sin, out_specs=P("x"))
+    assert repr(pickle.loads(pickle.dumps(unbound))) == repr(unbound)

@@ -144,7 +144,9 @@ def conj(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def materialised(tensor: torch.Tensor) -> torch.Tensor:
-    """Torch's symbolic zeros as numbers; any other tensor as it is."""
+    """Torch's symbolic zeros as numbers, and sparse gradients dense; any other tensor as it is."""
+    if tensor.layout != torch.strided:  # as those of `nn.Embedding(sparse=True)`
+        return tensor.to_dense()
     if not tensor._is_zerotensor():
         return tensor
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from t2j_core.extend import modules_in_use
 
 from . import _compat
 from ._errors import NonDifferentiableError
@@ -37,10 +38,11 @@ def vjp(
     Differentiable by torch itself, in `x` and in the cotangents, and works inside `torch.func.vmap`.
     """
     cotangents = {i: _compat.conj(ct) for i, ct in cotangents.items()}
-    if _compat.in_transform():
-        grads = _vjp_in_transform(f, x, ins, cotangents)
-    else:
-        grads = _vjp(f, x, ins, cotangents, is_of_derivative)
+    with modules_in_use(until_the_end=True):
+        if _compat.in_transform():
+            grads = _vjp_in_transform(f, x, ins, cotangents)
+        else:
+            grads = _vjp(f, x, ins, cotangents, is_of_derivative)
     return tuple(_compat.conj(_compat.materialised(g)) for g in grads)
 
 

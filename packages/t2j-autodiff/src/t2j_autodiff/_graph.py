@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from t2j_core import PerformanceWarning, dtype_t2j
-from t2j_core.extend import Leaf, canonical, warn
+from t2j_core.extend import Leaf, canonical, modules_in_use, warn
 
 from . import _compat
 from ._batching import Levels, batched, with_all_levels
@@ -126,7 +126,10 @@ class Graphs:
             with torch.no_grad():
                 grads = self._backward(*saved, *cotangents)
             of_ins = dict(zip(range(n), grads, strict=True))
-            return tuple(torch.zeros_like(a[i]) if of_ins[i] is None else _compat.conj(of_ins[i]) for i in ins)
+            return tuple(
+                torch.zeros_like(a[i]) if of_ins[i] is None else _compat.conj(_compat.materialised(of_ins[i]))
+                for i in ins
+            )
 
         return pull
 
@@ -162,7 +165,8 @@ def _trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> tuple[An
         requires[:] = [t.requires_grad for t in y]
         return tuple(y)
 
-    joint: Any = aot_export_joint_simple(f, tuple(x), trace_joint=True)
+    with modules_in_use(until_the_end=True):
+        joint: Any = aot_export_joint_simple(f, tuple(x), trace_joint=True)
     differentiated = [i for i, wanted in enumerate(requires) if wanted]
     if not differentiated:
         raise _NothingToKeepError

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from t2j_core import T2jWarning
-from t2j_core.extend import Leaf, numbers_in, storage_uses, warn
+from t2j_core.extend import Leaf, modules_in_use, numbers_in, storage_uses, warn
 
 from . import _compat
 from ._batching import Levels, with_batch_axes
@@ -209,21 +209,28 @@ class LiveGraphs:
             return view.conj() if saved.is_conj else view
 
         leaves: dict[int, torch.Tensor] = {}
-        handles = list(x)
+        handles = [t.detach() for t in x]  # of their own, because `x.requires_grad_()` puts them into the graph
         operands.extend(x)
         try:
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            with (
+                torch.enable_grad(),
+                torch.autograd.graph.saved_tensors_hooks(pack, unpack),
+                modules_in_use(until_the_end=False) as use,
+            ):
                 for i in self.ins:
                     leaves[i] = with_batch_axes(x[i], i, levels).detach().requires_grad_()
                     handles[i] = leaves[i].view_as(leaves[i])
                 y = f(*handles)
         finally:
             operands.clear()
+        if use.is_kept:
+            self.give_up("the backward runs code of a module")
         graph.ins = {i: torch.autograd.graph.get_gradient_edge(leaf) for i, leaf in leaves.items()}
         graph.outs = {i: (_edge_to(t), t.dtype) for i, t in enumerate(y) if t.requires_grad}
-        for leaf in leaves.values():  # its edge keeps it alive, but not the memory of XLA
-            leaf.data = leaf.new_empty(0)
-        return tuple(t.detach() for t in y)
+        answer = tuple(t.detach() for t in y)
+        for leaf in (*leaves.values(), *(t for t in handles if t.requires_grad and t.is_leaf)):
+            leaf.data = leaf.new_empty(0)  # its edge keeps it alive, but not the memory of XLA
+        return answer
 
     # --- backward --------------------------------------------------------------------------------------------------
 

@@ -128,8 +128,14 @@ class DifferentiableFunction(TorchFunction[P]):
         diff_options: DiffOptions,
     ) -> None:
         self.diff_options = diff_options
-        self._constants: dict[Any, tuple[bool, ...]] = {}
         super().__init__(fn, options, examples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "diff_options": self.diff_options}
+
+    def _start(self) -> None:
+        self._constants: dict[Any, tuple[bool, ...]] = {}
+        super()._start()
 
     def explain(self) -> str:
         """What was decided for each signature that was used, and why: a text to print.

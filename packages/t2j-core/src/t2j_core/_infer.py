@@ -255,6 +255,8 @@ def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], 
             del failure  # its traceback holds this frame
     if answers[-1].leaves != answers[0].leaves:
         raise DataDependentShapeError(_data_dependent(name, operands, answers[0], answers[-1]))
+    if (answers[-1].tree, answers[-1].statics) != (answers[0].tree, answers[0].statics):
+        raise OutputError(_changing_constant(name, operands, answers[0]))
     return answers[0]
 
 
@@ -277,6 +279,16 @@ def _data_dependent(name: str, operands: Sequence[Leaf], first: Outputs, second:
         expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
         got=f"({', '.join(map(str, first.leaves))}) for one input, ({', '.join(map(str, second.leaves))}) for another",
         remedy="Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries.",
+    )
+
+
+def _changing_constant(name: str, operands: Sequence[Leaf], outputs: Outputs) -> str:
+    kinds = sorted({static.kind.__name__ for static in outputs.statics if static is not None})
+    return describe(
+        f"{name} returns a constant that depends on the values of its inputs ({', '.join(map(str, operands))}).",
+        expected="tensors, and constants that are the same for every input of a signature",
+        got=f"another {' or '.join(kinds) or 'tree'} for another input",
+        remedy="Return values that change from call to call as tensors: `x.sum()` instead of `x.sum().item()`.",
     )
 
 

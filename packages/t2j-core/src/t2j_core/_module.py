@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+import operator
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -139,6 +143,9 @@ class _Skeleton:
             empty = torch.empty_like(tensor, device="meta", requires_grad=False)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+        for tensor in (value for m in module.modules() for value in vars(m).values()):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_leaf:  # as hooks such as `weight_norm` compute
+                memo[id(tensor)] = tensor.detach().clone()
         try:
             self.module = copy.deepcopy(module, memo)
         except Exception as error:
@@ -153,6 +160,8 @@ class _Skeleton:
             self.module.train(train)
         self._slots = self._find_slots()
         self._recurrent = [m for m in self.module.modules() if hasattr(m, "_flat_weights_names")]
+        places = [place for m in self.module.modules() for place in (vars(m), m._buffers) if isinstance(place, dict)]
+        self._before = [(place, dict(place)) for place in places]
 
     def _find_slots(self) -> list[_Slot]:
         slots = []
@@ -168,26 +177,32 @@ class _Skeleton:
 
     def call(self, variables: Mapping[str, Mapping[str, torch.Tensor]], args: Any, kwargs: Any) -> tuple[Any, Any]:
         private: dict[str, torch.Tensor] = {}
-        try:
-            for slot in self._slots:
-                if slot.name not in variables.get(slot.part, {}):
-                    raise _missing(slot, type(self.module).__name__)
-                tensor = _restored(variables[slot.part][slot.name], slot.empty.dtype)
-                if slot.part == "buffers" and slot.training:  # such as running statistics
-                    tensor = private.setdefault(slot.name, tensor.clone())
-                slot.holder[slot.attribute] = tensor
-            self._refresh_recurrent()
-            output = self.module(*args, **kwargs)
-            buffers = {s.name: s.holder[s.attribute] for s in self._slots if s.part == "buffers"}
-            return output, buffers
-        finally:
-            for slot in self._slots:
-                slot.holder[slot.attribute] = slot.empty
-            self._refresh_recurrent()
-
-    def _refresh_recurrent(self) -> None:
+        for slot in self._slots:
+            if slot.name not in variables.get(slot.part, {}):
+                raise _missing(slot, type(self.module).__name__)
+            tensor = _restored(variables[slot.part][slot.name], slot.empty.dtype)
+            if slot.part == "buffers" and slot.training:  # such as running statistics
+                tensor = private.setdefault(slot.name, tensor.clone())
+            slot.holder[slot.attribute] = tensor
         for module in self._recurrent:  # LSTM and its kin keep a second list of their weights
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore
+        output = self.module(*args, **kwargs)
+        buffers = {s.name: s.holder[s.attribute] for s in self._slots if s.part == "buffers"}
+        return output, buffers
+
+    def empty(self) -> None:
+        """What the module has noted of a call is gone with it, such as attention weights and their graph."""
+        for slot in self._slots:
+            slot.holder[slot.attribute] = slot.empty
+        for place, before in self._before:
+            place.update(before)
+            if len(place) > len(before):
+                for name in place.keys() - before.keys():
+                    del place[name]
+
+    def references(self) -> list[int]:
+        """How many there are to each submodule. A graph that will run one in its backward adds to them."""
+        return [sys.getrefcount(m) for m in self.module.modules()]
 
 
 def _missing(slot: _Slot, module: str) -> ArgumentError:
@@ -218,7 +233,46 @@ class _Pool:
             skeleton = self._free.pop()
         except IndexError:
             skeleton = _Skeleton(self._module, self._train)
+        use = _context.use
+        with contextlib.ExitStack() as own:
+            until = own if use is None or use.until is None else use.until
+            until.callback(self._free.append, skeleton)
+            until.callback(skeleton.empty)
+            if use is None:
+                return skeleton.call(variables, args, kwargs)
+            before = skeleton.references()
+            answer = skeleton.call(variables, args, kwargs)
+            use.is_kept |= any(map(operator.gt, skeleton.references(), before))
+            return answer
+
+
+class ModuleUse:
+    """How modules are used in a context; see `modules_in_use`."""
+
+    def __init__(self, until: contextlib.ExitStack | None) -> None:
+        self.until = until
+        self.is_kept = False  # results refer to a module, whose code their backward may run
+
+
+class _Context(threading.local):
+    use: ModuleUse | None = None
+
+
+_context = _Context()
+
+
+@contextlib.contextmanager
+def modules_in_use(*, until_the_end: bool) -> Iterator[ModuleUse]:
+    """Watch the modules that are called within, and let them have their variables `until_the_end` of the context.
+
+    A backward may run code of a module once more (`torch.utils.checkpoint` does), and must find the variables there.
+    """
+    if _context.use is not None:  # a derivative of a derivative
+        yield _context.use
+        return
+    with contextlib.ExitStack() as until:
+        _context.use = ModuleUse(until if until_the_end else None)
         try:
-            return skeleton.call(variables, args, kwargs)
+            yield _context.use
         finally:
-            self._free.append(skeleton)
+            _context.use = None

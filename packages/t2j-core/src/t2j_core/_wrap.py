@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import threading
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, overload
@@ -102,12 +102,25 @@ class TorchFunction(Generic[P]):
             )
         self.fn = fn
         self.options = options
+        self._example_tree: Any = None
+        self._example_dtypes: dict[int, torch.dtype] = {}
+        self._describe()
+        self._start()
+        if examples is not None:
+            self._check_examples(*examples)
+
+    def _describe(self) -> None:
+        """Take over what `fn` says of itself."""
+        fn, options = self.fn, self.options
         self.__name__: str = str(options.name or getattr(fn, "__name__", type(fn).__name__))
         self.__doc__: str | None = getattr(fn, "__doc__", None)
         self.__wrapped__ = fn
         self.__signature__: inspect.Signature | None = signature_of(
             fn, *["key"] * options.rng, without=["out"] * (options.outputs == "out")
         )
+
+    def _start(self) -> None:
+        """Begin with empty caches, and be the function of that name."""
         self._lock = threading.RLock()
         self._fns: dict[Any, TorchFn] = {}
         self._entries: dict[Any, Any] = {}  # compiled forms for eager calls, by everything but the data
@@ -115,18 +128,32 @@ class TorchFunction(Generic[P]):
         self._array_type: type | None = None
         self._flat = jax.jit(self._call_arrays)
         self._has_constant_outputs = False
-        self._example_tree: Any = None
-        self._example_dtypes: dict[int, torch.dtype] = {}
-        if options.name is not None:
-            register_name(options.name, self._build)
-        if examples is not None:
-            self._check_examples(*examples)
+        if self.options.name is not None:
+            register_name(self.options.name, self._build)
 
     def _variant(self, **changes: Any) -> Any:
         """The same function with some attributes changed, and caches of its own."""
-        other = copy.copy(self)
-        vars(other).update(_fns={}, _entries={}, _array_entries={}, _flat=jax.jit(other._call_arrays), **changes)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), _fns={}, _entries={}, _array_entries={}, **changes)
+        other._flat = jax.jit(other._call_arrays)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along; all else follows from it."""
+        return {name: vars(self)[name] for name in ("fn", "options", "_example_tree", "_example_dtypes")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._describe()
+        self._start()
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """A method, where `fn` in a class would be one: `@torch2jax` over a method. `self` is a constant then."""
+        bind = getattr(self.fn, "__get__", None)
+        if instance is None or bind is None:
+            return self
+        bound = bind(instance, owner)
+        return types.MethodType(self, instance) if getattr(bound, "__func__", None) is self.fn else self
 
     def __repr__(self) -> str:
         return f"torch2jax({', '.join(filter(None, (self.__name__, shown_options(*self._option_groups()))))})"

@@ -19,6 +19,7 @@ from ._explain import grouped as grouped
 from ._explain import heading as heading
 from ._explain import short_avals as short_avals
 from ._module import functional as functional
+from ._module import modules_in_use as modules_in_use
 from ._options import Options as Options
 from ._options import are_at as are_at
 from ._options import argument_numbers as argument_numbers

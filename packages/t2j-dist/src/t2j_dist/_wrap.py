@@ -178,10 +178,16 @@ class ShardedFunction(TorchFunction[P]):
 
     def __init__(self, *args: Any, wanted: Wanted | None) -> None:
         self._wanted = wanted
+        super().__init__(*args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_wanted": self._wanted}
+
+    def _start(self) -> None:
         self._hinted: dict[Any, ShardedFunction[P]] = {}  # for eager calls, by the shardings of the arguments
         self._of_shards: dict[Any, ShardedFunction[P]] = {}  # what runs on a shard, by the shapes of its outputs
         self._calls: dict[tuple[TorchFn, tuple[str, ...]], None] = {}  # what ran on a shard, and how calls were split
-        super().__init__(*args)
+        super()._start()
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         wanted = self._wanted
