@@ -133,8 +133,9 @@ def docs(session: nox.Session) -> None:
         page = Path("build/changelogs", Path(package).name + ".md")
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(changes(session, package))
+    env = {**QUIET, "PYTHONWARNINGS": "ignore:IProgress not found"}  # of tqdm, in every notebook without widgets
     builder = "linkcheck" if "--links" in session.posargs else "html"
-    session.run("sphinx-build", "-W", "--keep-going", "-b", builder, "docs", "build/docs", env=QUIET)
+    session.run("sphinx-build", "-W", "--keep-going", "-b", builder, "docs", "build/docs", env=env)
 
 
 def changes(session: nox.Session, package: str) -> str:

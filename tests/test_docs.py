@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codeop
 import contextlib
 import importlib
 import io
@@ -19,7 +20,7 @@ EXECUTED = [page for page in PAGES if re.match(r"---\n.*?^kernelspec:", page.rea
 STATIC = [page for page in PAGES if page not in EXECUTED and any(b.language == "python" for b in all_blocks(page))]
 MARKDOWN = [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("packages/*/*.md"), *ROOT.glob("benchmarks/*.md")]
 
-COMPILED_ONLY = "<!-- before -->"  # code for another library, that shows what it is replaced by
+COMPILED_ONLY = "Before:"  # code for another library, that shows what it is replaced by
 
 
 def name_of(page: Path) -> str:
@@ -55,6 +56,18 @@ def test_no_block_of_python_is_left_out(page):
         if re.search(r"py|code-cell|code-block|doctest", block.language):
             assert block.language == run, f"line {block.line}: this page runs blocks of {run!r} only"
             code_of(page, block)
+
+
+def test_the_quickstart_can_be_typed():
+    """At the prompt of Python before 3.13 an empty line ends a function, and nothing else ends a loop."""
+    for block in all_blocks(DOCS / "quickstart.md"):
+        if block.language == "python":
+            typed: list[str] = []
+            for line in [*block.text.splitlines(), ""]:
+                typed.append(line)
+                if codeop.compile_command("\n".join(typed)) is not None:
+                    typed.clear()
+            assert not typed, f"line {block.line}: not complete"
 
 
 def test_there_are_pages_of_both_kinds():

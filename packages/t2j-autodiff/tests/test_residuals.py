@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import warnings
 import weakref
 
 import jax
@@ -221,6 +223,20 @@ def test_unseeded_randomness_that_is_drawn_again_warns():
     f = torch2jax(lambda x: torch.nn.functional.dropout(x, 0.5).sum(), residuals="recompute")
     with pytest.warns(T2jWarning, match="draws random numbers.*`rng=True`"):
         jax.grad(f)(X)
+
+
+@pytest.mark.parametrize("derivative", [jax.grad, jax.hessian, lambda f: lambda x: jax.jvp(f, (x,), (x,))])
+def test_random_numbers_that_another_thread_draws_do_not_warn(derivative):
+    def torch_fn(x):  # while it runs, somebody else makes a layer, say
+        thread = threading.Thread(target=torch.rand, args=(1,))
+        thread.start()
+        thread.join()
+        return x.sin().sum()
+
+    f = torch2jax(torch_fn, output_shapes=(), residuals="recompute")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", T2jWarning)
+        jax.block_until_ready(derivative(f)(X[:8]))
 
 
 def test_nothing_of_a_dropped_function_stays():

@@ -442,10 +442,11 @@ def test_loading_into_tied_parameters():
         ({"params": {"bias": jnp.ones(2), "wieght": jnp.ones((2, 2))}}, r"variables\['params'\]\['wieght'\]"),
         ({"params": {"bias": jnp.ones(2), "weight": jnp.ones((2, 3))}}, r"shape \(2, 2\)(.|\n)*shape \(2, 3\)"),
         ({"params": {"bias": jnp.ones(2)}, "parameters": {"weight": jnp.ones((2, 2))}}, "parameters"),
+        ({"bias": jnp.ones(2), "weight": jnp.ones((2, 2))}, r"variables\['bias'\](.|\n)*\"params\": \{(.|\n)*\(2,\)"),
         ({"params": {"bias": jnp.ones(2), "weight": 3.0}}, r"variables\['params'\]\['weight'\]"),
         ({"params": {"bias": jnp.ones(2), "weight": None}}, r"variables\['params'\]\['weight'\]"),
     ],
-    ids=["name", "shape", "part", "number", "None"],
+    ids=["name", "shape", "part", "params alone", "number", "None"],
 )
 def test_variables_that_do_not_fit_are_refused_and_nothing_is_written(variables, message):
     # Regression: with a wrong kind of value the variables before it had been written; a number was an AttributeError.
@@ -471,6 +472,15 @@ def test_numpy_variables_are_loaded_in_full_precision():
     module = nn.Linear(2, 2).double()
     load_variables(module, {"params": {"weight": np.full((2, 2), 1 / 3)}})
     assert module.weight.tolist() == [[1 / 3] * 2] * 2
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_call_without_variables_says_so(transform):
+    apply, _ = module2jax(nn.Linear(2, 2))
+    with pytest.raises(
+        ArgumentError, match=r"first argument of Linear(.|\n)*shape \(1, 2\)(.|\n)*`module2jax` returned"
+    ):
+        transform(apply)(jnp.ones((1, 2)))
 
 
 def test_a_missing_variable_is_named():

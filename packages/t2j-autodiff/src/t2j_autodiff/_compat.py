@@ -21,6 +21,7 @@ from jax.interpreters import batching as batching
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Zero = ad.Zero
 
@@ -153,5 +154,19 @@ def materialised(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def random_state() -> torch.Tensor:
-    """The state of torch's generator on the CPU, which tells whether a function drew random numbers."""
+    """The state of torch's generator on the CPU, which tells whether somebody drew random numbers."""
     return torch.default_generator.get_state()
+
+
+class RandomOperations(TorchDispatchMode):
+    """Notes whether an operation of this thread draws random numbers."""
+
+    found = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else entering it imports the compiler
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+        return func(*args, **(kwargs or {}))

@@ -333,16 +333,28 @@ def _conj_with_back(t: torch.Tensor, axis: int | None) -> torch.Tensor:
     return t if axis is None else t.movedim(0, axis)
 
 
+def _draws(f: Flat, x: Sequence[torch.Tensor]) -> bool:
+    """Whether it was `f` that drew from torch's generators, which every thread may use: it is run once more."""
+    operations = _compat.RandomOperations()
+    try:
+        with operations:
+            f(*x)
+    except Exception as error:  # what runs without a dispatch mode need not run in one
+        logger.info("cannot tell whether a function draws random numbers (%s)", first_line(error))
+        return True
+    return operations.found
+
+
 def warn_if_random(f: Flat, shared: Shared) -> Flat:
     """`f`, which runs a forward again, with a warning if it draws random numbers: other ones than the forward drew."""
     checks = itertools.count()
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if shared.is_random or next(checks) >= _CHECKS:
+        if shared.has_key or shared.is_random or next(checks) >= _CHECKS:
             return f(*x)
         state = _compat.random_state()
         answer = f(*x)
-        if not torch.equal(state, _compat.random_state()):
+        if not torch.equal(state, _compat.random_state()) and _draws(f, x):
             shared.is_random = True
             warn(
                 f"{shared.name} draws random numbers, and its derivative drew other ones than its value. "

@@ -19,7 +19,7 @@ def j2t(array: jax.Array) -> torch.Tensor:
       array: a concrete JAX array on one device, of any shape and any dtype that torch has.
 
     Returns:
-      A tensor of the same shape, dtype and device. JAX arrays are immutable: do not write into it.
+      A tensor of the same shape, dtype and device. JAX arrays are immutable, so do not write into it.
 
     Raises:
       ArgumentError: for a tracer, an array spread over several devices, or something that is not a JAX array.

@@ -74,6 +74,8 @@ def functional(
     }
 
     def call(variables: Mapping[str, Mapping[str, torch.Tensor]], /, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(variables, Mapping):
+            raise _not_variables(f"The first argument of {type(module).__name__} must be its variables.", variables)
         output, buffers = pool.call(variables, args, kwargs)
         return (output, buffers) if mutable else output
 
@@ -106,6 +108,8 @@ def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str,
     }
     pairs = []
     for part, tensors in variables.items():
+        if not isinstance(tensors, Mapping):
+            raise _not_variables(f"`variables[{part!r}]` is not a part of a module's variables.", tensors)
         for name, array in tensors.items():
             target = owned.get(part, {}).get(name)
             if target is None or tuple(target.shape) != np.shape(array):
@@ -211,6 +215,17 @@ def _missing(slot: _Slot, module: str) -> ArgumentError:
             f"`variables[{slot.part!r}][{slot.name!r}]` is missing in a call of {module}.",
             expected='{"params": {...}, "buffers": {...}} with every parameter and buffer of the module',
             remedy='Pass `{**variables, "params": params}`, where `variables` is what `module2jax` returned.',
+        )
+    )
+
+
+def _not_variables(what: str, got: Any) -> ArgumentError:
+    return ArgumentError(
+        describe(
+            what,
+            expected='{"params": {...}, "buffers": {...}}',
+            got=f"an array of shape {tuple(got.shape)}" if hasattr(got, "shape") else type(got).__name__,
+            remedy='Pass `variables` as `module2jax` returned them, or `{**variables, "params": params}`.',
         )
     )
 
