@@ -261,16 +261,34 @@ def check_jax_is_allowed(operation: str) -> None:
         raise error(operation)
 
 
+class _OnHost:
+    """A CPU tensor for `jax.dlpack`, as one of the CPU even if its memory is pinned, which torch calls the GPU's."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return torch._C._to_dlpack(self._tensor)
+
+
 def array_over(tensor: torch.Tensor) -> jax.Array:
-    """The memory of a contiguous tensor as a JAX array."""
+    """The memory of a contiguous tensor as a JAX array on the same device."""
     # Strides of dimensions of size 1 may be any, but jax 0.7 refuses some; here they are as JAX counts them.
     tensor = tensor.view(-1).view(tensor.shape)
-    try:
-        return jax.dlpack.from_dlpack(tensor)
-    except XLA_ERRORS:  # jax 0.7 with torch before 2.9, which exports strides of its own for them: a copy
-        if 1 not in tensor.shape:
-            raise
-        return jax.dlpack.from_dlpack(tensor.view(-1)).reshape(tensor.shape)
+    with torch.cuda.device_of(tensor):  # torch exports from its current device alone, and JAX may change that
+        try:
+            return _from_dlpack(tensor)
+        except XLA_ERRORS:  # jax 0.7 with torch before 2.9, which exports strides of its own for them: a copy
+            if 1 not in tensor.shape:
+                raise
+            return _from_dlpack(tensor.view(-1)).reshape(tensor.shape)
+
+
+def _from_dlpack(tensor: torch.Tensor) -> jax.Array:
+    return jax.dlpack.from_dlpack(_OnHost(tensor) if tensor.device.type == "cpu" else tensor)
 
 
 def torch_exchange_api() -> Any | None:
@@ -316,9 +334,16 @@ class DispatchMode(TorchDispatchMode):
 
 
 def torch_device() -> torch.device:
-    """Where torch functions of JAX's default platform run."""
-    on_gpu = jax.default_backend() in ("gpu", "cuda", "rocm") and torch.cuda.is_available()
+    """Where torch functions on JAX's default device run."""
+    default = jax.config.jax_default_device  # a device, the name of a platform, or None
+    platform = getattr(default, "platform", default) or jax.default_backend()
+    on_gpu = platform in ("gpu", "cuda", "rocm") and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
+
+
+def torch_gpus() -> list[int]:
+    """The GPUs that torch has begun to use: asking it for them would make it begin."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def autocast_depth() -> int:

@@ -10,6 +10,8 @@ from ._compat import manual_axes as manual_axes
 from ._compat import numbers_in as numbers_in
 from ._compat import reshard as reshard
 from ._compat import storage_uses as storage_uses
+from ._compat import torch_device as torch_device
+from ._compat import torch_gpus as torch_gpus
 from ._compat import varying_axes as varying_axes
 from ._dtypes import canonical as canonical
 from ._errors import describe as describe
