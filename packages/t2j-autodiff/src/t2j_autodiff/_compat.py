@@ -15,6 +15,7 @@ import torch
 import torch.overrides
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
+from t2j_core.extend import torch_gpus
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
@@ -152,6 +153,7 @@ def materialised(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
-def random_state() -> torch.Tensor:
-    """The state of torch's generator on the CPU, which tells whether a function drew random numbers."""
-    return torch.default_generator.get_state()
+def random_states() -> list[torch.Tensor]:
+    """The states of torch's generators, which tell whether a function drew random numbers. None waits for a GPU."""
+    gpus = (torch.cuda.default_generators[i] for i in torch_gpus())
+    return [generator.get_state() for generator in (torch.default_generator, *gpus)]
