@@ -50,6 +50,25 @@ def test_made_up_data_is_where_jax_computes_or_else_on_the_cpu(monkeypatch):
         assert spy.devices[-2:] == [device, device]
 
 
+def test_a_kernel_of_ones_own_is_not_launched_on_nothing():
+    addresses = []
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, t):
+            addresses.append(t.data_ptr())
+            return t.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    f = torch2jax(Kernel.apply)
+    np.testing.assert_array_equal(f(f32(4)), f32(4))
+    assert "made-up data (NotImplementedError: a tensor without data has no address)" in f.explain()
+    assert 0 not in addresses
+
+
 def test_inference_touches_no_data_and_happens_once_per_signature():
     spy = Spy(lambda t: t * 2)
     f = torch2jax(spy)

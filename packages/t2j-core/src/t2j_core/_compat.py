@@ -27,6 +27,7 @@ from jax.interpreters import mlir as mlir
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType
 from torch.autograd import profiler as torch_profiler
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 JAX_FLOOR = (0, 6, 2)
@@ -369,6 +370,21 @@ def fake_mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class _WithoutAddresses(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.data_ptr and args[0].untyped_storage().device.type == "meta":  # that of fake ones too
+            raise NotImplementedError("a tensor without data has no address")
+        return func(*args, **(kwargs or {}))
+
+
+def without_addresses() -> contextlib.AbstractContextManager[Any]:
+    """Within, whoever asks a tensor without data for its address gets an error, not the address 0.
+
+    A kernel of the user's own (Triton) would be launched on it, after which the GPU is of no use to the process.
+    """
+    return _WithoutAddresses()
 
 
 def without_compilation() -> contextlib.AbstractContextManager[Any]:

@@ -219,7 +219,7 @@ def _first_line(error: Exception) -> str:
 def _run_in(mode: Any, device: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
     with mode if device != "meta" else contextlib.nullcontext():
         tensors = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device=device) for leaf in operands]
-    with mode:
+    with mode, _compat.without_addresses():
         return _run(call, key, tensors)
 
 
