@@ -49,7 +49,8 @@ def main(
             questions[name](report, quick if options.quick else full)
         except Exception as error:  # one question that fails must not cost the others their answers
             report.skip(name, "all", error)
-    save(report, {**head, "quick": options.quick, "minutes": round((time.perf_counter() - start) / 60, 1)}, output)
+        minutes = round((time.perf_counter() - start) / 60, 1)
+        save(report, {**head, "quick": options.quick, "minutes": minutes}, output)  # so far, should the next be stopped
     sys.stdout.write(f"{table(report)}\n{output}\n")
 
 

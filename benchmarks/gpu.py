@@ -2,7 +2,8 @@
 
 A call is timed in three ways: until its result is there; many calls in a row, then one wait, which is the time of the
 device if that is the slower part; and until it returns, which is what the host pays.
-T2J_BENCH_DEVICE=cpu tries the script where there is no GPU.
+What the kernels of a call take is read from a profile, too.
+T2J_BENCH_DEVICE=cpu tries the script where there is no GPU. After T2J_BENCH_SECONDS no further race begins.
 """
 
 from __future__ import annotations
@@ -17,35 +18,37 @@ from typing import Any, NamedTuple
 os.environ.setdefault("T2J_BENCH_CORES", "all")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU's memory is for two allocators
 
-from _harness import Pace, Race, Report, Versus, sample_row
+from _harness import Pace, Race, Report, Versus, count_row, sample_row
 from _script import main
 
 # The harness comes first because it sets up threads before torch loads.
 # isort: split
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
-from _contestants import FLOOR, JNP, PEER, TORCH, floor, like, peer, same, t2j, t2j_autodiff
+from _contestants import FLOOR, JNP, PEER, TORCH, floor, like, peer, t2j, t2j_autodiff
 from _models import Loss, Params, loss_of
 from torch.utils.dlpack import from_dlpack
 
 DEVICE = torch.device(os.environ.get("T2J_BENCH_DEVICE", "cuda"))
 GRAPH = "torch, CUDA graph"
-QUEUED = 50
+QUEUED = 20
+LARGE = 10**7  # floats from which a call takes long enough to need few rounds
+END = time.monotonic() + float(os.environ.get("T2J_BENCH_SECONDS", "inf"))
 
 
 class Plan(NamedTuple):
     """What is measured, and for how long."""
 
     pace: Pace
+    slow: Pace  # for calls that take long
     sizes: tuple[int, ...]
     calls: int
     models: int
 
 
-FULL = Plan(Pace(21), (10**3, 10**4, 10**5, 10**6, 10**7, 10**8, 10**9), 2000, 2)
-QUICK = Plan(Pace(2, 0.002, 0.01), (10**3, 10**6), 20, 1)
+FULL = Plan(Pace(21, 0.01, 0.1), Pace(11, 0.01, 0.0), tuple(10**k for k in range(3, 10)), 2000, 2)
+QUICK = Plan(Pace(2, 0.002, 0.01), Pace(1, 0.002, 0.0), (10**3, 10**6), 20, 1)
 
 Launch = Callable[[], Any]
 """Queues work and answers what will hold its result."""
@@ -71,9 +74,22 @@ def queued(launch: Launch, times: int = QUEUED) -> Launch:
     return launches
 
 
-def on_host(result: Any) -> Any:
-    """A result as NumPy arrays."""
-    return jax.tree.map(lambda leaf: leaf.cpu().numpy() if isinstance(leaf, torch.Tensor) else np.asarray(leaf), result)
+def on_device(result: Any) -> list[torch.Tensor]:
+    """A result as tensors, where it lies."""
+    return [leaf if isinstance(leaf, torch.Tensor) else from_dlpack(leaf) for leaf in jax.tree.leaves(result)]
+
+
+def same(expected: Any, tolerance: float) -> Callable[[Any], None]:
+    """A check that a result has these leaves, to a part of each leaf's largest number, made where they lie."""
+    wanted = on_device(expected)
+
+    def check(result: Any) -> None:
+        for mine, other in zip(on_device(result), wanted, strict=True):
+            difference, scale = float((mine - other).abs().max()), float(other.abs().max())
+            if not difference <= tolerance * scale:
+                raise AssertionError(f"A result differs by {difference:.2g}, where the largest number is {scale:.2g}.")
+
+    return check
 
 
 def graphed(run: Launch) -> Launch:
@@ -122,6 +138,7 @@ def adders(n: int) -> dict[str, Callable[[], Launch]]:
         FLOOR: lambda: in_jit(floor),
         "t2j": lambda: in_jit(t2j(lambda x, y: x + y)),
         "t2j out": lambda: in_jit(t2j(torch.add, outputs="out", output_shapes=like(a))),
+        "t2j copy": lambda: in_jit(t2j(lambda x, y: x + y, outputs="copy")),
         PEER: lambda: in_jit(peer(lambda x, y: x + y, a, b)),
         "buffer_callback": lambda: in_jit(buffer_callback(torch.add)),
         JNP: lambda: in_jit(jnp.add),
@@ -132,9 +149,16 @@ def size(report: Report, plan: Plan) -> None:
     """Time against size, until the result is there, and of many calls in a row."""
     for n in plan.sizes:
         made = adders(n)
-        expected = on_host(made[TORCH]()())
+        expected = made[TORCH]()()
         _race("a+b, float32 of size", made, expected, report, plan, n)
         _race(f"{QUEUED} times a+b, float32 of size", made, expected, report, plan, n, QUEUED)
+        _free()
+
+
+def _free() -> None:
+    """Leave no memory to the next question's allocator that this one's holds."""
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _race(
@@ -146,20 +170,71 @@ def _race(
     at: int | None = None,
     times: int = 1,
     tolerance: float = 1e-6,
+    pace: Pace | None = None,
 ) -> None:
     race = Race(question, report, at)
     exact = same(expected, tolerance)
     for name, make in made.items():
-        check = None if name == FLOOR else lambda result: exact(on_host(result))
+        if time.monotonic() > END:
+            report.skip(question if at is None else f"{question}, {at:,.0f}", name, TimeoutError("T2J_BENCH_SECONDS"))
+            continue
+        check = None if name == FLOOR else exact
         versus = None if name == TORCH else Versus(TORCH)
         race.enter(
             name, lambda make=make: (lambda launch: lambda: wait(launch()))(queued(make(), times)), versus, check
         )
-    race.run(plan.pace)
+    race.run(pace or (plan.slow if at is not None and at >= LARGE else plan.pace))
 
 
-def _waiting(launch: Launch) -> Launch:
-    return lambda: wait(launch())
+def in_place(report: Report, plan: Plan) -> None:
+    """Adding to an array that is donated."""
+    n = min(plan.sizes[-1], 10**8)
+    w, g = torch.zeros(n, device=DEVICE), torch.full((n,), 1e-6, device=DEVICE)
+    gradient = jax.dlpack.from_dlpack(g)
+
+    def donated(fn: Callable[..., Any]) -> Launch:
+        step, state = jax.jit(fn, donate_argnums=0), [jnp.zeros(n, device=gradient.device)]
+
+        def launch() -> Any:
+            state[0] = step(state[0], gradient)
+            return state[0]
+
+        return launch
+
+    made: dict[str, Callable[[], Launch]] = {
+        TORCH: lambda: lambda: w.add_(g),
+        "t2j": lambda: donated(t2j(lambda w, g: w.add_(g), mutable_argnums=0)),
+        JNP: lambda: donated(jnp.add),
+    }
+    _race("w += g, donated", made, g, report, plan, tolerance=1e9, pace=plan.slow)  # each has added another number
+
+
+def device(report: Report, plan: Plan) -> None:
+    """What the GPU works in one call, as a profile tells it: kernels and copies, without what lies between them."""
+    if DEVICE.type != "cuda":
+        raise RuntimeError("a profile of the device needs a GPU")
+    for n in plan.sizes[::3]:
+        for name, make in adders(n).items():
+            question = f"work of the GPU in a+b of {n:,.0f} floats"
+            if time.monotonic() > END:
+                report.skip(question, name, TimeoutError("T2J_BENCH_SECONDS"))
+                continue
+            try:
+                report.rows.append(count_row(question, name, "us", _profiled(make())))
+            except Exception as error:
+                report.skip(question, name, error)
+        _free()
+
+
+def _profiled(launch: Launch, times: int = 10) -> float:
+    """Microseconds of the GPU's own time in one call."""
+    for _ in range(3):
+        wait(launch())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(times):
+            result = launch()
+        wait(result)
+    return sum(event.self_device_time_total for event in profile.key_averages()) / times
 
 
 def host(report: Report, plan: Plan) -> None:
@@ -208,7 +283,7 @@ def chain(report: Report, plan: Plan) -> None:
         "t2j, 1 call": lambda: (lambda f: lambda: f(x))(jax.jit(t2j(lambda x: program(torch.sin, x)))),
         JNP: lambda: (lambda f: lambda: f(x))(jax.jit(lambda x: program(jnp.sin, x))),
     }
-    _race("100 sines of 1,000 floats", made, on_host(made[TORCH]()()), report, plan, tolerance=1e-4)
+    _race("100 sines of 1,000 floats", made, made[TORCH]()(), report, plan, tolerance=1e-4)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -279,7 +354,7 @@ def _forward(question: str, loss: Loss, params: Params, ids: torch.Tensor, repor
         "t2j": lambda: _call(t2j(loss), arrays),
         PEER: lambda: _call(peer(loss, *arrays, entry="torch2jax_without_vjp"), arrays),
     }
-    _race(question, made, on_host(native()), report, plan, tolerance=1e-3)
+    _race(question, made, native(), report, plan, tolerance=1e-3, pace=plan.slow)
 
 
 def _step(question: str, loss: Loss, params: Params, ids: torch.Tensor, report: Report, plan: Plan) -> None:
@@ -296,7 +371,7 @@ def _step(question: str, loss: Loss, params: Params, ids: torch.Tensor, report: 
         "t2j": lambda: _call(jax.value_and_grad(t2j_autodiff(loss)), arrays),
         PEER: lambda: _call(jax.value_and_grad(peer(loss, *arrays)), arrays),
     }
-    _race(question, made, on_host(native()), report, plan, tolerance=1e-2)
+    _race(question, made, native(), report, plan, tolerance=1e-2, pace=plan.slow)
 
 
 def _call(fn: Callable[..., Any], args: Any) -> Launch:
@@ -312,4 +387,5 @@ def in_jax(tree: Any) -> Any:
 if __name__ == "__main__":
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         sys.exit("Needs a GPU that PyTorch can use. T2J_BENCH_DEVICE=cpu only tries the script.")
-    main({"size": size, "host": host, "chain": chain, "models": models}, FULL, QUICK)
+    questions = {"host": host, "chain": chain, "models": models, "device": device, "in_place": in_place, "size": size}
+    main(questions, FULL, QUICK)

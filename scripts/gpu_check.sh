@@ -7,31 +7,71 @@
 # Without a network put wheels of what is missing of hatchling, hatch-vcs and pybind11, and of their needs
 # (setuptools-scm, vcs-versioning, trove-classifiers, pathspec, pluggy, packaging), in a folder, and name it in T2J_WHEELS.
 #
-# Writes into `results` (build/gpu): info.txt, tests.txt, tests.xml, gpu.json, bench.txt. Fails if a test fails.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+# Every part ends in bounded time, all within T2J_GPU_SECONDS (500), and none that fails keeps another from running.
+# Writes into `results` (build/gpu): parts.json (what each part answered and how long it took), tests.jsonl (a line a
+# test), gpu.json (the benchmarks) and log.txt (what the parts printed). Fails if a part failed.
+# T2J_GPU_MARK="not gpu" T2J_BENCH_DEVICE=cpu T2J_GPU_BENCH=--quick tries the script where there is no GPU.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
 results=$(realpath -m "${1:-build/gpu}")
-site=$(mktemp -d)
-trap 'rm -rf "$site"' EXIT
+work=$(mktemp -d)
+site=$work/site
+trap 'rm -rf "$work"' EXIT
 mkdir -p "$results"
-pip=(python3 -m pip install --quiet --no-compile --target "$site")
+rm -f "$results"/{parts.jsonl,tests.jsonl,log.txt}
+end=$((SECONDS + ${T2J_GPU_SECONDS:-500}))
 
-if [ -n "${T2J_WHEELS:-}" ]; then
-  "${pip[@]}" --no-index --no-deps "$T2J_WHEELS"/*.whl
-else
-  "${pip[@]}" "hatchling>=1.27" "hatch-vcs>=0.4" "pybind11>=2.13"
-fi
-export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PATH="$site/bin:$PATH"
-for package in t2j-core t2j-autodiff t2j-dist; do
-  "${pip[@]}" --no-index --no-deps --no-build-isolation "./packages/$package"
-done
+# part NAME SECONDS COMMAND...: runs it for at most so long, and notes how it went. 124: out of time.
+part() {
+  local name=$1 most=$2 start=$SECONDS code=0
+  shift 2
+  most=$((end - SECONDS < most ? end - SECONDS : most))
+  if [ "$most" -le 0 ]; then
+    code=124
+  else
+    timeout --kill-after=10 "$most" "$@" >"$work/$name.txt" 2>&1 || code=$?
+  fi
+  printf '{"part": "%s", "exit": %d, "seconds": %d}\n' "$name" "$code" $((SECONDS - start)) >>"$results/parts.jsonl"
+  printf '== %s: exit %d after %d s\n' "$name" "$code" $((SECONDS - start)) | tee -a "$work/$name.txt"
+  cat "$work/$name.txt" >>"$results/log.txt"
+  tail -n "${lines:-15}" "$work/$name.txt"
+  return "$code"
+}
 
+install() (
+  set -e
+  pip=(python3 -m pip install --quiet --no-compile --no-cache-dir --disable-pip-version-check --target "$site")
+  if [ -n "${T2J_WHEELS:-}" ]; then
+    "${pip[@]}" --no-index --no-deps "$T2J_WHEELS"/*.whl
+  else
+    "${pip[@]}" "hatchling>=1.27" "hatch-vcs>=0.4" "pybind11>=2.13"
+  fi
+  for package in t2j-core t2j-autodiff t2j-dist; do
+    "${pip[@]}" --no-index --no-deps --no-build-isolation "./packages/$package"
+  done
+)
+info() {
+  nvidia-smi
+  python3 -m t2j_core
+}
+tests() { python3 -m pytest -p no:cacheprovider -o faulthandler_timeout=60 -m "${T2J_GPU_MARK:-gpu}" "$@"; }
+export -f install info tests
+export site PYTHONUNBUFFERED=1 PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PATH="$site/bin:$PATH"
 # Two allocators share the GPU, so JAX's may not take most of it at once.
-export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2
-nvidia-smi | tee "$results/info.txt" || true
-python3 -m t2j_core | tee -a "$results/info.txt"
+export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 T2J_TEST_LOG="$results/tests.jsonl"
 
 failed=0
-python3 -m pytest -p no:cacheprovider -m gpu tests/gpu --junitxml "$results/tests.xml" 2>&1 | tee "$results/tests.txt" || failed=1
-python3 benchmarks/gpu.py --output "$results/gpu.json" 2>&1 | tee "$results/bench.txt" || failed=1
+part install 150 bash -c install || exit
+lines=60 part info 60 bash -c info || failed=1
+
+# Tests take no times, so they run side by side; the benchmarks have the machine for themselves.
+part tests 220 bash -c 'tests tests/gpu/test_calls.py tests/gpu/test_gpu.py' & first=$!
+part kernels 220 bash -c 'tests tests/gpu/test_kernels.py' & second=$!
+part sanitizer 220 bash -c 'tests tests/gpu/test_sanitizer.py' & third=$!
+for job in $first $second $third; do wait "$job" || failed=1; done
+
+export T2J_BENCH_SECONDS=$((end - SECONDS - 40))
+lines=200 part bench 300 python3 benchmarks/gpu.py --output "$results/gpu.json" ${T2J_GPU_BENCH:-} || failed=1
+python3 -c 'import json, sys; print(json.dumps([json.loads(line) for line in sys.stdin], indent=1))' \
+  <"$results/parts.jsonl" >"$results/parts.json" && rm "$results/parts.jsonl"
 exit $failed

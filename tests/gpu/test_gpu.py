@@ -1,13 +1,9 @@
-"""What only a GPU has: streams, an allocator for each framework, graphs, kernels of one's own."""
+"""What only a GPU has: streams, devices, an allocator for each framework."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from t2j_autodiff import torch2jax
-from t2j_core import OutputError
+from t2j_core import OutputError, T2jWarning, j2t, t2j
 
 pytestmark = pytest.mark.gpu
 
 N = 1 << 20
 KINDS = ["forward", "gradient", "large result", "in place", "module"]
+ASYNCHRONOUS = [*(kind for kind in KINDS if kind != "gradient"), "gradient recompute", "gradient graph", "batch"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +45,33 @@ def test_a_call_returns_before_the_gpu_has_finished(gpu):
     assert out.tolist() == [2.0] * 4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ASYNCHRONOUS)
 def test_no_call_synchronises(kind):
     f, args = _program(kind)
     assert _waits(f, args) == _waits(jax.jit(lambda x: jnp.sin(x) + 1), (ones(),))
+
+
+def test_a_backward_from_a_kept_graph_waits_once_for_its_number():
+    f, args = _program("gradient")
+    base = _waits(jax.jit(lambda x: jnp.sin(x) + 1), (ones(),))
+    assert len(_waits(f, args)) == len(base) + CALLS
+
+
+def test_a_key_is_waited_for_once():
+    f = jax.jit(torch2jax(lambda x: x + torch.rand_like(x), rng=True))
+    base = _waits(jax.jit(lambda x: jnp.sin(x) + 1), (ones(),))
+    assert len(_waits(f, (jax.random.key(0), ones()))) == len(base) + CALLS
 
 
 def _program(kind):
     a = ones()
     if kind == "forward":
         return jax.jit(torch2jax(lambda x: torch.sin(x[:128]) + 1)), (a,)
-    if kind == "gradient":
-        return jax.jit(jax.value_and_grad(torch2jax(lambda x: (torch.sin(x) * x).sum()))), (a,)
+    if kind.startswith("gradient"):
+        residuals = kind.removeprefix("gradient").strip() or "auto"
+        return jax.jit(jax.value_and_grad(torch2jax(lambda x: (torch.sin(x) * x).sum(), residuals=residuals))), (a,)
+    if kind == "batch":
+        return jax.jit(jax.vmap(torch2jax(lambda x: torch.softmax(x, 0)))), (a.reshape(1024, -1),)
     if kind == "large result":
         return jax.jit(torch2jax(torch.sin, outputs="auto")), (a,)
     if kind == "in place":
@@ -68,12 +80,15 @@ def _program(kind):
     return jax.jit(torch2jax(lambda x: layer(x).detach())), (jnp.ones((8, 64)),)
 
 
+CALLS = 5
+
+
 def _waits(f, args):
     """The calls of CUDA that wait, while a compiled program is dispatched and run and nobody asks for its result."""
     for _ in range(2):
         jax.block_until_ready(f(*args))
     with torch.profiler.profile() as profile:
-        held = [f(*args) for _ in range(5)]
+        held = [f(*args) for _ in range(CALLS)]
         while not all(leaf.is_ready() for leaf in jax.tree.leaves(held)):  # looks without telling CUDA to wait
             pass
     waiting = re.compile(r"cu(da)?(Stream|Device|Event|Ctx)Synchronize")
@@ -85,6 +100,88 @@ def test_pinned_host_memory_is_read_in_order():
     f = jax.jit(torch2jax(lambda x: x + source.to("cuda", non_blocking=True)))
     for _ in range(3):
         np.testing.assert_array_equal(f(jnp.zeros(N)), np.arange(N, dtype=np.float32))
+
+
+def test_pinned_host_memory_becomes_an_array_of_the_cpu():
+    source = torch.arange(float(N)).pin_memory()
+    array = t2j(source)
+    assert array.devices() == {jax.devices("cpu")[0]}
+    assert array.unsafe_buffer_pointer() == source.data_ptr()
+
+
+def test_streams_of_the_users_are_joined_to_torchs_own(gpu):
+    w, side = torch.zeros(N, device="cuda"), torch.cuda.Stream()
+    f = jax.jit(torch2jax(lambda x: x + w))
+    f(ones()).block_until_ready()
+    for i in range(1, 4):
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            gpu.delay()
+            w.add_(1)
+        torch.cuda.current_stream().wait_stream(side)
+        np.testing.assert_array_equal(f(ones()), np.full(N, 1.0 + i, np.float32))
+
+
+def test_streams_inside_a_function(gpu):
+    side = torch.cuda.Stream()
+
+    def f(x):
+        main = torch.cuda.current_stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            gpu.delay()
+            y = x * 2
+        main.wait_stream(side)
+        y.record_stream(main)
+        return y + 1
+
+    call = jax.jit(torch2jax(f, output_shapes=jax.ShapeDtypeStruct((N,), jnp.float32)))
+    for _ in range(5):
+        np.testing.assert_array_equal(call(ones()), np.full(N, 3.0, np.float32))
+
+
+def test_which_thread_runs_a_function(record_property):
+    seen = []
+    f = jax.jit(torch2jax(lambda x: (seen.append(threading.get_ident()), x + 1)[1]))
+    for _ in range(2):
+        f(ones()).block_until_ready()
+    record_property("on the caller's thread", seen[-1] == threading.get_ident())
+
+
+@pytest.mark.parametrize("kind", ["value", "dropout"])
+def test_random_numbers_of_a_gpu(kind):
+    x = ones()
+    if kind == "dropout":
+        f = torch2jax(lambda x: torch.nn.functional.dropout(x, 0.5), residuals="recompute")
+        with pytest.warns(T2jWarning, match="draws random numbers"):
+            jax.block_until_ready(jax.grad(lambda x: f(x).sum())(x))
+    f = torch2jax(lambda x: torch.nn.functional.dropout(x, 0.5), residuals="recompute", rng=True)
+    key = jax.random.key(3)
+    y, pull = jax.vjp(lambda x: f(key, x), x)
+    np.testing.assert_array_equal(pull(ones())[0], y)
+    np.testing.assert_array_equal(jax.jit(f)(key, x), y)
+    state = torch.cuda.get_rng_state()
+    torch2jax(lambda x: x + torch.rand(N, device="cuda"))  # its outputs are inferred when it is called
+    jax.eval_shape(torch2jax(lambda x: x + torch.rand(N, device="cuda")), x)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+@pytest.mark.xfail(reason="DLPack does not tell one allocator what the other has enqueued", strict=False)
+@pytest.mark.parametrize("direction", ["torch to jax", "jax to torch"])
+def test_converted_memory_is_not_reused_while_it_is_read(gpu, direction):
+    for _ in range(5):
+        if direction == "torch to jax":
+            slow = jax.jit(lambda x: jax.lax.fori_loop(0, 2000, lambda _, y: jnp.sin(y) * 0 + y, x))
+            out = slow(t2j(torch.ones(N, device="cuda")))
+            _ = [torch.full((N,), float("nan"), device="cuda") for _ in range(4)]
+        else:
+            tensor = j2t(jnp.ones(N) + 0)
+            gpu.delay()
+            out = tensor + 0
+            del tensor
+            _ = [jnp.full(N, jnp.nan) + i for i in range(4)]
+            out = out.cpu()
+        np.testing.assert_array_equal(out, np.ones(N, np.float32))
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------
@@ -123,6 +220,7 @@ def test_weights_on_another_device_are_torchs_error():
 
 def test_torch_without_cuda_is_an_error_that_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     with pytest.raises(RuntimeError, match="CUDA build of PyTorch"):
         torch2jax(lambda t: t + 1, output_shapes=jax.ShapeDtypeStruct((4,), jnp.float32))(jnp.ones(4))
 
@@ -147,6 +245,10 @@ def test_the_second_of_two_gpus():
     np.testing.assert_allclose(f(x), np.sin(np.ones(8)), rtol=1e-6)
     assert seen[-1] == (1, 1)
     assert torch.cuda.current_device() == 0
+    tensor = torch.ones(8, device="cuda:1")
+    assert t2j(tensor).devices() == {second}
+    assert j2t(x).device == tensor.device
+    assert torch.cuda.current_device() == 0
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -163,146 +265,7 @@ def test_the_memory_of_both_allocators_is_flat(gpu, kind):
         torch.cuda.synchronize()
         return gpu.jax.memory_stats()["bytes_in_use"], torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
 
-    before = used(100)
-    assert used(10_000) == before
-
-
-# --- what torch can do on a GPU -------------------------------------------------------------------------------------
-
-
-def test_a_cuda_graph_of_torch_inside_a_function():
-    weight = torch.randn(64, 64, device="cuda")
-    static = torch.zeros(64, 64, device="cuda")
-    torch.sin(static @ weight)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = torch.sin(static @ weight)
-
-    def replayed(x):
-        static.copy_(x)
-        graph.replay()
-        return result.clone()
-
-    f = jax.jit(torch2jax(replayed, output_shapes=jax.ShapeDtypeStruct((64, 64), jnp.float32)))
-    for seed in range(3):
-        x = jax.random.normal(jax.random.key(seed), (64, 64))
-        expected = torch.sin(torch.as_tensor(np.asarray(x), device="cuda") @ weight).cpu()
-        np.testing.assert_allclose(f(x), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_functions():
-    f = jax.jit(torch2jax(torch.compile(lambda x: torch.sin(x) * 2 + x)))
-    x = jax.random.normal(jax.random.key(0), (4096,))
-    np.testing.assert_allclose(f(x), jnp.sin(x) * 2 + x, rtol=1e-4, atol=1e-5)
-
-
-def test_a_triton_kernel(tmp_path, monkeypatch):
-    pytest.importorskip("triton")
-    (tmp_path / "doubling.py").write_text(
-        textwrap.dedent("""
-        import torch, triton, triton.language as tl
-
-        @triton.jit
-        def kernel(source, target, n, BLOCK: tl.constexpr):
-            at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-            tl.store(target + at, tl.load(source + at, mask=at < n) * 2, mask=at < n)
-
-        def double(x):
-            out = torch.empty_like(x)
-            kernel[(triton.cdiv(x.numel(), 256),)](x, out, x.numel(), BLOCK=256)
-            return out
-        """)
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    import doubling
-
-    f = jax.jit(torch2jax(doubling.double, output_shapes=jax.ShapeDtypeStruct((1000,), jnp.float32)))
-    x = jax.random.normal(jax.random.key(0), (1000,))
-    np.testing.assert_allclose(f(x), x * 2)
-
-
-def test_a_kernel_of_ones_own(tmp_path):
-    if not shutil.which("nvcc") or not shutil.which("ninja"):
-        pytest.skip("needs nvcc and ninja")
-    from torch.utils.cpp_extension import load_inline
-
-    source = """
-    #include <c10/cuda/CUDAStream.h>
-    __global__ void add_one(const float* in, float* out, int n) {
-      int i = blockIdx.x * blockDim.x + threadIdx.x;
-      if (i < n) out[i] = in[i] + 1;
-    }
-    torch::Tensor plus_one(torch::Tensor x) {
-      auto out = torch::empty_like(x);
-      int n = x.numel();
-      auto stream = c10::cuda::getCurrentCUDAStream();
-      add_one<<<(n + 255) / 256, 256, 0, stream>>>(x.data_ptr<float>(), out.data_ptr<float>(), n);
-      return out;
-    }
-    """
-    module = load_inline(
-        "t2j_plus_one",
-        "torch::Tensor plus_one(torch::Tensor x);",
-        source,
-        functions=["plus_one"],
-        build_directory=str(tmp_path),
-    )
-    f = jax.jit(torch2jax(module.plus_one, output_shapes=jax.ShapeDtypeStruct((1000,), jnp.float32)))
-    x = jax.random.normal(jax.random.key(0), (1000,))
-    for _ in range(3):
-        np.testing.assert_allclose(f(x), x + 1)
-
-
-def test_graphs_of_xla_around_a_call():
-    # A call is no part of a CUDA graph of XLA; the kernels around it may be.
-    f = torch2jax(lambda t: torch.sin(t))
-
-    @jax.jit
-    def program(x):
-        for _ in range(10):
-            x = jnp.cos(x) @ jnp.eye(64) + 1
-        x = f(x)
-        for _ in range(10):
-            x = jnp.cos(x) @ jnp.eye(64) + 1
-        return x
-
-    x = jax.random.normal(jax.random.key(0), (64, 64))
-    with jax.disable_jit():
-        expected = program(x)
-    for _ in range(5):
-        np.testing.assert_allclose(program(x), expected, rtol=1e-3, atol=1e-3)
-
-
-# --- under a checker -----------------------------------------------------------------------------------------------
-
-
-def test_clean_under_compute_sanitizer(tmp_path):
-    checker = shutil.which("compute-sanitizer")
-    if checker is None:
-        pytest.skip("needs compute-sanitizer")
-    program = tmp_path / "program.py"
-    program.write_text(
-        textwrap.dedent("""
-        import jax, jax.numpy as jnp, torch
-        from t2j_autodiff import torch2jax
-        f = torch2jax(lambda x, w: torch.tanh(x @ w).sum())
-        x, w = jnp.ones((64, 64)), jnp.ones((64, 64))
-        for _ in range(3):
-            jax.block_until_ready(jax.jit(jax.value_and_grad(f))(x, w))
-            jax.block_until_ready(jax.jit(torch2jax(torch.sin, outputs="auto"))(jnp.ones(1 << 20)))
-        """)
-    )
-    done = subprocess.run(
-        [checker, "--error-exitcode", "1", sys.executable, str(program)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    if "Device not supported" in done.stdout:
-        pytest.skip("compute-sanitizer does not support this device here")
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "ERROR SUMMARY: 0 errors" in done.stdout
+    before = used(200)
+    after = used(10_000)
+    assert after[:2] == before[:2]
+    assert after[2] <= before[2]

@@ -12,7 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_autodiff import PerformanceWarning, T2jWarning, _residuals, checkpoint_policy, clear_residuals, torch2jax
+from t2j_autodiff import (
+    PerformanceWarning,
+    T2jWarning,
+    _compat,
+    _graph,
+    _residuals,
+    checkpoint_policy,
+    clear_residuals,
+    torch2jax,
+)
+from t2j_autodiff._shared import DiffOptions, Shared
+from t2j_core.extend import Leaf
 from t2j_core.testing import assert_nothing_escaped, collect, live_functions
 
 N = 5000  # more elements than a function that is run again may have
@@ -105,6 +116,22 @@ def test_all_ways_agree(residuals):
     torch.log_softmax(model(leaf), -1)[:, 0].sum().backward()
     got = jax.jit(jax.grad(f))(jnp.asarray(images.numpy()))
     np.testing.assert_allclose(got, leaf.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_traced_graph_runs_where_its_operands_are():
+    def f(x):
+        return ((x * torch.arange(6.0, device=x.device)).sin().sum() + torch.zeros((), device=x.device),)
+
+    vector, number = (Leaf(shape, np.dtype(np.float32), torch.float32) for shape in ((6,), ()))
+    graphs = _graph.Graphs.make(f, [vector], [number], (0,), (0,), Shared("f", DiffOptions()), "f")
+    for device in ("cpu", "meta"):  # in place of a GPU
+        x, ct = torch.ones(6, device=device), torch.ones((), device=device)
+        y, *saved = graphs.forward(f, ())(x)
+        (g,) = graphs.backward((x,), saved, (0,), {0: ct}, ())
+        assert {t.device.type for t in (y, g, *saved)} == {device}
+        if device == "cpu":
+            torch.testing.assert_close(y, f(x)[0])
+            torch.testing.assert_close(g, torch.arange(6.0) * torch.arange(6.0).cos())
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")  # torch's word on `.item()`
@@ -713,3 +740,12 @@ def test_a_function_that_requires_gradients_of_an_argument_itself():
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(reference), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert "kept autograd graph" in f.explain()
+
+
+def test_numbers_from_the_generator_of_a_gpu_warn_too(monkeypatch):
+    generator = torch.Generator()  # in place of one
+    monkeypatch.setattr(_compat, "torch_gpus", lambda: [0])
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    f = torch2jax(lambda x: x * torch.rand(N, generator=generator), residuals="recompute")
+    with pytest.warns(T2jWarning, match="draws random numbers"):
+        jax.block_until_ready(jax.grad(lambda x: f(x).sum())(X))

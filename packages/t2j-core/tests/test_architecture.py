@@ -170,8 +170,7 @@ def test_the_names_for_sister_packages():
             *("declared_outputs", "leaves_of", "merger", "split", "explicit_spec", "manual_axes", "reshard", "Tracer"),
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
-            "modules_in_use",
-            "batched_mesh_axes",
+            *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
             *("describe", "warn", "grouped", "heading", "short_avals", "P"),
         ]
     )

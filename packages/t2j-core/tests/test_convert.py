@@ -35,6 +35,13 @@ def test_t2j_is_over_the_same_memory(name):
     assert t2j(tensor).unsafe_buffer_pointer() == tensor.data_ptr()
 
 
+def test_pinned_memory_is_the_cpus(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: True)  # there is none without a GPU
+    tensor = torch.ones(256)
+    assert t2j(tensor).unsafe_buffer_pointer() == tensor.data_ptr()
+    assert t2j(tensor).devices() == {jax.devices("cpu")[0]}
+
+
 def test_t2j_keeps_the_tensors_memory_alive():
     array = t2j(torch.full((1 << 16,), 3.0))
     other = [torch.zeros(1 << 16) for _ in range(4)]

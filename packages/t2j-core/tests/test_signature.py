@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core import ArgumentError, DataDependentShapeError, OutputError, Size, module2jax, torch2jax
+from t2j_core import ArgumentError, DataDependentShapeError, OutputError, Size, _compat, module2jax, torch2jax
 
 
 def f32(*shape: int) -> jax.Array:
@@ -30,6 +30,43 @@ class Spy:
 
 
 # --- inferred ------------------------------------------------------------------------------------------------------
+
+
+def test_made_up_data_is_where_jax_computes_or_else_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(_compat, "torch_device", lambda: torch.device("meta"))  # in place of a GPU
+
+    def only(device):
+        def f(t):
+            if spy.devices[-1] != device or len(spy.devices) == 1:  # the first is the run without data
+                raise RuntimeError("a kernel for one kind of device")
+            return t * 2
+
+        spy = Spy(f)
+        return spy
+
+    for device in ("meta", "cpu"):
+        spy = only(device)
+        assert jax.eval_shape(torch2jax(spy), f32(4)).shape == (4,)
+        assert spy.devices[-2:] == [device, device]
+
+
+def test_a_kernel_of_ones_own_is_not_launched_on_nothing():
+    addresses = []
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, t):
+            addresses.append(t.data_ptr())
+            return t.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    f = torch2jax(Kernel.apply)
+    np.testing.assert_array_equal(f(f32(4)), f32(4))
+    assert "made-up data (NotImplementedError: a tensor without data has no address)" in f.explain()
+    assert 0 not in addresses
 
 
 def test_inference_touches_no_data_and_happens_once_per_signature():

@@ -18,10 +18,10 @@ import torch
 import torch.overrides
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
+from t2j_core.extend import DispatchMode, torch_gpus
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 Zero = ad.Zero
 
@@ -153,19 +153,16 @@ def materialised(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
-def random_state() -> torch.Tensor:
-    """The state of torch's generator on the CPU, which tells whether somebody drew random numbers."""
-    return torch.default_generator.get_state()
+def random_states() -> list[torch.Tensor]:
+    """The states of torch's generators, which tell whether somebody drew random numbers. None waits for a GPU."""
+    gpus = (torch.cuda.default_generators[i] for i in torch_gpus())
+    return [generator.get_state() for generator in (torch.default_generator, *gpus)]
 
 
-class RandomOperations(TorchDispatchMode):
+class RandomOperations(DispatchMode):
     """Notes whether an operation of this thread draws random numbers."""
 
     found = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else entering it imports the compiler
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.found |= torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())

@@ -7,12 +7,13 @@ graph instead.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from t2j_core import PerformanceWarning, dtype_t2j
-from t2j_core.extend import Leaf, canonical, modules_in_use, warn
+from t2j_core.extend import Leaf, canonical, modules_in_use, torch_device, warn
 
 from . import _compat
 from ._batching import Levels, batched, with_all_levels
@@ -28,7 +29,8 @@ class Graphs:
     """A traced forward and backward of one function."""
 
     def __init__(self, forward: Any, backward: Any, n_results: int, differentiated: Sequence[int]) -> None:
-        self._forward, self._backward = forward, backward
+        self._traced_on: torch.device = _places(forward)[0].meta["val"].device
+        self._graphs: dict[torch.device, Any] = {self._traced_on: (forward, backward)}
         self._n = n_results
         self._differentiated = tuple(differentiated)  # the outputs that the backward takes a cotangent of
         places = _places(forward)
@@ -78,14 +80,21 @@ class Graphs:
         self._operands, self._results, self._ins, self._shared = operands, results, tuple(ins), shared
         self._pullbacks: dict[Any, Flat] = {}
 
+    def _on(self, device: torch.device) -> Any:
+        """Forward and backward for operands on `device`."""
+        if device not in self._graphs:
+            self._graphs[device] = tuple(_moved(g, self._traced_on, device) for g in self._graphs[self._traced_on])
+        return self._graphs[device]
+
     # --- forward ---------------------------------------------------------------------------------------------------
 
     def forward(self, plain: Flat, levels: Levels) -> Flat:
         """A flat function that answers the outputs and the saved tensors."""
 
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            forward, _ = self._on(x[0].device)
             with torch.no_grad():
-                answer = self._forward(*x)
+                answer = forward(*x)
             own = (answer[self._n + k].permute(order) for k, order in zip(self._own, self._orders, strict=True))
             return (*answer[: self._n], *(t.resolve_conj() for t in own))
 
@@ -123,8 +132,9 @@ class Graphs:
             ]
             own = (t.permute(_inverse(order)) for t, order in zip(a[n:m], self._orders, strict=True))
             saved = [a[self._inputs[k]] if k in self._inputs else next(own) for k in range(self._count)]
+            _, backward = self._on(a[0].device)
             with torch.no_grad():
-                grads = self._backward(*saved, *cotangents)
+                grads = backward(*saved, *cotangents)
             of_ins = dict(zip(range(n), grads, strict=True))
             return tuple(
                 torch.zeros_like(a[i]) if of_ins[i] is None else _compat.conj(_compat.materialised(of_ins[i]))
@@ -153,7 +163,7 @@ def _trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> tuple[An
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        x = [torch.empty(leaf.shape, dtype=leaf.torch_dtype) for leaf in operands]
+        x = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device=torch_device()) for leaf in operands]
     for i in ins:
         x[i].requires_grad_()
     requires: list[bool] = []
@@ -178,6 +188,18 @@ def _trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> tuple[An
     split = values[: len(operands)], values[len(operands) :]
     forward, backward = min_cut_rematerialization_partition(joint, split, num_fwd_outputs=len(requires))
     return forward, backward, differentiated
+
+
+def _moved(module: Any, traced_on: torch.device, device: torch.device) -> Any:
+    """A graph for another device than it was traced on, which its operations that make tensors name."""
+    from torch.fx import GraphModule
+    from torch.fx.node import map_aggregate
+
+    graph = copy.deepcopy(module.graph)
+    move = lambda leaf: device if isinstance(leaf, torch.device) and leaf.type == traced_on.type else leaf
+    for node in graph.nodes:
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), move)
+    return GraphModule(module, graph)
 
 
 def _order(value: torch.Tensor) -> list[int]:

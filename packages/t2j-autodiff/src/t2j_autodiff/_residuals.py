@@ -352,9 +352,9 @@ def warn_if_random(f: Flat, shared: Shared) -> Flat:
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if shared.has_key or shared.is_random or next(checks) >= _CHECKS:
             return f(*x)
-        state = _compat.random_state()
+        states = _compat.random_states()
         answer = f(*x)
-        if not torch.equal(state, _compat.random_state()) and _draws(f, x):
+        if not all(map(torch.equal, states, _compat.random_states())) and _draws(f, x):
             shared.is_random = True
             warn(
                 f"{shared.name} draws random numbers, and its derivative drew other ones than its value. "

@@ -28,6 +28,7 @@ from jax.interpreters import mlir as mlir
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType
 from torch.autograd import profiler as torch_profiler
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 JAX_FLOOR = (0, 6, 2)
@@ -268,16 +269,34 @@ def check_jax_is_allowed(operation: str) -> None:
         raise error(operation)
 
 
+class _OnHost:
+    """A CPU tensor for `jax.dlpack`, as one of the CPU even if its memory is pinned, which torch calls the GPU's."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return torch._C._to_dlpack(self._tensor)
+
+
 def array_over(tensor: torch.Tensor) -> jax.Array:
-    """The memory of a contiguous tensor as a JAX array."""
+    """The memory of a contiguous tensor as a JAX array on the same device."""
     # Strides of dimensions of size 1 may be any, but jax 0.7 refuses some; here they are as JAX counts them.
     tensor = tensor.view(-1).view(tensor.shape)
-    try:
-        return jax.dlpack.from_dlpack(tensor)
-    except XLA_ERRORS:  # jax 0.7 with torch before 2.9, which exports strides of its own for them: a copy
-        if 1 not in tensor.shape:
-            raise
-        return jax.dlpack.from_dlpack(tensor.view(-1)).reshape(tensor.shape)
+    with torch.cuda.device_of(tensor):  # torch exports from its current device alone, and JAX may change that
+        try:
+            return _from_dlpack(tensor)
+        except XLA_ERRORS:  # jax 0.7 with torch before 2.9, which exports strides of its own for them: a copy
+            if 1 not in tensor.shape:
+                raise
+            return _from_dlpack(tensor.view(-1)).reshape(tensor.shape)
+
+
+def _from_dlpack(tensor: torch.Tensor) -> jax.Array:
+    return jax.dlpack.from_dlpack(_OnHost(tensor) if tensor.device.type == "cpu" else tensor)
 
 
 def torch_exchange_api() -> Any | None:
@@ -323,9 +342,17 @@ class DispatchMode(TorchDispatchMode):
 
 
 def torch_device() -> torch.device:
-    """Where torch functions of JAX's default platform run."""
-    on_gpu = jax.default_backend() in ("gpu", "cuda", "rocm") and torch.cuda.is_available()
+    """Where torch functions on JAX's default device run."""
+    # A device, the name of a platform, or None.
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]
+    platform = getattr(default, "platform", default) or jax.default_backend()
+    on_gpu = platform in ("gpu", "cuda", "rocm") and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
+
+
+def torch_gpus() -> list[int]:
+    """The GPUs that torch has begun to use: asking it for them would make it begin."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def autocast_depth() -> int:
@@ -351,6 +378,21 @@ def fake_mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class _WithoutAddresses(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.data_ptr and args[0].untyped_storage().device.type == "meta":  # that of fake ones too
+            raise NotImplementedError("a tensor without data has no address")
+        return func(*args, **(kwargs or {}))
+
+
+def without_addresses() -> contextlib.AbstractContextManager[Any]:
+    """Within, whoever asks a tensor without data for its address gets an error, not the address 0.
+
+    A kernel of the user's own (Triton) would be launched on it, after which the GPU is of no use to the process.
+    """
+    return _WithoutAddresses()
 
 
 def without_compilation() -> contextlib.AbstractContextManager[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import logging
 import math
 import types
@@ -185,7 +186,7 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
     if _compat.dynamo_is_loaded() or sum(leaf.nbytes for leaf in operands) >= _FAKE_FROM_BYTES:
         # Some code looks for fake tensors to skip what needs data. Their import takes seconds, so zeros are cheaper
         # unless they are many, or the import is done.
-        modes.append((_compat.fake_mode(), "cpu"))
+        modes.append((_compat.fake_mode(), str(_compat.torch_device())))
     obstacle = ""
     for mode, device in modes:
         try:
@@ -218,7 +219,7 @@ def _first_line(error: Exception) -> str:
 def _run_in(mode: Any, device: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
     with mode if device != "meta" else contextlib.nullcontext():
         tensors = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device=device) for leaf in operands]
-    with mode:
+    with mode, _compat.without_addresses():
         return _run(call, key, tensors)
 
 
@@ -230,19 +231,20 @@ def _keeps_state(name: str) -> str:
 
 
 def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
-    def run(make: Callable[[Leaf], torch.Tensor]) -> Outputs:
+    def run(make: Callable[[Leaf], torch.Tensor], device: str) -> Outputs:
         with _inference(name):
-            return _run(call, key, [make(leaf) for leaf in operands])
+            return _run(call, key, [make(leaf).to(device) for leaf in operands])
 
     answers: list[Outputs] = []
     failure: Exception | None = None
-    for make in (_zeros, _ramp, _ones):  # some need not be valid input; two answers tell whether values matter
+    devices = dict.fromkeys((str(_compat.torch_device()), "cpu"))  # kernels and weights may be of a GPU alone
+    for device, make in itertools.product(devices, (_zeros, _ramp, _ones)):
+        if isinstance(failure, T2jError) or len(answers) == 2 or (answers and make is _zeros):
+            break  # some need not be valid input; two answers tell whether values matter
         try:
-            answers.append(run(make))
+            answers.append(run(make, device))
         except Exception as error:
             failure = failure or error
-        if isinstance(failure, T2jError) or len(answers) == 2:
-            break
     if failure is not None and not answers:
         if not isinstance(failure, T2jError):
             failure.add_note(
@@ -300,7 +302,7 @@ def _inference(name: str) -> Any:
     with (
         turns,
         _compat.default_torch_state(("cpu",)),
-        torch.random.fork_rng(devices=[]),
+        torch.random.fork_rng(devices=_compat.torch_gpus()),
         _compat.without_compilation(),
         _compat.refusing_jax(refuse),
     ):

@@ -16,8 +16,11 @@ import torch.utils._pytree as torch_tree
 from . import _compat
 from ._signature import Leaf
 
-# Measured on a CPU: entering the mode, passing one operation through it, and copying one byte to fresh memory.
-_MODE_SECONDS, _OPERATION_SECONDS, _BYTE_SECONDS = 9e-6, 2e-6, 0.25e-9
+# Measured on a CPU: entering the mode, and passing one operation through it.
+_MODE_SECONDS, _OPERATION_SECONDS = 9e-6, 2e-6
+# What a copy takes, and each of its bytes: measured on a CPU, to fresh memory; on a GPU what its launch takes of the
+# host, and 2 TB/s each way, neither measured yet.
+_COPY_SECONDS = {"cpu": (0.0, 0.25e-9), "cuda": (8e-6, 1e-12)}
 
 
 class _Swap(NamedTuple):
@@ -190,7 +193,8 @@ class Redirected:
                 plan[producer.position] = _Swap(
                     producer.operation, *overload, index, producer.arguments, producer.shape, producer.strides
                 )
-                saved += leaf.nbytes * _BYTE_SECONDS
+                once, each = _COPY_SECONDS.get(result.device.type, _COPY_SECONDS["cpu"])
+                saved += once + leaf.nbytes * each
         worth_it = saved > _MODE_SECONDS + recorder.count * _OPERATION_SECONDS
         if not worth_it:
             too_dear = f"looking for what writes it among {recorder.count} operations costs more than the copy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from typing import Any, NamedTuple
 
@@ -9,10 +10,11 @@ import torch
 
 
 class Entered(NamedTuple):
-    """What `leave` restores."""
+    """What `leave` restores: torch's device and stream; and the stream of the call."""
 
     device: int
-    stream: Any
+    own: Any
+    of_call: Any
 
 
 @functools.lru_cache(maxsize=64)
@@ -25,23 +27,42 @@ def enter(pointer: int, device: int) -> Entered:
 
     Weights that torch is still writing on its own stream are waited for by an event on the GPU.
     """
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized() and not torch.cuda.is_available():
         raise RuntimeError(
             "XLA runs on a GPU but this PyTorch cannot use one.\n"
             "  Expected: a PyTorch build with CUDA (or ROCm)\n"
             f"  Got:      torch {torch.__version__}\n"
             "Install a CUDA build of PyTorch, or run on the CPU: `with jax.default_device(jax.devices('cpu')[0])`."
         )
-    before = Entered(torch.cuda.current_device(), torch.cuda.current_stream(device))
-    torch.cuda.set_device(device)
-    stream = _external_stream(pointer, device)
-    stream.wait_stream(before.stream)
-    torch.cuda.set_stream(stream)
-    return before
+    entered = Entered(torch.cuda.current_device(), torch.cuda.current_stream(device), _external_stream(pointer, device))
+    _order(entered.own, entered.of_call, device)
+    torch.cuda.set_stream(entered.of_call)  # which makes `device` current too
+    return entered
 
 
-def leave(before: Entered) -> None:
-    """Give torch its own stream back, ordered after the work of the call."""
-    before.stream.wait_stream(torch.cuda.current_stream(before.stream.device))
-    torch.cuda.set_stream(before.stream)
-    torch.cuda.set_device(before.device)
+def leave(entered: Entered) -> None:
+    """Give torch its own stream back, ordered after the work of the call, whichever stream the function left behind."""
+    device = entered.of_call.device_index
+    _order(entered.of_call, entered.own, device)
+    torch.cuda.set_stream(entered.own)
+    if entered.device != device:
+        torch.cuda.set_device(entered.device)
+
+
+# Events that are not in use, by device. Making one takes longer than recording it, and a thread of XLA's has no
+# memory of its own between calls. What waits for an event waits for what was recorded when it began to.
+_events: collections.defaultdict[int, collections.deque[Any]] = collections.defaultdict(collections.deque)
+
+
+def _order(earlier: Any, later: Any, device: int) -> None:
+    """Let what `later` is given next begin after what `earlier` was given."""
+    if earlier == later:
+        return
+    free = _events[device]
+    try:
+        event = free.pop()
+    except IndexError:
+        event = torch.cuda.Event()
+    event.record(earlier)
+    later.wait_event(event)
+    free.append(event)

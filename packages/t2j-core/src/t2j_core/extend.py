@@ -4,6 +4,7 @@ Semi-public: it changes with the minor version of t2j-core.
 """
 
 from ._arguments import leaves_of as leaves_of
+from ._compat import DispatchMode as DispatchMode
 from ._compat import Tracer as Tracer
 from ._compat import batched_mesh_axes as batched_mesh_axes
 from ._compat import explicit_spec as explicit_spec
@@ -11,6 +12,8 @@ from ._compat import manual_axes as manual_axes
 from ._compat import numbers_in as numbers_in
 from ._compat import reshard as reshard
 from ._compat import storage_uses as storage_uses
+from ._compat import torch_device as torch_device
+from ._compat import torch_gpus as torch_gpus
 from ._compat import varying_axes as varying_axes
 from ._dtypes import canonical as canonical
 from ._errors import describe as describe

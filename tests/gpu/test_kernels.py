@@ -1,0 +1,194 @@
+"""What torch runs on a GPU besides its own operations: graphs, compiled functions, kernels of one's own.
+
+In a process of its own: an illegal access leaves no other test a GPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from t2j_autodiff import torch2jax
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _on_the_gpu(gpu):
+    yield
+
+
+def normal(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_a_cuda_graph_of_torch_inside_a_function():
+    weight = torch.randn(64, 64, device="cuda")
+    static = torch.zeros(64, 64, device="cuda")
+    torch.sin(static @ weight)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = torch.sin(static @ weight)
+
+    def replayed(x):
+        static.copy_(x)
+        graph.replay()
+        return result.clone()
+
+    f = jax.jit(torch2jax(replayed, output_shapes=jax.ShapeDtypeStruct((64, 64), jnp.float32)))
+    for seed in range(3):
+        x = jax.random.normal(jax.random.key(seed), (64, 64))
+        expected = torch.sin(torch.as_tensor(np.asarray(x), device="cuda") @ weight).cpu()
+        np.testing.assert_allclose(f(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cuda_graph_is_captured_inside_a_function():
+    static, graph, results = torch.zeros(64, device="cuda"), torch.cuda.CUDAGraph(), []
+
+    def f(x):
+        static.copy_(x)
+        if not results:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                results.append(torch.sin(static) * 2)
+        graph.replay()
+        return results[0].clone()
+
+    call = jax.jit(torch2jax(f, output_shapes=jax.ShapeDtypeStruct((64,), jnp.float32)))
+    for seed in range(3):
+        np.testing.assert_allclose(
+            call(normal(64, seed=seed)), 2 * jnp.sin(normal(64, seed=seed)), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_functions(mode):
+    f = jax.jit(torch2jax(torch.compile(lambda x: torch.sin(x) * 2 + x, mode=mode)))
+    for seed in range(4):  # its own graphs are warmed up, recorded and replayed
+        x = normal(4096, seed=seed)
+        np.testing.assert_allclose(f(x), jnp.sin(x) * 2 + x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_of_compiled_functions():
+    f = jax.jit(jax.grad(torch2jax(torch.compile(lambda x: (torch.sin(x) * 2 + x).sum()))))
+    np.testing.assert_allclose(f(normal(8192)), 2 * jnp.cos(normal(8192)) + 1, rtol=1e-4, atol=1e-5)
+
+
+def test_a_traced_graph_with_constants_and_weights_of_the_gpu():
+    weight = torch.randn(64, 64, device="cuda")
+    f = torch2jax(
+        lambda x: torch.tanh(x @ weight * torch.arange(64.0, device=x.device)).sum(), residuals="graph", outputs="copy"
+    )
+    g = torch2jax(lambda x: torch.tanh(x @ weight * torch.arange(64.0, device=x.device)).sum(), residuals="recompute")
+    x = normal(64, 64) / 64
+    np.testing.assert_allclose(jax.jit(jax.grad(f))(x), jax.grad(g)(x), rtol=1e-4, atol=1e-5)
+    assert "from a traced graph" in f.explain()
+
+
+def test_an_operation_of_ones_own():
+    @torch.library.custom_op("t2j_test::doubled", mutates_args=())
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        assert x.is_cuda
+        return x * 2
+
+    doubled.register_fake(torch.empty_like)
+    doubled.register_autograd(lambda ctx, g: g * 2)
+    x = normal(5000)
+    np.testing.assert_allclose(jax.jit(torch2jax(doubled))(x), x * 2)
+    np.testing.assert_allclose(jax.grad(lambda x: torch2jax(doubled)(x).sum())(x), jnp.full(5000, 2.0))
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "inferred"])
+def test_a_triton_kernel(tmp_path, monkeypatch, declared):
+    pytest.importorskip("triton")
+    (tmp_path / "doubling.py").write_text(
+        textwrap.dedent("""
+        import torch, triton, triton.language as tl
+
+        @triton.jit
+        def kernel(source, target, n, BLOCK: tl.constexpr):
+            at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+            tl.store(target + at, tl.load(source + at, mask=at < n) * 2, mask=at < n)
+
+        def double(x):
+            out = torch.empty_like(x)
+            kernel[(triton.cdiv(x.numel(), 256),)](x, out, x.numel(), BLOCK=256)
+            return out
+
+        class Double(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return double(x)
+
+            @staticmethod
+            def backward(ctx, g):
+                return double(g.contiguous())
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import doubling
+
+    shape = jax.ShapeDtypeStruct((1000,), jnp.float32) if declared else None
+    f = torch2jax(doubling.Double.apply, output_shapes=shape)
+    x = normal(1000)
+    np.testing.assert_allclose(jax.jit(f)(x), x * 2)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: f(x).sum()))(x), jnp.full(1000, 2.0))
+
+
+def test_a_kernel_of_ones_own(tmp_path):
+    if not shutil.which("nvcc") or not shutil.which("ninja"):
+        pytest.skip("needs nvcc and ninja")
+    from torch.utils.cpp_extension import load_inline
+
+    source = """
+    #include <c10/cuda/CUDAStream.h>
+    __global__ void add_one(const float* in, float* out, int n) {
+      int i = blockIdx.x * blockDim.x + threadIdx.x;
+      if (i < n) out[i] = in[i] + 1;
+    }
+    torch::Tensor plus_one(torch::Tensor x) {
+      auto out = torch::empty_like(x);
+      int n = x.numel();
+      auto stream = c10::cuda::getCurrentCUDAStream();
+      add_one<<<(n + 255) / 256, 256, 0, stream>>>(x.data_ptr<float>(), out.data_ptr<float>(), n);
+      return out;
+    }
+    """
+    module = load_inline(
+        "t2j_plus_one",
+        "torch::Tensor plus_one(torch::Tensor x);",
+        source,
+        functions=["plus_one"],
+        build_directory=str(tmp_path),
+    )
+    f = jax.jit(torch2jax(module.plus_one, output_shapes=jax.ShapeDtypeStruct((1000,), jnp.float32)))
+    x = jax.random.normal(jax.random.key(0), (1000,))
+    for _ in range(3):
+        np.testing.assert_allclose(f(x), x + 1)
+
+
+def test_graphs_of_xla_around_a_call():
+    # A call is no part of a CUDA graph of XLA; the kernels around it may be.
+    f = torch2jax(lambda t: torch.sin(t))
+
+    @jax.jit
+    def program(x):
+        for _ in range(10):
+            x = jnp.cos(x) @ jnp.eye(64) + 1
+        x = f(x)
+        for _ in range(10):
+            x = jnp.cos(x) @ jnp.eye(64) + 1
+        return x
+
+    x = jax.random.normal(jax.random.key(0), (64, 64))
+    with jax.disable_jit():
+        expected = program(x)
+    for _ in range(5):
+        np.testing.assert_allclose(program(x), expected, rtol=1e-3, atol=1e-3)
