@@ -329,7 +329,7 @@ def dynamo_is_loaded() -> bool:
 class DispatchMode(TorchDispatchMode):
     """A dispatch mode that leaves `torch.compile` alone: entering it neither imports nor switches off the compiler."""
 
-    compiler_works_inside = hasattr(TorchDispatchMode, "ignore_compile_internals")  # torch before 2.10
+    compiler_works_inside: bool = hasattr(TorchDispatchMode, "ignore_compile_internals")  # torch before 2.10
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
