@@ -697,3 +697,18 @@ def test_a_function_that_requires_gradients_of_an_argument_itself():
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(reference), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert "kept autograd graph" in f.explain()
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute"])
+def test_an_intermediate_that_is_overwritten_after_it_was_saved(residuals):
+    # Regression: the kept graph computed with the new values. Torch raises.
+    def overwrites(x):
+        y = torch.sigmoid(x)
+        y += x
+        return y.square().sum()
+
+    x = np.ones((80, 80), np.float32)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        overwrites(torch.from_numpy(x).requires_grad_()).backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        jax.grad(torch2jax(overwrites, residuals=residuals))(jnp.asarray(x))
