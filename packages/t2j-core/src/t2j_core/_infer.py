@@ -18,7 +18,7 @@ import torch
 import torch.utils._pytree as torch_tree
 
 from . import _compat
-from ._dtypes import aval_text
+from ._dtypes import aval_text, note_missing_width
 from ._errors import (
     DataDependentShapeError,
     JaxInsideTorchError,
@@ -249,6 +249,7 @@ def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], 
                 f"Raised while t2j inferred the outputs of {name} for ({', '.join(map(str, operands))}). "
                 "If the function works on real data, declare its outputs with `output_shapes=`."
             )
+            note_missing_width(failure)
         try:
             raise failure
         finally:
@@ -302,6 +303,7 @@ def _inference(name: str) -> Any:
         _compat.default_torch_state(("cpu",)),
         torch.random.fork_rng(devices=[]),
         _compat.without_compilation(),
+        _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),
     ):
         yield
