@@ -275,11 +275,17 @@ def _ramp(leaf: Leaf) -> torch.Tensor:
 
 
 def _data_dependent(name: str, operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
+    remedy = "Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries."
+    if any(leaf.shape == () and not jax.numpy.issubdtype(leaf.dtype, np.inexact) for leaf in operands):
+        remedy = (
+            "A number among the arguments of a `jax.jit` of your own is data. If the shapes depend on it, make it a "
+            f"constant with `static_argnums` or `static_argnames` of that `jax.jit`. Otherwise: {remedy}"
+        )
     return describe(
         f"The output shapes of {name} depend on the values of its inputs ({', '.join(map(str, operands))}).",
         expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
         got=f"({', '.join(map(str, first.leaves))}) for one input, ({', '.join(map(str, second.leaves))}) for another",
-        remedy="Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries.",
+        remedy=remedy,
     )
 
 

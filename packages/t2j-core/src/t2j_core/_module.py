@@ -74,6 +74,8 @@ def functional(
     }
 
     def call(variables: Mapping[str, Mapping[str, torch.Tensor]], /, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(variables, Mapping):
+            raise _no_variables(variables, type(module).__name__)
         if mutable:  # the state of a step is no function of the parameters of the step before, nor is it in torch
             buffers = {name: tensor.detach() for name, tensor in variables.get("buffers", {}).items()}
             variables = {**variables, "buffers": buffers}
@@ -206,6 +208,17 @@ class _Skeleton:
     def references(self) -> list[int]:
         """How many there are to each submodule. A graph that will run one in its backward adds to them."""
         return [sys.getrefcount(m) for m in self.module.modules()]
+
+
+def _no_variables(given: Any, module: str) -> ArgumentError:
+    return ArgumentError(
+        describe(
+            f"The first argument of a call of {module} must be its variables.",
+            expected='{"params": {...}, "buffers": {...}}, as `module2jax` returned them',
+            got=type(given).__name__,
+            remedy="Call `apply(variables, *args)`; with `rng=True`, `apply(key, variables, *args)`.",
+        )
+    )
 
 
 def _missing(slot: _Slot, module: str) -> ArgumentError:
