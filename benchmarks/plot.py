@@ -29,8 +29,13 @@ COLOURS: dict[str, str | None] = {
     "noop floor": "#999999",
 }
 STYLES = {
-    **{"torch, native": "--", "jax.jit, native": "-.", "noop floor": ":"},
-    **{"t2j out": "--", "t2j copy": "-.", "t2j in place": ":", "t2j sequential": "--"},
+    "torch, native": "--",
+    "jax.jit, native": "-.",
+    "noop floor": ":",
+    "t2j out": "--",
+    "t2j copy": "-.",
+    "t2j in place": ":",
+    "t2j sequential": "--",
 }
 THEMES = {"light": ("#1f2328", "#d8dee4"), "dark": ("#e6edf3", "#30363d")}
 DARKER_BLUE = {"#0072b2": "#56b4e9"}  # Okabe and Ito's second blue, for a dark page

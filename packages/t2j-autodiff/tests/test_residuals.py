@@ -749,3 +749,18 @@ def test_numbers_from_the_generator_of_a_gpu_warn_too(monkeypatch):
     f = torch2jax(lambda x: x * torch.rand(N, generator=generator), residuals="recompute")
     with pytest.warns(T2jWarning, match="draws random numbers"):
         jax.block_until_ready(jax.grad(lambda x: f(x).sum())(X))
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute"])
+def test_an_intermediate_that_is_overwritten_after_it_was_saved(residuals):
+    # Regression: the kept graph computed with the new values. Torch raises.
+    def overwrites(x):
+        y = torch.sigmoid(x)
+        y += x
+        return y.square().sum()
+
+    x = np.ones((80, 80), np.float32)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        overwrites(torch.from_numpy(x).requires_grad_()).backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        jax.grad(torch2jax(overwrites, residuals=residuals))(jnp.asarray(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 
@@ -881,3 +882,30 @@ def test_derivatives_of_all_kinds_where_the_backward_runs_code_of_its_module():
     np.testing.assert_allclose(mine, jax.grad(lambda x: jnp.vdot(jax.grad(reference)(x), t))(x), rtol=1e-3, atol=1e-4)
     mine = jax.jvp(plain, (x,), (t,))[1]
     np.testing.assert_allclose(mine, jax.jvp(expected, (x,), (t,))[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_running_statistics_that_are_handed_on_inside_a_derivative(mode):
+    # Regression: the statistics of the second step depended on the parameters, which torch's batch norm refuses.
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    apply, variables = module2jax(module, train=True, mutable=True)
+    batches = normal(3, 8, 3)
+
+    def loss(params):
+        def step(buffers, batch):
+            output, buffers = apply({"params": params, "buffers": buffers}, batch)
+            return buffers, output
+
+        buffers, outputs = jax.lax.scan(step, variables["buffers"], jnp.asarray(batches.numpy()))
+        return (outputs**2).sum(), buffers
+
+    native = copy.deepcopy(module).train()
+    sum(native(batch).square().sum() for batch in batches).backward()
+    if mode == "reverse":
+        gradient, buffers = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        close([gradient[n] for n, _ in native.named_parameters()], [p.grad for p in native.parameters()], atol=1e-3)
+    else:
+        tangents = jax.tree.map(jnp.ones_like, variables["params"])
+        _, slope, buffers = jax.jvp(loss, (variables["params"],), (tangents,), has_aux=True)
+        close(slope, sum(p.grad.sum() for p in native.parameters()), rtol=1e-3)
+    close(buffers["1.running_var"], native[1].running_var)

@@ -569,3 +569,34 @@ def test_a_partial_and_a_method_that_raise():
     f = torch2jax(functools.partial(Model().forward, kind=LookupError), output_shapes=Size(2, 3))
     with pytest.raises(LookupError, match="from a method"):
         f(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.nn.functional.cross_entropy,
+        lambda logits, labels: torch.nn.functional.one_hot(labels),
+        lambda logits, labels: logits @ torch.ones(3, 3, dtype=torch.float64),
+    ],
+    ids=["labels", "one_hot", "double"],
+)
+def test_an_error_that_asks_for_64_bits_tells_where_they_went(function):
+    arguments = jnp.ones((2, 3)), jnp.array([0, 1], dtype=jnp.int32)
+    with pytest.raises(RuntimeError) as caught:
+        torch2jax(function)(*arguments)
+    assert "x64 mode is off" in "".join(caught.value.__notes__)
+    with pytest.raises((*JaxError, RuntimeError)) as caught:
+        jax.jit(torch2jax(function))(*arguments)
+    assert "x64 mode is off" in "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+
+
+def test_an_error_of_fake_tensors_is_not_printed():
+    # Regression: once torch's compiler is imported, torch logs a traceback for each shape that does not fit.
+    code = (
+        "import torch, torch._dynamo, jax.numpy as jnp, t2j_core\n"
+        "try: t2j_core.torch2jax(torch.mm)(jnp.ones((2, 3)), jnp.ones((2, 3)))\n"
+        "except RuntimeError as error: print('raised', error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("raised")
+    assert "Traceback" not in done.stderr

@@ -544,6 +544,12 @@ def test_modules_of_torchscript(compile_):
     np.testing.assert_array_equal(apply(zeros, x(2, 3)), np.zeros((2, 4)))
 
 
+def test_a_call_without_variables_is_told_so():
+    apply, _ = module2jax(nn.Linear(3, 2))
+    with pytest.raises(ArgumentError, match=r"must be its variables(.|\n)*apply\(variables, \*args\)"):
+        apply(x(1, 3))
+
+
 @pytest.mark.parametrize("thing", [lambda t: t, nn.Linear, "model", None], ids=["function", "class", "text", "None"])
 def test_something_that_is_no_module(thing):
     with pytest.raises(ArgumentError, match="`module2jax` takes a module"):

@@ -494,3 +494,14 @@ def test_a_constant_that_depends_on_values_is_refused(function):
     # Regression: alone, it came back as it was for zeros, because a call without results never ran.
     with pytest.raises(OutputError, match="depends on the values of its inputs"):
         torch2jax(function)(f32(3) + 1)
+
+
+def test_a_traced_number_that_decides_a_shape_is_named_as_a_way_out():
+    f = torch2jax(lambda t, dim: t.sum(dim))
+    assert f(f32(2, 3), 1).shape == (2,)
+    assert jax.jit(f, static_argnums=1)(f32(2, 3), 1).shape == (2,)
+    with pytest.raises(DataDependentShapeError, match="static_argnums"):
+        jax.jit(f)(f32(2, 3), 1)
+    with pytest.raises(DataDependentShapeError, match="^(?!(.|\n)*static_argnums)"):
+        f2 = torch2jax(lambda t: t.nonzero())
+        f2(f32(2, 3))

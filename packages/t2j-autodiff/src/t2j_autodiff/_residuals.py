@@ -197,13 +197,20 @@ class LiveGraphs:
             if index is None or t.dtype != dtypes[index]:
                 if not _is_parameter(t):
                     storages[storage._cdata] = storage.nbytes()
-                return t
+                return t, t._version
             offset = int(t.storage_offset() - offsets[index])
             return _OfInput(index, tuple(t.shape), t.stride(), offset, t.is_conj())
 
         def unpack(saved: Any) -> torch.Tensor:
             if not isinstance(saved, _OfInput):
-                return saved
+                t, version = saved
+                if t._version != version:  # with hooks, torch leaves this check to them
+                    raise RuntimeError(
+                        "one of the variables needed for gradient computation has been modified by an inplace "
+                        f"operation: a {t.dtype} of shape {tuple(t.shape)} is at version {t._version}, not {version}. "
+                        "Clone it before the operation."
+                    )
+                return t
             base = operands[saved.index]
             view = base.as_strided(saved.shape, saved.strides, base.storage_offset() + saved.offset)
             return view.conj() if saved.is_conj else view

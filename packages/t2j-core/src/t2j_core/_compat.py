@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -393,6 +394,17 @@ def without_addresses() -> contextlib.AbstractContextManager[Any]:
     A kernel of the user's own (Triton) would be launched on it, after which the GPU is of no use to the process.
     """
     return _WithoutAddresses()
+
+
+@contextlib.contextmanager
+def without_log_of_fake_tensors() -> Iterator[None]:
+    """Within, torch does not print a traceback for each operation that fails without data: another way is tried."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def without_compilation() -> contextlib.AbstractContextManager[Any]:

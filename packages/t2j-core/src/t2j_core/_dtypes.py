@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ._errors import DTypeError, describe
+from ._errors import DTypeError, T2jError, describe
 
 
 class Row(NamedTuple):
@@ -115,6 +117,21 @@ def dtype_t2j(dtype: Any) -> np.dtype[Any]:
 def canonical(dtype: Any) -> np.dtype[Any]:
     """The dtype that JAX stores values of `dtype` in: 32-bit while x64 is off."""
     return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+_WIDE = re.compile(r"\b(Long(Tensor)?|int64|float64|Double(?! backward)|double (?=!=)|(?<=!= )double)\b")
+
+
+def note_missing_width(error: BaseException) -> None:
+    """Tell of JAX's 32 bits with an error of torch that asks for 64, such as a loss on integer labels raises."""
+    if canonical(np.int64) == np.int64 or isinstance(error, T2jError):
+        return
+    with contextlib.suppress(Exception):  # its text is the user's
+        if _WIDE.search(str(error)):
+            error.add_note(
+                "While JAX's x64 mode is off, arrays arrive with at most 32 bits. Convert inside the function "
+                "(`labels.long()`), or pass a `torch.int64` or `torch.float64` tensor as the argument's example."
+            )
 
 
 def aval_text(shape: tuple[int, ...], dtype: Any) -> str:

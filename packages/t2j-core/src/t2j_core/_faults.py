@@ -19,7 +19,7 @@ import torch
 
 from . import _compat
 from ._config import config
-from ._dtypes import aval_text, canonical, dtype_t2j
+from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
 from ._errors import DTypeError, OutputError, TensorEscapeError, TensorMutationError, describe
 from ._signature import Leaf, Signature
 
@@ -244,6 +244,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 def report(signature: Signature | None, error: BaseException) -> tuple[int, str]:
     """Keep an exception for `last_error` and word it for XLA: (status code, message)."""
     number = next(_numbers)
+    note_missing_width(error)
     text = "".join(traceback.format_exception(error))
     summary = "".join(traceback.format_exception_only(error)).strip()
     _clear_frames(error)

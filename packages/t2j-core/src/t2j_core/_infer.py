@@ -19,7 +19,7 @@ import torch
 import torch.utils._pytree as torch_tree
 
 from . import _compat
-from ._dtypes import aval_text
+from ._dtypes import aval_text, note_missing_width
 from ._errors import (
     DataDependentShapeError,
     JaxInsideTorchError,
@@ -251,6 +251,7 @@ def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], 
                 f"Raised while t2j inferred the outputs of {name} for ({', '.join(map(str, operands))}). "
                 "If the function works on real data, declare its outputs with `output_shapes=`."
             )
+            note_missing_width(failure)
         try:
             raise failure
         finally:
@@ -276,11 +277,17 @@ def _ramp(leaf: Leaf) -> torch.Tensor:
 
 
 def _data_dependent(name: str, operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
+    remedy = "Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries."
+    if any(leaf.shape == () and not jax.numpy.issubdtype(leaf.dtype, np.inexact) for leaf in operands):
+        remedy = (
+            "A number among the arguments of a `jax.jit` of your own is data. If the shapes depend on it, make it a "
+            f"constant with `static_argnums` or `static_argnames` of that `jax.jit`. Otherwise: {remedy}"
+        )
     return describe(
         f"The output shapes of {name} depend on the values of its inputs ({', '.join(map(str, operands))}).",
         expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
         got=f"({', '.join(map(str, first.leaves))}) for one input, ({', '.join(map(str, second.leaves))}) for another",
-        remedy="Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries.",
+        remedy=remedy,
     )
 
 
@@ -304,6 +311,7 @@ def _inference(name: str) -> Any:
         _compat.default_torch_state(("cpu",)),
         torch.random.fork_rng(devices=_compat.torch_gpus()),
         _compat.without_compilation(),
+        _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),
     ):
         yield

@@ -32,7 +32,7 @@ def module2jax(
       module: any module; it is not changed. Tied parameters stay tied: they appear once, under their first name.
       train: run in training (True) or evaluation (False) mode; None keeps the mode the module is in.
       mutable: also return the new buffers, such as the running statistics of BatchNorm. Without it changes of
-        buffers are dropped.
+        buffers are dropped. Derivatives do not flow through the buffers of a call to those of the call before.
       **options: those of `torch2jax`. With `rng=True` a JAX key comes first: `apply(key, variables, x)`.
 
     Returns:
@@ -75,7 +75,11 @@ def functional(
 
     def call(variables: Mapping[str, Mapping[str, torch.Tensor]], /, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(variables, Mapping):
-            raise _not_variables(f"The first argument of {type(module).__name__} must be its variables.", variables)
+            what = f"The first argument of {type(module).__name__} must be its variables: `apply(variables, *args)`."
+            raise _not_variables(what, variables)
+        if mutable:  # the state of a step is no function of the parameters of the step before, nor is it in torch
+            buffers = {name: tensor.detach() for name, tensor in variables.get("buffers", {}).items()}
+            variables = {**variables, "buffers": buffers}
         output, buffers = pool.call(variables, args, kwargs)
         return (output, buffers) if mutable else output
 
