@@ -70,6 +70,7 @@ class Call {
     Py_XDECREF(answer_);
     for (PyObject* tensor : tensors_) Py_XDECREF(tensor);
     bool ok = true;
+    if (device_.type != dl::kCPU && is_lent()) wait_for_other_threads();  // which is much sooner than a collection
     if (is_lent()) {
       Py_XDECREF(PyObject_CallNoArgs(hooks.collect_garbage));  // perhaps only a reference cycle
       PyErr_Clear();
