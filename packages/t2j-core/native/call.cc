@@ -1,7 +1,9 @@
 #include "call.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "borrow.h"
 #include "state.h"
@@ -68,9 +70,11 @@ class Call {
     Py_XDECREF(answer_);
     for (PyObject* tensor : tensors_) Py_XDECREF(tensor);
     bool ok = true;
-    if ((borrows_ && borrows_->alive() > 0) || (result_borrows_ && result_borrows_->alive() > 0)) {
+    if (device_.type != dl::kCPU && is_lent()) wait_for_other_threads();  // which is much sooner than a collection
+    if (is_lent()) {
       Py_XDECREF(PyObject_CallNoArgs(hooks.collect_garbage));  // perhaps only a reference cycle
       PyErr_Clear();
+      wait_for_other_threads();
       ok = none_kept(raising);
       if (!raising) PyErr_Clear();
     }
@@ -233,6 +237,17 @@ class Call {
       return false;
     }
     return true;
+  }
+
+  bool is_lent() const {
+    return (borrows_ && borrows_->alive() > 0) || (result_borrows_ && result_borrows_->alive() > 0);
+  }
+
+  // A thread of torch's autograd, of which each GPU has one, lets go of the last gradient after the caller has it.
+  void wait_for_other_threads() const {
+    PyThreadState* state = PyEval_SaveThread();
+    for (int i = 0; i < 50 && is_lent(); ++i) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    PyEval_RestoreThread(state);
   }
 
   bool none_kept(bool raising) {

@@ -395,6 +395,25 @@ def test_an_argument_kept_by_a_call_that_also_raises():
         np.testing.assert_array_equal(kept.numpy(), np.arange(N))
 
 
+def test_another_thread_may_let_go_a_moment_later():
+    # So do the threads of torch's autograd, of which each GPU has one.
+    def f(t):
+        held, taken = [t], threading.Event()
+
+        def hold():
+            taken.set()
+            time.sleep(0.0005)
+            held.clear()
+
+        threading.Thread(target=hold).start()
+        taken.wait()
+        return t + 1
+
+    g = jax.jit(torch2jax(f, output_shapes=Size((2, 3))))
+    for _ in range(20):
+        np.testing.assert_array_equal(g(x), here + 1)
+
+
 def test_an_argument_kept_from_call_to_call():
     """The usual mistake: a cache of the previous input."""
     state = {}

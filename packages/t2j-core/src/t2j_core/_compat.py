@@ -348,7 +348,10 @@ def torch_device() -> torch.device:
     default = jax.config.jax_default_device  # type: ignore[attr-defined]
     platform = getattr(default, "platform", default) or jax.default_backend()
     on_gpu = platform in ("gpu", "cuda", "rocm") and torch.cuda.is_available()
-    return torch.device("cuda" if on_gpu else "cpu")
+    return _CUDA if on_gpu else _CPU
+
+
+_CPU, _CUDA = torch.device("cpu"), torch.device("cuda")  # made once: a function mode of the user's sees them being made
 
 
 def torch_gpus() -> list[int]:
