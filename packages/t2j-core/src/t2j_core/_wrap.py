@@ -115,7 +115,7 @@ class TorchFunction(Generic[P]):
         self.__name__: str = str(options.name or getattr(fn, "__name__", type(fn).__name__))
         self.__doc__: str | None = getattr(fn, "__doc__", None)
         self.__wrapped__ = fn
-        self.__signature__: inspect.Signature | None = signature_of(
+        self.__signature__: inspect.Signature = signature_of(
             fn, *["key"] * options.rng, without=["out"] * (options.outputs == "out")
         )
 
@@ -342,12 +342,12 @@ class TorchFunction(Generic[P]):
         return tuple(found.items())
 
 
-def signature_of(fn: Callable[..., Any], *first: str, without: Sequence[str] = ()) -> inspect.Signature | None:
-    """The signature of `fn` with other parameters in front; None if Python cannot tell it, as of functions in C."""
+def signature_of(fn: Callable[..., Any], *first: str, without: Sequence[str] = ()) -> inspect.Signature:
+    """The signature of `fn` with other parameters in front; any, if Python cannot tell it, as of functions in C."""
     try:
         signature = inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn)
     except Exception:  # a callable object may answer anything
-        return None
+        signature = inspect.signature(lambda *args, **kwargs: None)
     names = (name if name not in signature.parameters else f"{name}_" for name in first)
     heads = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
     rest = (p for name, p in signature.parameters.items() if name not in without)
