@@ -161,9 +161,8 @@ class TorchFunction(Generic[P]):
         self.__name__: str = str(options.name or getattr(fn, "__name__", type(fn).__name__))
         self.__doc__: str | None = getattr(fn, "__doc__", None)
         self.__wrapped__ = fn
-        self.__signature__: inspect.Signature | None = signature_of(
-            fn, *["key"] * options.rng, without=["out"] * (options.outputs == "out")
-        )
+        known = signature_of(fn, *["key"] * options.rng, without=["out"] * (options.outputs == "out"))
+        self.__signature__: inspect.Signature = known or inspect.signature(lambda *args, **kwargs: None)
 
     def _start(self) -> None:
         """Begin with empty caches, and be the function of that name."""
