@@ -257,7 +257,7 @@ class _Pool:
             until = own if use is None or use.until is None else use.until
             until.callback(self._free.append, skeleton)
             until.callback(skeleton.empty)
-            if use is None:
+            if use is None or until is not own:
                 return skeleton.call(variables, args, kwargs)
             before = skeleton.references()
             answer = skeleton.call(variables, args, kwargs)
