@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_autodiff import PerformanceWarning, torch2jax
+from t2j_autodiff import PerformanceWarning, module2jax, torch2jax
 
 X = jnp.arange(12.0).reshape(4, 3) / 7
 W = jnp.arange(6.0).reshape(3, 2) - 2
@@ -372,3 +373,32 @@ def test_scans_and_conditions_of_batches():
         return jax.jit(jax.vmap(one))
 
     agree(program(f), program(in_jnp), X, jnp.arange(4))
+
+
+class Counted(torch.nn.Module):
+    """Counts its copies."""
+
+    copies = 0
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, x):
+        return torch.tanh(self.linear(x))
+
+    def __deepcopy__(self, memo):
+        Counted.copies += 1
+        other = memo[id(self)] = Counted.__new__(Counted)
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
+
+def test_examples_in_turn_share_one_copy_of_a_module():
+    apply, variables = module2jax(Counted(), vmap_method="sequential", residuals="recompute")
+    params = variables["params"]
+    loss = lambda params, f: jax.vmap(lambda x: f(params, x))(X).sum()
+    mine = jax.grad(loss)(params, lambda params, x: apply({"params": params, "buffers": {}}, x))
+    reference = jax.grad(loss)(params, lambda p, x: jnp.tanh(p["linear.weight"] @ x + p["linear.bias"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), mine, reference)
+    assert Counted.copies == 1

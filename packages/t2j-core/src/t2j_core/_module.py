@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import functools
 import operator
 import sys
 import threading
@@ -245,32 +246,44 @@ class _Pool:
 
     def __init__(self, module: torch.nn.Module, train: bool | None) -> None:
         self._module, self._train = module, train
-        self._free = collections.deque([_Skeleton(module, train)])
+        self._free = collections.deque([_Skeleton(module, train)], maxlen=64)
 
     def call(self, variables: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:
             skeleton = self._free.pop()
         except IndexError:
             skeleton = _Skeleton(self._module, self._train)
-        use = _context.use
-        with contextlib.ExitStack() as own:
-            until = own if use is None or use.until is None else use.until
-            until.callback(self._free.append, skeleton)
-            until.callback(skeleton.empty)
-            if use is None or until is not own:
-                return skeleton.call(variables, args, kwargs)
-            before = skeleton.references()
+        use, is_kept = _context.use, False
+        before = skeleton.references() if use is not None else []
+        try:
             answer = skeleton.call(variables, args, kwargs)
-            use.is_kept |= any(map(operator.gt, skeleton.references(), before))
+            is_kept = use is not None and any(map(operator.gt, skeleton.references(), before))
             return answer
+        finally:
+            if use is not None and is_kept:
+                use.keep(functools.partial(self._take_back, skeleton))
+            else:
+                self._take_back(skeleton)
+
+    def _take_back(self, skeleton: _Skeleton) -> None:
+        skeleton.empty()
+        self._free.append(skeleton)
 
 
 class ModuleUse:
     """How modules are used in a context; see `modules_in_use`."""
 
     def __init__(self, until: contextlib.ExitStack | None) -> None:
-        self.until = until
+        self._until = until
         self.is_kept = False  # results refer to a module, whose code their backward may run
+
+    def keep(self, take_back: Callable[[], None]) -> None:
+        """Note that results refer to a module, and let it have its variables for as long as the context allows."""
+        self.is_kept = True
+        if self._until is None:
+            take_back()
+        else:
+            self._until.callback(take_back)
 
 
 class _Context(threading.local):
@@ -282,7 +295,7 @@ _context = _Context()
 
 @contextlib.contextmanager
 def modules_in_use(*, until_the_end: bool) -> Iterator[ModuleUse]:
-    """Watch the modules that are called within, and let them have their variables `until_the_end` of the context.
+    """Watch the modules that are called within. Those that results refer to keep their variables `until_the_end`.
 
     A backward may run code of a module once more (`torch.utils.checkpoint` does), and must find the variables there.
     """
