@@ -47,6 +47,10 @@ class Wanted:
         hints = tuple(s if isinstance(s, NamedSharding) else None for s in shardings)
         return replace(self, hints=hints, is_eager=is_eager) if any(hints) else self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Wanted:
+        """The same: nothing of it changes, and the devices of a mesh are there once."""
+        return self
+
 
 class Plan(NamedTuple):
     """How one call is split."""
