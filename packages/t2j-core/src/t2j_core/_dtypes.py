@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from ._errors import DTypeError, T2jError, describe
+from ._errors import DTypeError, describe
 
 
 class Row(NamedTuple):
@@ -124,7 +124,7 @@ _WIDE = re.compile(r"\b(Long(Tensor)?|int64|float64|Double(?! backward)|double (
 
 def note_missing_width(error: BaseException) -> None:
     """Tell of JAX's 32 bits with an error of torch that asks for 64, such as a loss on integer labels raises."""
-    if canonical(np.int64) == np.int64 or isinstance(error, T2jError):
+    if canonical(np.int64) == np.int64 or type(error) not in (RuntimeError, IndexError, TypeError):  # what torch raises
         return
     with contextlib.suppress(Exception):  # its text is the user's
         if _WIDE.search(str(error)):
