@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -140,9 +141,14 @@ def docs(session: nox.Session) -> None:
 
 def changes(session: nox.Session, package: str) -> str:
     """What the next release of a package will say of its changes."""
+    options = ("--draft", "--version", "Next", "--date", "unreleased")
+    return str(towncrier(session, package, *options, silent=True, stderr=subprocess.DEVNULL))
+
+
+def towncrier(session: nox.Session, package: str, *options: str, **how: Any) -> Any:
+    """Make a changelog of the fragments of a package."""
     session.install("towncrier==26.9.0")
-    options = ("--dir", package, "--config", f"{package}/pyproject.toml", "--version", "Next", "--date", "unreleased")
-    return str(session.run("towncrier", "build", "--draft", *options, silent=True, stderr=subprocess.DEVNULL))
+    return session.run("towncrier", "build", "--dir", package, "--config", f"{package}/pyproject.toml", *options, **how)
 
 
 @nox.session
@@ -292,9 +298,7 @@ def changelog(session: nox.Session) -> None:
         session.log("\n\n".join(changes(session, package) for package in PACKAGES))
         return
     name, version = session.posargs
-    session.install("towncrier==26.9.0")
-    options = ("--dir", f"packages/{name}", "--config", f"packages/{name}/pyproject.toml", "--version", version)
-    session.run("towncrier", "build", "--yes", *options)
+    towncrier(session, f"packages/{name}", "--yes", "--version", version)
 
 
 @nox.session
