@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "storage.h"
+
 namespace t2j {
 
 std::atomic<int64_t> escaped_calls{0};
@@ -29,6 +31,13 @@ Borrows* Borrows::open(size_t capacity) {
 
 PyObject* Borrows::lend(const Operand& operand, void* data, dl::Device device) {
   Slot* slot = &slots_[used_++];
+  new (&slot->is_alive) std::atomic<bool>(true);
+  PyObject* tensor = make_tensor(slot, operand, data, device);
+  slot->storage = tensor ? storage::of(tensor) : nullptr;
+  return tensor;
+}
+
+PyObject* Borrows::make_tensor(Slot* slot, const Operand& operand, void* data, dl::Device device) {
   references_.fetch_add(1, std::memory_order_relaxed);
   if (hooks.exchange) {
     slot->versioned = {{1, 0}, this, &on_delete<dl::ManagedVersioned>, 0, operand.tensor};

@@ -14,18 +14,29 @@ class Borrows {
   // A new tensor over `data`, described by `operand`. Null with a Python error set.
   PyObject* lend(const Operand& operand, void* data, dl::Device device);
 
+  // Of the tensors in the order in which they were lent: whether one, or anything over its memory, still exists.
+  bool is_alive(size_t i) const { return slots_[i].is_alive.load(std::memory_order_acquire); }
+  const void* storage(size_t i) const { return slots_[i].storage; }
+
   int64_t alive() const { return references_.load(std::memory_order_acquire) - 1; }
   void close();  // the call's own reference
 
  private:
-  union Slot {
-    dl::Managed capsule;
-    dl::ManagedVersioned versioned;
+  struct Slot {
+    union {
+      dl::Managed capsule;
+      dl::ManagedVersioned versioned;
+    };
+    const void* storage;  // torch's, for telling whether a tensor still has the memory that it was lent with
+    std::atomic<bool> is_alive;
   };
+  PyObject* make_tensor(Slot* slot, const Operand& operand, void* data, dl::Device device);
   void release();
   template <typename Managed>
   static void on_delete(Managed* managed) {
-    static_cast<Borrows*>(managed->context)->release();
+    auto* borrows = static_cast<Borrows*>(managed->context);
+    reinterpret_cast<Slot*>(managed)->is_alive.store(false, std::memory_order_release);
+    borrows->release();
   }
 
   std::atomic<int64_t> references_;

@@ -1,11 +1,10 @@
 #include "call.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
-#include <thread>
+#include <vector>
 
-#include "borrow.h"
+#include "loans.h"
 #include "state.h"
 
 namespace t2j {
@@ -55,32 +54,24 @@ bool is_lazy(PyObject* tensor, dl::DataType dtype) {
 
 class Call {
  public:
-  Call(Site& site, ffi::CallFrame* frame, dl::Device device) : site_(site), frame_(frame), device_(device) {}
+  Call(Site& site, ffi::CallFrame* frame, dl::Device device)
+      : site_(site), frame_(frame), device_(device), loans_(site, frame, device, site.is_next_checked()) {}
 
   // False with a Python error set.
   bool run() {
-    borrows_ = Borrows::open(site_.operands.size());
-    if (!borrows_) return PyErr_NoMemory(), false;
-    return matches_frame() && lend() && invoke() && read_results() && copy_results() && inputs_unchanged();
+    return matches_frame() && loans_.lend() && invoke() && read_results() && copy_results() && loans_.check_operands();
   }
 
-  // Lets go of all tensors. False if one of them outlives the call, with a Python error set if `raising`.
-  bool finish(bool raising) {
-    for (Result& result : results_) Py_XDECREF(result.tensor);
-    Py_XDECREF(answer_);
-    for (PyObject* tensor : tensors_) Py_XDECREF(tensor);
-    bool ok = true;
-    if (device_.type != dl::kCPU && is_lent()) wait_for_other_threads();  // which is much sooner than a collection
-    if (is_lent()) {
-      Py_XDECREF(PyObject_CallNoArgs(hooks.collect_garbage));  // perhaps only a reference cycle
-      PyErr_Clear();
-      wait_for_other_threads();
-      ok = none_kept(raising);
-      if (!raising) PyErr_Clear();
+  // Lets go of all tensors. False if one of them outlives the call and may not, with a Python error set.
+  bool finish(bool has_failed) {
+    bool is_first = !site_.called.load(std::memory_order_relaxed);
+    for (Result& result : results_) {
+      if (is_first && site_.may_keep_results && result.tensor) loans_.watch_result(result.tensor);
+      Py_XDECREF(result.tensor);
     }
-    if (borrows_) borrows_->close();
-    if (result_borrows_) result_borrows_->close();
-    return ok;
+    Py_XDECREF(answer_);
+    if (!has_failed) site_.calls.fetch_add(1, std::memory_order_relaxed);
+    return loans_.settle(has_failed);
   }
 
  private:
@@ -90,14 +81,13 @@ class Call {
     enum { kInPlace, kCopyBytes, kCopyInTorch } how = kInPlace;
   };
 
-  ffi::Buffer* operand_buffer(size_t i) const { return frame_->args.buffers[i]; }
   ffi::Buffer* result_buffer(size_t i) const { return frame_->rets.buffers[i]; }
 
   // A program from another process may have been compiled for another signature than the registered one.
   bool matches_frame() {
     bool same = frame_->args.size == static_cast<int64_t>(site_.operands.size()) &&
                 frame_->rets.size == static_cast<int64_t>(site_.results.size());
-    for (size_t i = 0; same && i < site_.operands.size(); ++i) same = fits(site_.operands[i], operand_buffer(i));
+    for (size_t i = 0; same && i < site_.operands.size(); ++i) same = fits(site_.operands[i], frame_->args.buffers[i]);
     for (size_t i = 0; same && i < site_.results.size(); ++i) same = fits(site_.results[i], result_buffer(i));
     if (!same) PyErr_SetString(PyExc_RuntimeError, "the compiled program does not fit the signature it names");
     return same;
@@ -107,39 +97,9 @@ class Call {
            std::equal(buffer->dims, buffer->dims + buffer->rank, operand.tensor.shape);
   }
 
-  // A tensor over the memory of a result.
-  PyObject* lend_result(size_t i) {
-    if (!result_borrows_) result_borrows_ = Borrows::open(2 * site_.results.size());
-    if (!result_borrows_) return PyErr_NoMemory();
-    return result_borrows_->lend(site_.results[i], result_buffer(i)->data, device_);
-  }
-
-  bool lend() {
-    size_t n = site_.operands.size(), m = site_.pass_results ? site_.results.size() : 0;
-    tensors_.reserve(n + m + 1);
-    tensors_.push_back(nullptr);  // the slot that PY_VECTORCALL_ARGUMENTS_OFFSET offers to the callee
-    for (size_t i = 0; i < n; ++i) {
-      const Operand& operand = site_.operands[i];
-      PyObject* tensor = borrows_->lend(operand, operand_buffer(i)->data, device_);
-      if (tensor && operand.pass == Pass::kClone) {
-        PyObject* copy = PyObject_CallOneArg(hooks.clone, tensor);
-        Py_DECREF(tensor);
-        tensor = copy;
-      }
-      if (!tensor) return false;
-      tensors_.push_back(tensor);
-    }
-    for (size_t i = 0; i < m; ++i) {
-      PyObject* tensor = lend_result(i);
-      if (!tensor) return false;
-      tensors_.push_back(tensor);
-    }
-    return true;
-  }
-
   bool invoke() {
-    answer_ = PyObject_Vectorcall(site_.target, tensors_.data() + 1,
-                                  (tensors_.size() - 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+    answer_ = PyObject_Vectorcall(site_.target, loans_.tensors(), loans_.size() | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                  nullptr);
     return answer_ != nullptr;
   }
 
@@ -215,7 +175,7 @@ class Call {
       void* data = result_buffer(i)->data;
       if (result.how == Result::kCopyBytes) std::memcpy(data, result.source, site_.results[i].bytes);
       if (result.how != Result::kCopyInTorch) continue;
-      PyObject* destination = lend_result(i);
+      PyObject* destination = loans_.lend_result(i);
       if (!destination) return false;
       PyObject* done = PyObject_CallFunctionObjArgs(hooks.copy, destination, result.tensor, nullptr);
       Py_DECREF(destination);
@@ -225,67 +185,10 @@ class Call {
     return true;
   }
 
-  bool inputs_unchanged() {
-    for (size_t i = 0; i < site_.operands.size(); ++i) {
-      if (site_.operands[i].pass != Pass::kBorrow) continue;
-      PyObject* version = hooks.version_getter(tensors_[i + 1], hooks.version_closure);
-      if (!version) return false;
-      bool changed = PyLong_AsLong(version) != 0;
-      Py_DECREF(version);
-      if (!changed) continue;
-      Py_XDECREF(PyObject_CallFunction(hooks.raise_mutated, "On", site_.label, static_cast<Py_ssize_t>(i)));
-      return false;
-    }
-    return true;
-  }
-
-  bool is_lent() const {
-    return (borrows_ && borrows_->alive() > 0) || (result_borrows_ && result_borrows_->alive() > 0);
-  }
-
-  // A thread of torch's autograd, of which each GPU has one, lets go of the last gradient after the caller has it.
-  void wait_for_other_threads() const {
-    PyThreadState* state = PyEval_SaveThread();
-    for (int i = 0; i < 50 && is_lent(); ++i) std::this_thread::sleep_for(std::chrono::microseconds(100));
-    PyEval_RestoreThread(state);
-  }
-
-  bool none_kept(bool raising) {
-    bool results = result_borrows_ && result_borrows_->alive() > 0, forgiven = results && site_.may_keep_results;
-    bool escaped = borrows_->alive() > 0 || (results && !forgiven);
-    PyObject* ranges = memory_ranges();
-    if (!ranges) return false;
-    PyObject* done = Py_NewRef(Py_None);
-    if (forgiven) {
-      PyObject* movable = device_.type == dl::kCPU ? Py_True : Py_False;
-      Py_SETREF(done, PyObject_CallFunctionObjArgs(hooks.results_kept, site_.target, ranges, movable, nullptr));
-    }
-    if (done && escaped)
-      Py_SETREF(done, PyObject_CallFunction(hooks.raise_escaped, "OOi", site_.label, ranges, raising));
-    Py_XDECREF(done);
-    Py_DECREF(ranges);
-    return done && !escaped;
-  }
-
-  PyObject* memory_ranges() {
-    PyObject* list = PyList_New(0);
-    auto add = [&](void* data, int64_t bytes) {
-      PyObject* range =
-          list ? Py_BuildValue("(LL)", reinterpret_cast<long long>(data), static_cast<long long>(bytes)) : nullptr;
-      if (!range || PyList_Append(list, range) != 0) Py_CLEAR(list);
-      Py_XDECREF(range);
-    };
-    for (size_t i = 0; i < site_.operands.size(); ++i) add(operand_buffer(i)->data, site_.operands[i].bytes);
-    for (size_t i = 0; i < site_.results.size(); ++i) add(result_buffer(i)->data, site_.results[i].bytes);
-    return list;
-  }
-
   Site& site_;
   ffi::CallFrame* frame_;
   dl::Device device_;
-  Borrows* borrows_ = nullptr;
-  Borrows* result_borrows_ = nullptr;
-  std::vector<PyObject*> tensors_;
+  Loans loans_;
   PyObject* answer_ = nullptr;
   std::vector<Result> results_;
 };
@@ -297,7 +200,7 @@ ffi::Error* call_site(Site& site, ffi::CallFrame* frame, dl::Device device) {
   bool ok = call.run();
   ffi::Error* error =
       ok ? nullptr : take_python_error(frame->api, site.label);  // before `finish`: a traceback's frames
-  if (!call.finish(ok) && ok)
+  if (!call.finish(!ok) && ok)
     error = take_python_error(frame->api, site.label);  // hold arguments, and this clears them
   return error;
 }

@@ -6,8 +6,10 @@
 
 #include "borrow.h"
 #include "handler.h"
+#include "loans.h"
 #include "site.h"
 #include "state.h"
+#include "storage.h"
 
 namespace py = pybind11;
 using namespace t2j;
@@ -36,7 +38,8 @@ void setup(const py::dict& table) {
   hooks.is_neg = take("is_neg");
   hooks.clone = take("clone");
   hooks.copy = take("copy");
-  hooks.collect_garbage = take("collect_garbage");
+  hooks.storage = take("storage");
+  hooks.storage_uses = take("storage_uses");
   hooks.is_grad_enabled = take("is_grad_enabled");
   hooks.set_grad_enabled = take("set_grad_enabled");
   hooks.state_getters = take("state_getters");
@@ -47,11 +50,22 @@ void setup(const py::dict& table) {
   hooks.resolve = take("resolve");
   hooks.check_output = take("check_output");
   hooks.check_results = take("check_results");
-  hooks.raise_mutated = take("raise_mutated");
-  hooks.raise_escaped = take("raise_escaped");
-  hooks.results_kept = take("results_kept");
   hooks.report = take("report");
+  hooks.private_copy = take("private_copy");
+  hooks.digest = take("digest");
+  hooks.has_same_bits = take("has_same_bits");
+  hooks.operand_written = take("operand_written");
+  hooks.argument_kept = take("argument_kept");
+  hooks.operand_in_cycle = take("operand_in_cycle");
+  hooks.movable_copy = take("movable_copy");
+  hooks.raise_escaped = take("raise_escaped");
+  hooks.stop_redirecting = take("stop_redirecting");
+  hooks.collect_garbage = take("collect_garbage");
+  most_checked_bytes = py::cast<int64_t>(table["most_checked_bytes"]);
 }
+
+// For the self-test of `storage.h`; calls use it from C++.
+bool exchange_memory(const py::object& a, const py::object& b) { return storage::exchange_memory(a.ptr(), b.ptr()); }
 
 py::dict handlers() {
   auto capsule = [](ffi::Error* (*handler)(ffi::CallFrame*) noexcept) {
@@ -102,6 +116,10 @@ py::dict abi_layout() {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Handlers that XLA calls to run torch functions.";
   m.def("setup", &setup, py::arg("table"), "Hand over the Python objects that the call path uses.");
+  m.def(
+      "learn_storage_layout", [](const py::tuple& samples) { return storage::learn_layout(samples.ptr()); },
+      py::arg("samples"), "Find out where this torch keeps the memory of tensors.");
+  m.def("exchange_memory", &exchange_memory, py::arg("a"), py::arg("b"), "Exchange the memory of two storages.");
   m.def("handlers", &handlers, "Capsules of the FFI handlers, by stage or platform.");
   m.def("close_gate", &close_gate, "Refuse new calls and wait for the running ones.");
   m.def("after_fork", &after_fork, "Refuse calls in a forked child.");

@@ -69,15 +69,20 @@ std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
   std::unique_ptr<Site> site(new Site);
   ++live_sites;
   PyObject *operands, *results;
-  int single, pass_results, may_keep_results;
-  bool ok = PyArg_ParseTuple(answer, "OOO!O!ppp", &site->target, &site->label, &PyTuple_Type, &operands, &PyTuple_Type,
-                             &results, &single, &pass_results, &may_keep_results);
+  int single, pass_results, may_keep_results, checks_always;
+  bool ok = PyArg_ParseTuple(answer, "OOOO!O!pppp", &site->target, &site->label, &site->lending, &PyTuple_Type,
+                             &operands, &PyTuple_Type, &results, &single, &pass_results, &may_keep_results,
+                             &checks_always);
   Py_XINCREF(site->target);
   Py_XINCREF(site->label);
+  Py_XINCREF(site->lending);
   ok = ok && read_operands(operands, &site->operands) && read_operands(results, &site->results);
   Py_DECREF(answer);
   if (!ok) return nullptr;
+  for (Operand& operand : site->operands)
+    if (operand.bytes == 0) operand.pass = Pass::kClone;  // there is nothing to share, and so nothing to watch
   site->single = single;
+  site->checks_always = checks_always;
   site->may_keep_results = may_keep_results;
   site->pass_results = site->may_overlap = pass_results;
   for (const Operand& operand : site->operands) site->may_overlap |= operand.pass == Pass::kMutable;
@@ -88,6 +93,7 @@ Site::~Site() {
   --live_sites;
   Py_XDECREF(target);
   Py_XDECREF(label);
+  Py_XDECREF(lending);
 }
 
 }  // namespace t2j

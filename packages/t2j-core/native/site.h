@@ -22,29 +22,41 @@ struct Operand {
   std::vector<int64_t> layout;  // shape, then strides
   int64_t bytes = 0;
   Pass pass = Pass::kBorrow;
+  int cycles = 0;  // how often only the garbage collector let go of it
 };
 
 // Python objects the call path uses, set once by `setup` and never freed.
 struct Hooks {
   const dl::ExchangeApi* exchange = nullptr;  // null: torch older than 2.10, capsules instead
-  PyObject *tensor_type, *parameter_type, *from_dlpack, *to_dlpack, *is_conj, *is_neg, *clone, *copy, *collect_garbage;
+  PyObject *tensor_type, *parameter_type, *from_dlpack, *to_dlpack, *is_conj, *is_neg, *clone, *copy, *storage, *storage_uses;
   getter version_getter = nullptr;  // C function behind `Tensor._version`, the counter of in-place changes
   void* version_closure = nullptr;
   PyObject* state_getters;  // functions that are all false while torch's thread-local state is the default
   PyObject *is_grad_enabled, *set_grad_enabled, *enter_state, *leave_state, *enter_stream, *leave_stream;
-  PyObject *resolve, *check_output, *check_results, *raise_mutated, *raise_escaped, *results_kept, *report;
+  PyObject *resolve, *check_output, *check_results, *report;
+  PyObject *private_copy, *digest, *has_same_bits, *operand_written, *argument_kept, *operand_in_cycle, *movable_copy, *raise_escaped;
+  PyObject *stop_redirecting, *collect_garbage;
 };
 extern Hooks hooks;
 
 struct Site {
   PyObject* target = nullptr;  // called with one tensor per operand (and per result, if `pass_results`)
   PyObject* label = nullptr;   // for the hooks that word errors
+  PyObject* lending = nullptr;  // for the hooks that learn how operands are to be handed over
   std::vector<Operand> operands, results;
   bool single = false;            // the target returns a tensor, not a tuple
   bool pass_results = false;      // the target is handed tensors over the result buffers
   bool may_keep_results = false;  // ... without its knowledge, so it may keep them
   bool may_overlap = false;       // a returned tensor may live in a result buffer
+  bool checks_always = false;     // operands are checked in every call
   std::atomic<bool> called{false};
+  std::atomic<uint64_t> calls{0};
+
+  // Whether the operands of the next call are checked: that of the calls 1, 2, 4, 8, ... and of those that failed.
+  bool is_next_checked() {
+    uint64_t number = calls.load(std::memory_order_relaxed) + 1;
+    return checks_always || (number & (number - 1)) == 0;
+  }
 
   // From what the `resolve` hook answers for the attributes of the frame. Null with a Python error set.
   static std::unique_ptr<Site> from_attributes(const ffi::Attrs& attrs);

@@ -1,9 +1,13 @@
-"""Arguments are lent: writing into one and keeping one are errors, and no memory is read after XLA has freed it."""
+"""Arguments are lent: what a function writes or keeps is a copy, and no memory is read after XLA has freed it."""
 
 from __future__ import annotations
 
 import functools
 import gc
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -15,7 +19,10 @@ import numpy as np
 import pytest
 import torch
 from t2j_core import (
+    ArgumentError,
+    PerformanceWarning,
     Size,
+    T2jWarning,
     TensorEscapeError,
     TensorMutationError,
     j2t,
@@ -30,6 +37,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 N = 1 << 14
+UNCHECKED = 5  # calls, after which one comes whose arguments are not checked
 ONE = jax.block_until_ready(jnp.ones(1))  # where the inputs are there, JAX runs a call at once and raises at once
 x = jnp.arange(6.0).reshape(2, 3)
 here = np.arange(6.0, dtype=np.float32).reshape(2, 3)
@@ -94,8 +102,26 @@ WRITES = {
 }
 
 
+@pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("name", WRITES)
-def test_a_change_that_only_the_real_call_shows(name):
+def test_a_function_that_writes_gets_a_copy(name, jitted):
+    def function(first, tree):
+        WRITES[name](tree["w"])
+        return first + 1
+
+    f = torch2jax(function, output_shapes=Size(2, 3))
+    call = jax.jit(f) if jitted else f
+    array = x * 1
+    with pytest.warns(PerformanceWarning, match=r"function changes args\[1\]\['w'\] in place"):
+        call(x, {"v": x, "w": array})
+    for _ in range(5):
+        np.testing.assert_array_equal(call(x, {"v": x, "w": array}), here + 1)
+        np.testing.assert_array_equal(array, here)
+    assert "args[1]['w']: copied at every call, because the function writes into it" in f.explain()
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_change_that_begins_later_is_told_and_does_not_happen_again(name):
     flag = []
 
     def function(first, tree):
@@ -103,20 +129,168 @@ def test_a_change_that_only_the_real_call_shows(name):
             WRITES[name](tree["w"])
         return first + 1
 
-    f = torch2jax(function, output_shapes=Size(2, 3))
-    for call in (f, jax.jit(f)):
+    for jitted in (False, True):
+        f = torch2jax(function, output_shapes=Size(2, 3))
+        call = jax.jit(f) if jitted else f
         flag.clear()
-        for _ in range(3):
+        for _ in range(UNCHECKED):
             np.testing.assert_array_equal(call(x, {"v": x, "w": x * 1}), here + 1)
         flag.append(1)
-        for _ in range(2):
-            with pytest.raises((TensorMutationError, *JaxError)) as info:
-                jax.block_until_ready(call(x, {"v": x, "w": x * 1}))
-            assert isinstance(last_error(), TensorMutationError)
-            check_text(last_error(), "args[1]['w']", "f32[2,3]", "HAS BEEN CHANGED", "clone()", "mutable_argnums")
-            if call is f:
-                assert info.value is last_error()
-    np.testing.assert_array_equal(x, here)
+        with pytest.raises((TensorMutationError, *JaxError)) as info:
+            jax.block_until_ready(call(x, {"v": x, "w": x * 1}))
+        assert isinstance(last_error(), TensorMutationError)
+        check_text(last_error(), "args[1]['w']", "f32[2,3]", "HAS BEEN CHANGED", "clone()", "mutable_argnums")
+        if not jitted:
+            assert info.value is last_error()
+        array = x * 1
+        for _ in range(5):
+            np.testing.assert_array_equal(call(x, {"v": x, "w": array}), here + 1)
+        np.testing.assert_array_equal(array, here)
+
+
+def write_by_dlpack(t):
+    torch.from_dlpack(torch.utils.dlpack.to_dlpack(t)).fill_(5)
+
+
+def write_in_inference_mode(t):
+    with torch.inference_mode():
+        t.detach().view(-1).data.mul_(3)
+
+
+SILENT = {  # what torch's version counter does not show
+    "data": lambda t: t.data.add_(3),
+    "numpy": lambda t: t.numpy().__setitem__(0, 5.0),
+    "numpy_of_a_view": lambda t: t[1:].numpy().fill(5),
+    "memoryview": lambda t: memoryview(t.numpy()).__setitem__((0, 0), 5.0),
+    "dlpack": write_by_dlpack,
+    "storage": lambda t: t.untyped_storage().fill_(1),
+    "inference_mode": write_in_inference_mode,
+    "batch_norm": lambda t: torch.nn.functional.batch_norm(torch.rand(4, 3), t[0], t[1], training=True),
+    "instance_norm": lambda t: torch.nn.functional.instance_norm(torch.rand(1, 3, 4), t[0], t[1]),
+}
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", SILENT)
+def test_a_change_that_torch_does_not_count(name, jitted):
+    def function(t, u):
+        SILENT[name](t)
+        return t + u
+
+    f = torch2jax(function, output_shapes=Size(2, 3))
+    call = jax.jit(f) if jitted else f
+    array, other = x + 1, x * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PerformanceWarning)
+        for _ in range(9):
+            torch.manual_seed(0)
+            want = function(torch.tensor(here + 1), torch.tensor(here * 2))
+            torch.manual_seed(0)
+            np.testing.assert_allclose(call(array, other), want, rtol=1e-6)
+            np.testing.assert_array_equal(array, here + 1)
+            np.testing.assert_array_equal(other, here * 2)
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_such_a_change_that_begins_later_ends_at_the_next_check(name):
+    flag = []
+
+    def function(t):
+        if flag:
+            SILENT[name](t)
+        return t + 1
+
+    f = torch2jax(function, output_shapes=Size(2, 3))
+    call = jax.jit(f)
+    for _ in range(7):
+        call(x * 1)
+    flag.append(1)
+    with pytest.warns(PerformanceWarning, match="in place"):
+        call(x * 1)  # the eighth
+    array = x * 1
+    for _ in range(10):
+        call(array)
+    np.testing.assert_array_equal(array, here)
+
+
+def test_numbers_that_differ_from_themselves_are_not_changed_by_being_read():
+    nans = jnp.array([[jnp.nan, -0.0, jnp.inf]] * 2)
+    f = torch2jax(lambda t: t + 0, output_shapes=Size(2, 3))
+    for _ in range(5):
+        np.testing.assert_array_equal(f(nans), nans)
+    assert "lent, not copied" in f.explain()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "bfloat16", "complex64", "float8_e5m2"])
+def test_a_change_of_other_dtypes(dtype):
+    array = jnp.ones(5, dtype)
+
+    def function(t):
+        t.view(torch.uint8).numpy()[:] = 0
+        return t.view(torch.uint8).sum()
+
+    f = torch2jax(function, output_shapes=jax.ShapeDtypeStruct((), jnp.int32))
+    with pytest.warns(PerformanceWarning, match="in place"):
+        assert int(f(array)) == 0
+    assert int(f(array)) == 0
+    assert (array == jnp.ones(5, dtype)).all()
+
+
+def run_with_little_room(code):
+    """Run code in a process that has no room for copies of arguments."""
+    environment = {**os.environ, "T2J_CHECKED_BYTES": "1000"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_argument_too_large_to_be_copied_is_compared_by_a_digest():
+    run_with_little_room("""
+        import jax, jax.numpy as jnp
+        from t2j_core import Size, last_error, torch2jax
+
+        def function(t):
+            if writes:
+                t.numpy()[t.shape[0] // 2] = 5
+            return t + 1
+
+        f = jax.jit(torch2jax(function, output_shapes=Size(1000)))
+        writes, x = False, jnp.zeros(1000)
+        for _ in range(3):
+            assert (f(x) == 1).all()
+        writes = True
+        try:
+            f(x)  # the fourth
+        except Exception:
+            assert "HAS BEEN CHANGED" in str(last_error())
+        else:
+            raise SystemExit("not noticed")
+        x = jnp.zeros(1000)
+        for _ in range(6):
+            assert f(x)[500] == 6
+        assert (x == 0).all()
+    """)
+
+
+def test_a_large_argument_that_is_kept_is_moved():
+    run_with_little_room("""
+        import warnings
+        import jax.numpy as jnp
+        from t2j_core import Size, T2jWarning, torch2jax
+
+        kept = []
+        f = torch2jax(lambda t: kept.append(t) or t + 1, output_shapes=Size(1000))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for i in range(4):
+                x = jnp.full(1000, float(i))
+                assert (f(x) == i + 1).all()
+                x.delete()
+        others = [jnp.full(1000, 9.0) for _ in range(30)]
+        assert [float(t.mean()) for t in kept] == [0, 1, 2, 3]
+        assert [w.category for w in told] == [T2jWarning]
+    """)
 
 
 def test_what_is_not_a_change():
@@ -297,65 +471,202 @@ KEPT = {  # how it is kept, how to read it
 }
 
 
-@pytest.mark.parametrize("jitted", [False, True])
-@pytest.mark.parametrize("name", KEPT)
-def test_a_kept_argument_is_an_error_and_readable(name, jitted):
-    keep, read = KEPT[name]
-    flag, box = [], []
-
-    def function(t):
-        if flag:
-            box.append(keep(t))
-        return t + 1
-
-    f = torch2jax(function, output_shapes=Size(N))
-    call = jax.jit(f) if jitted else f
-    for _ in range(3):
-        call(jnp.arange(float(N)))
-    flag.append(1)
-    for _ in range(2):
-        a = jnp.arange(float(N))
-        with pytest.raises((TensorEscapeError, *JaxError)) as info:
-            jax.block_until_ready(call(a))
-        assert isinstance(last_error(), TensorEscapeError)
-        check_text(last_error(), "function", "clone()", "detach()")
-        if not jitted:
-            assert info.value is last_error()
-        a.delete()
-        del a
-    churn()
+def check_kept(box, name):
     want = np.arange(N, dtype=np.float32)
     if name == "tail":
         want = np.where(want < 1, 0, want)
     for kept in box:
-        np.testing.assert_array_equal(read(kept).detach().numpy(), want)
+        np.testing.assert_array_equal(KEPT[name][1](kept).detach().numpy(), want)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("begins", [0, UNCHECKED])
+@pytest.mark.parametrize("name", KEPT)
+def test_a_kept_argument_has_memory_of_its_own(name, begins, jitted):
+    flag, box = [], []
+
+    def function(t):
+        if flag:
+            box.append(KEPT[name][0](t))
+        return t + 1
+
+    f = torch2jax(function, output_shapes=Size(N))
+    call = jax.jit(f) if jitted else f
+    for _ in range(begins):
+        call(jnp.arange(float(N)))
+    flag.append(1)
+    with pytest.warns(T2jWarning, match=r"function keeps args\[0\], or something that refers to it"):
+        jax.block_until_ready(call(jnp.arange(float(N))))
+    for _ in range(4):
+        a = jnp.arange(float(N))
+        np.testing.assert_array_equal(call(a), np.arange(N) + 1)
+        a.delete()
+        del a
+    churn()
+    check_kept(box, name)
     flag.clear()
     np.testing.assert_array_equal(call(jnp.zeros(N)), np.ones(N))
-    for kept in box:
-        np.testing.assert_array_equal(read(kept).detach().numpy(), want)
+    check_kept(box, name)
+    assert len(box) == 5
     assert counters()["escaped_calls"] == 0
+    assert "args[0]: copied at every call, because the function keeps it" in f.explain()
 
 
 POINTERS = {
     "numpy": lambda t: t.numpy(),
+    "numpy_of_a_view": lambda t: t[:100].numpy(),
     "memoryview": lambda t: memoryview(t.numpy()),
     "numpy_by_dlpack": lambda t: np.from_dlpack(t),
     "capsule": lambda t: torch.utils.dlpack.to_dlpack(t),
 }
 
 
-@pytest.mark.parametrize("keep", POINTERS.values(), ids=POINTERS)
 @pytest.mark.parametrize("jitted", [False, True])
-def test_a_kept_pointer_is_an_error(keep, jitted):
-    """It cannot be moved, so it is not read here; letting go of it is safe."""
+@pytest.mark.parametrize("keep", POINTERS.values(), ids=POINTERS)
+def test_a_kept_pointer_leads_to_memory_of_its_own(keep, jitted):
     box = []
     f = torch2jax(lambda t: box.append(keep(t)) or t + 1, output_shapes=Size(N))
-    for _ in range(2):
-        with pytest.raises((TensorEscapeError, *JaxError)):
-            jax.block_until_ready((jax.jit(f) if jitted else f)(jnp.ones(N)))
-        assert isinstance(last_error(), TensorEscapeError)
-        check_text(last_error(), "NumPy")
+    call = jax.jit(f) if jitted else f
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", T2jWarning)
+        for i in range(4):
+            a = jnp.full(N, float(i))
+            np.testing.assert_array_equal(call(a), np.full(N, i + 1.0))
+            a.delete()
     churn()
+    for i, kept in enumerate(box):
+        array = torch.from_dlpack(kept) if type(kept).__name__ == "PyCapsule" else np.asarray(kept)
+        np.testing.assert_array_equal(array, np.full(len(array), float(i)))
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", ["numpy", "memoryview", "numpy_of_a_view"])
+def test_a_pointer_that_is_kept_later_is_an_error(name, jitted):
+    """It cannot be moved, so it is not read here; letting go of it is safe."""
+    flag, box = [], []
+
+    def function(t):
+        if flag:
+            box.append(POINTERS[name](t))
+        return t + 1
+
+    f = torch2jax(function, output_shapes=Size(N))
+    call = jax.jit(f) if jitted else f
+    for _ in range(UNCHECKED):
+        call(jnp.ones(N))
+    flag.append(1)
+    with pytest.raises((TensorEscapeError, *JaxError)):
+        jax.block_until_ready(call(jnp.ones(N)))
+    assert isinstance(last_error(), TensorEscapeError)
+    check_text(last_error(), "args[0]", "NumPy", 'arguments="copy"')
+    churn()
+    box.clear()
+    for _ in range(3):
+        np.testing.assert_array_equal(call(jnp.ones(N)), np.full(N, 2.0))
+    churn()
+    assert len(box) == 3
+    for kept in box:
+        np.testing.assert_array_equal(np.asarray(kept)[:10], np.ones(10))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_kept_argument_is_an_error_where_that_is_asked_for(name):
+    flag, box = [1], []
+
+    def function(t):
+        if flag:
+            box.append(KEPT[name][0](t))
+        return t + 1
+
+    f = torch2jax(function, output_shapes=Size(N), arguments="check")
+    for _ in range(3):
+        with pytest.raises(TensorEscapeError) as info:
+            f(jnp.arange(float(N)))
+        check_text(info.value, "function", "args[0]", "clone()", "detach()")
+    churn()
+    check_kept(box, name)
+    flag.clear()
+    np.testing.assert_array_equal(f(jnp.zeros(N)), np.ones(N))
+    assert "args[0]: checked at every call" in f.explain()
+
+
+def test_a_written_argument_is_an_error_where_that_is_asked_for():
+    flag = []
+
+    def function(t):
+        if flag:
+            t.data.add_(1)
+        return t * 1
+
+    f = torch2jax(function, output_shapes=Size(2, 3), arguments="check")
+    array = x * 1
+    for _ in range(UNCHECKED):
+        np.testing.assert_array_equal(f(array), here)
+    flag.append(1)
+    for _ in range(2):
+        with pytest.raises(TensorMutationError, match=r"function changes args\[0\] in place"):
+            f(array)
+    np.testing.assert_array_equal(array, here)
+
+
+def test_arguments_that_are_always_copied_may_be_written_and_kept():
+    box = []
+
+    def function(t):
+        box.append(t)
+        t.data.add_(1)
+        return t * 2
+
+    f = torch2jax(function, output_shapes=Size(2, 3), arguments="copy")
+    array = x * 1
+    for call in (f, f, jax.jit(f)):
+        np.testing.assert_array_equal(call(array), 2 * (here + 1))
+    np.testing.assert_array_equal(array, here)
+    assert [kept.tolist() for kept in box] == [(here + 1).tolist()] * 3
+    assert 'args[0]: copied at every call, because of `arguments="copy"`' in f.explain()
+    with pytest.raises(ArgumentError, match="`arguments`"):
+        torch2jax(function, arguments="lend")
+
+
+def test_the_warning_comes_once_for_each_argument_of_a_function():
+    box = []
+    f = torch2jax(lambda t, u: box.append((t, u)) or t + u, output_shapes=Size(3))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            f(jnp.ones(3), jnp.ones(3))
+            jax.jit(lambda a: f(a, a) * 2)(jnp.ones(3))
+    texts = sorted(str(w.message) for w in told)
+    assert [w.category for w in told] == [T2jWarning] * 2
+    assert "<lambda> keeps args[0]" in texts[0]
+    assert "<lambda> keeps args[1]" in texts[1]
+    assert all(w.filename == __file__ for w in told)
+
+
+def test_an_empty_argument_may_be_kept():
+    box = []
+    f = torch2jax(lambda t, u: box.append(t) or u + 1, output_shapes=Size(3))
+    for _ in range(3):
+        np.testing.assert_array_equal(f(jnp.ones((0, 4)), jnp.ones(3)), [2, 2, 2])
+    assert [kept.shape for kept in box] == [(0, 4)] * 3
+
+
+def test_an_argument_that_is_given_other_memory_while_its_own_is_kept():
+    """No tensor leads to the lent memory any more, except one that only the function knows."""
+    flag, box = [], []
+
+    def function(t):
+        if flag:
+            box.append(t.detach())
+            t.data = torch.zeros(N)
+        return t + 1
+
+    f = torch2jax(function, output_shapes=Size(N))
+    for _ in range(UNCHECKED):
+        f(jnp.ones(N))
+    flag.append(1)
+    with pytest.raises(TensorEscapeError):
+        f(jnp.ones(N))
     box.clear()
 
 
@@ -368,7 +679,7 @@ def test_several_arguments_of_which_one_is_kept():
 
     f = torch2jax(function, output_shapes=Size(N))
     arrays = [jnp.full((N,), float(i)) for i in range(3)]
-    with pytest.raises(TensorEscapeError):
+    with pytest.warns(T2jWarning, match=r"args\[1\]\['w'\]"):
         f(arrays[0], {"w": arrays[1]}, arrays[2])
     for i in (0, 2, 1):
         arrays[i].delete()
@@ -395,6 +706,7 @@ def test_an_argument_kept_by_a_call_that_also_raises():
         np.testing.assert_array_equal(kept.numpy(), np.arange(N))
 
 
+@pytest.mark.filterwarnings("ignore:f keeps")
 def test_another_thread_may_let_go_a_moment_later():
     # So do the threads of torch's autograd, of which each GPU has one.
     def f(t):
@@ -414,6 +726,37 @@ def test_another_thread_may_let_go_a_moment_later():
         np.testing.assert_array_equal(g(x), here + 1)
 
 
+@pytest.mark.parametrize("begins", [0, UNCHECKED])
+def test_another_thread_may_hold_an_argument_for_long(begins):
+    flag, leave, sums, threads = [], threading.Event(), [], []
+
+    def function(t):
+        taken = threading.Event()
+
+        def work(u):
+            taken.set()
+            leave.wait(60)
+            sums.append(float(u.sum()))
+
+        if flag:
+            threads.append(threading.Thread(target=work, args=(t,)))
+            threads[-1].start()
+            taken.wait(60)
+        return t + 1
+
+    f = torch2jax(function, output_shapes=Size(N))
+    for _ in range(begins):
+        f(jnp.ones(N))
+    flag.append(1)
+    with pytest.warns(T2jWarning, match="keeps args"):
+        f(jnp.ones(N))
+    churn()
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert sums == [N]
+
+
 def test_an_argument_kept_from_call_to_call():
     """The usual mistake: a cache of the previous input."""
     state = {}
@@ -424,12 +767,10 @@ def test_an_argument_kept_from_call_to_call():
         return t if previous is None else t - previous
 
     f = torch2jax(function, output_shapes=Size(N))
-    for _ in range(4):
-        with pytest.raises(TensorEscapeError):
-            f(jnp.ones(N))
-    state["previous"] = torch.ones(N)
-    with pytest.raises(TensorEscapeError):
-        f(jnp.ones(N))
+    with pytest.warns(T2jWarning, match="keeps args"):
+        np.testing.assert_array_equal(f(jnp.ones(N)), np.ones(N))
+    for i in range(4):
+        np.testing.assert_array_equal(f(jnp.full(N, i + 2.0)), np.ones(N))
 
 
 @pytest.mark.parametrize("origin", ["torch", "numpy", "module"])
@@ -448,12 +789,15 @@ def test_memory_that_torch_owns_stays_where_it_is(origin):
     else:
         owner = torch.randn(1 << 20) if origin == "torch" else torch.from_numpy(np.random.randn(1 << 20).astype("f"))
         array = jax.block_until_ready(t2j(owner))
-        call = lambda: torch2jax(lambda t: box.append(t) or t + 1, output_shapes=Size(1 << 20))(array)
+        keeping = torch2jax(lambda t: box.append(t) or t + 1, output_shapes=Size(1 << 20))
+        call = lambda: keeping(array)
     shared = array.unsafe_buffer_pointer() == owner.data_ptr()
     address, want = owner.data_ptr(), owner.numpy().copy()
     for _ in range(2):
-        with pytest.raises(TensorEscapeError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", T2jWarning)
             call()
+    assert len(box) == 2
     churn()
     others = [torch.full_like(owner, 7.0) for _ in range(10)]
     assert owner.data_ptr() == address
@@ -474,7 +818,7 @@ def test_storages_that_only_weak_references_refer_to_stay_dead():
         tensor = torch.ones(3)
         dead.append(StorageWeakRef(tensor.untyped_storage()))
         del tensor
-    with pytest.raises(TensorEscapeError):
+    with pytest.warns(T2jWarning, match="keeps"):
         f(jax.block_until_ready(jnp.ones(N)))
     others = [torch.ones(3) for _ in range(100)]  # perhaps where a storage was that is freed by mistake
     assert all(weak.expired() for weak in dead)
@@ -490,10 +834,10 @@ def test_tensors_without_data_are_passed_over_in_silence():
         kept.append(x)
         return x + 1
 
-    with warnings.catch_warnings(record=True) as warned, pytest.raises(TensorEscapeError):
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         torch2jax(keep)(jnp.ones(3))
-    assert not warned
+    assert [w.category for w in warned] == [T2jWarning]
     assert kept[-1].tolist() == [1.0, 1.0, 1.0]
     assert fake.shape == (3,)
 
@@ -504,7 +848,7 @@ def test_a_tensor_over_the_array_that_the_caller_holds_stays():
     a = jnp.arange(float(N))
     mine = j2t(a)
     address = mine.data_ptr()
-    with pytest.raises(TensorEscapeError):
+    with pytest.warns(T2jWarning, match="keeps"):
         torch2jax(lambda t: box.append(t) or t + 1, output_shapes=Size(N))(a)
     assert mine.data_ptr() == address == a.unsafe_buffer_pointer()
     del a
@@ -532,7 +876,7 @@ def test_an_escape_beside_another_running_call_over_the_same_array():
     thread.start()
     assert inside.wait(20)
     try:
-        with pytest.raises(TensorEscapeError):
+        with pytest.warns(T2jWarning, match="keeps"):
             torch2jax(lambda t: box.append(t) or t + 1, output_shapes=Size(N))(a)
     finally:
         done.set()

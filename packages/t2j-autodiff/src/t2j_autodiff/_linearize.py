@@ -41,7 +41,10 @@ class Memo:
 def derived(label: str, source: TorchFn, call: Flat, operands: Any, results: Any, outputs: str, rules: Any) -> TorchFn:
     """A flat function that comes from `source`."""
     signature = flat_signature(f"{label}({source.signature.name})", operands, results)
-    fn = TorchFn(call, signature, outputs=outputs, is_flat=True, rules=rules)
+    lending = source.lending
+    fn = TorchFn(
+        call, signature, outputs=outputs, arguments=lending.arguments, told=lending.told, is_flat=True, rules=rules
+    )
     fn.reason_not_exportable = "only forward calls can be, not their derivatives or batches"
     return fn
 

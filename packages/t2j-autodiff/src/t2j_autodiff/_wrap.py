@@ -35,6 +35,7 @@ def torch2jax(
     vmap_chunk_size: int | None = None,
     mutable_argnums: int | Sequence[int] = (),
     rng: bool = False,
+    arguments: str = "auto",
     outputs: str = "auto",
     has_side_effect: bool = False,
     name: str | None = None,
@@ -68,6 +69,7 @@ def torch2jax(
       vmap_chunk_size: how many examples `torch.func.vmap` runs at once; None for all.
       mutable_argnums: as in `t2j_core.torch2jax`, as are the following.
       rng: the first argument is a JAX key; derivatives draw the numbers that the value drew.
+      arguments: `"auto"`, `"copy"` or `"check"`.
       outputs: `"auto"`, `"copy"` or `"out"`.
       has_side_effect: run every call the program contains.
       name: a name that is the same in every process.
@@ -87,7 +89,7 @@ def torch2jax(
     >>> jax.vmap(jax.hessian(f))(jnp.ones((2, 1))).tolist()
     [[[6.0]], [[6.0]]]
     """
-    options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name)
+    options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name, arguments)
     diff_options = DiffOptions(
         depth,
         nondiff_argnums,

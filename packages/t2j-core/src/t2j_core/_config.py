@@ -26,6 +26,9 @@ class Config:
     auto_output_bytes: int = _integer("T2J_AUTO_OUTPUT_BYTES", 1 << 20)
     """T2J_AUTO_OUTPUT_BYTES: from this many bytes of output `outputs="auto"` tries to avoid the copy."""
 
+    checked_bytes: int = _integer("T2J_CHECKED_BYTES", 1 << 30)
+    """T2J_CHECKED_BYTES: how many bytes of arguments all running calls may copy to check that they stay unchanged."""
+
     kept_errors: int = _integer("T2J_KEPT_ERRORS", 16)
     """T2J_KEPT_ERRORS: how many exceptions of calls under a user's own `jit` are kept at most."""
 

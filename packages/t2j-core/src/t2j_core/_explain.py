@@ -16,10 +16,11 @@ import torch
 
 from ._config import config
 from ._dtypes import aval_text, dtype_t2j, row_of_jax
+from ._lending import CLONE, MUTABLE
 from ._pytree import constants, is_data
 from ._redirect import Redirected
 from ._signature import Leaf
-from ._torchfn import CLONE, MUTABLE, TorchFn
+from ._torchfn import TorchFn
 
 _MANY = 4
 _LONG = 120
@@ -109,7 +110,13 @@ def _handed_over(fn: TorchFn, index: int, results: Sequence[str]) -> str:
         return f"written in place, and returned as {results[fn.aliases[index]]}"
     if leaf.torch_dtype != row_of_jax(leaf.dtype).torch:
         return f"converted to {leaf.torch_dtype} at every call"
-    return "copied at every call, because the function writes into it" if how == CLONE else "lent, not copied"
+    if how == CLONE:
+        lending = fn.lending
+        reason = lending.reasons.get(index) or (
+            'of `arguments="copy"`' if lending.arguments == "copy" else "the function writes into it"
+        )
+        return f"copied at every call, because {reason}"
+    return "checked at every call, on a copy" if fn.lending.arguments == "check" else "lent, not copied"
 
 
 def _written(fn: TorchFn, index: int, paths: Sequence[str]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-import gc
 import itertools
 import logging
 import math
@@ -12,15 +10,13 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from . import _compat
 from ._config import config
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
-from ._errors import DTypeError, OutputError, TensorEscapeError, TensorMutationError, describe
+from ._errors import DTypeError, OutputError, describe
 from ._signature import Leaf, Signature
 
 logger = logging.getLogger("t2j_core")
@@ -112,111 +108,12 @@ def _short(value: torch.Tensor) -> str:
         return f"{value.dtype}{list(value.shape)}"
 
 
-# --- operands -----------------------------------------------------------------------------------------------------
-
-
-def raise_mutated(signature: Signature, index: int) -> None:
-    """Raise for a borrowed operand that was written into."""
-    path = signature.operand_paths()[index]
-    raise TensorMutationError(
-        describe(
-            f"{signature.name} changed {path} in place, so the JAX array that was passed HAS BEEN CHANGED.",
-            expected=f"{path} {signature.operands[index]} left as it was",
-            got="an in-place operation on it (found by the tensor's version counter)",
-            remedy="Work on `tensor.clone()`, or list the argument in `mutable_argnums` and return it.",
-        )
-    )
-
-
-def raise_escaped(signature: Signature, ranges: list[tuple[int, int]], raising: bool) -> None:
-    """Move tensors that outlive their call to memory of their own, and raise."""
-    moved = _make_safe(ranges)
-    logger.debug("%s: moved %d escaped storages", signature.name, moved)
-    if not raising:
-        return
-    raise TensorEscapeError(
-        describe(
-            f"{signature.name} keeps one of its arguments, or a view of one, beyond the call. "
-            "Its memory belongs to XLA, which may reuse or free it.",
-            expected="every tensor over an argument gone when the function returns",
-            got="a tensor, view, NumPy array, autograd graph or stored exception that still refers to one",
-            remedy="Store `tensor.clone()` instead (with `.detach()` if an autograd graph would keep it).",
-        )
-    )
-
-
-def results_kept(target: Any, ranges: list[tuple[int, int]], movable: bool) -> None:
-    """A function with redirected results keeps one of them, which is its right: give it memory of its own."""
-    target.give_up()
-    if movable:
-        _make_safe(ranges)
-        return
-    raise TensorEscapeError(
-        describe(
-            "A function keeps a result that was written into XLA's memory, which may be reused or freed.",
-            expected='results that are not kept, or `outputs="copy"`',
-            remedy='Wrap the function with `outputs="copy"`.',
-        )
-    )
-
-
 _held: collections.deque[Any] = collections.deque(maxlen=16)
 
 
 def hold(arrays: Any) -> None:
     """Keep the arrays of an eager call with an escape alive for a while: NumPy views of them cannot be moved."""
     _held.append(arrays)
-
-
-def _make_safe(ranges: list[tuple[int, int]]) -> int:
-    """Give the CPU storages that were lent memory of their own; every view of them follows.
-
-    Where something else of the user's lies over the same memory (weights that JAX shares), it is not told which storage
-    was lent. Both stay then: the other one keeps the memory alive.
-    """
-    lent = dict(ranges)
-    candidates: dict[int, dict[int, Any]] = {}
-    for storage in _living_storages():
-        with contextlib.suppress(Exception):  # storages without data
-            if storage.device.type == "cpu" and lent.get(pointer := storage.data_ptr()) == storage.nbytes():
-                candidates.setdefault(pointer, {})[storage._cdata] = storage
-    alone = [storage for found in candidates.values() if len(found) == 1 for storage in found.values()]
-    for storage in alone:
-        storage.share_memory_()
-    return len(alone)
-
-
-def _living_storages() -> Iterator[Any]:
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.UntypedStorage):
-            if _compat.storage_uses(thing) > 0:
-                yield thing
-        elif issubclass(type(thing), torch.Tensor):
-            for tensor in (thing, *_saved_tensors(thing)):
-                with contextlib.suppress(Exception):  # tensors without storage
-                    yield tensor.untyped_storage()
-
-
-def _saved_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """What the autograd graph behind `tensor` saved for its backward."""
-    found: list[torch.Tensor] = []
-    queue, seen = [tensor.grad_fn], set()
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for attribute in dir(node):
-            if attribute.startswith("_saved_"):
-                try:
-                    value = getattr(node, attribute)
-                except Exception:  # already freed by a backward, or a hook refuses
-                    continue
-                found += [
-                    v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, torch.Tensor)
-                ]
-        queue += [edge for edge, _ in node.next_functions]
-    return found
 
 
 # --- exceptions ---------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ._errors import PerformanceWarning, TensorMutationError, describe, warn
+from ._lending import BORROW, CLONE, MUTABLE
 from ._options import Options, are_at
 from ._signature import Signature
-from ._torchfn import BORROW, CLONE, MUTABLE
 
 
 def handed_over(signature: Signature, options: Options) -> tuple[list[int], dict[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ._errors import ArgumentError, describe
 
-_OUTPUTS = ("copy", "out", "auto")
+_CHOICES = {"outputs": ("auto", "copy", "out"), "arguments": ("auto", "copy", "check")}
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,20 @@ class Options:
     outputs: str = "auto"
     has_side_effect: bool = False
     name: str | None = None
+    arguments: str = "auto"
 
     def __post_init__(self) -> None:
         """Check the options, and make a tuple of `mutable_argnums`."""
-        if self.outputs not in _OUTPUTS:
-            raise ArgumentError(
-                describe(
-                    "`outputs` is unknown.",
-                    expected='"copy", "out" or "auto"',
-                    got=repr(self.outputs),
-                    remedy="Choose one.",
+        for option, choices in _CHOICES.items():
+            if getattr(self, option) not in choices:
+                raise ArgumentError(
+                    describe(
+                        f"`{option}` is unknown.",
+                        expected=" or ".join(f'"{choice}"' for choice in choices),
+                        got=repr(getattr(self, option)),
+                        remedy="Choose one.",
+                    )
                 )
-            )
         object.__setattr__(self, "mutable_argnums", argument_numbers("mutable_argnums", self.mutable_argnums))
 
 

@@ -13,12 +13,14 @@ import jax
 import numpy as np
 import torch
 
-from . import _compat, _faults, _native, _streams
+from . import _compat, _faults, _lending, _native, _streams
+from ._config import config
 from ._errors import ShardingError, TransformError, describe
 from ._export import refused
 from ._garbage import collect
 from ._host import host_call
 from ._infer import jax_inside
+from ._redirect import Redirected
 from ._signature import Signature
 from ._torchfn import TorchFn, claim, resolve
 
@@ -47,6 +49,7 @@ def _copy_into(destination: torch.Tensor, source: torch.Tensor) -> None:
     destination.copy_(source.detach(), non_blocking=True)
 
 
+_can_move = _compat.learn_storage_layout(_native.learn_storage_layout, _native.exchange_memory)
 _native.setup(
     {
         "exchange": _compat.torch_exchange_api(),
@@ -59,7 +62,8 @@ _native.setup(
         "is_neg": torch._C.TensorBase.is_neg,
         "clone": torch._C.TensorBase.clone,
         "copy": _copy_into,
-        "collect_garbage": collect,
+        "storage": _compat.storage_of,
+        "storage_uses": _compat.storage_uses,
         "is_grad_enabled": torch.is_grad_enabled,
         "set_grad_enabled": torch._C._set_grad_enabled,
         "state_getters": _compat.state_getters(),
@@ -70,10 +74,18 @@ _native.setup(
         "resolve": resolve,
         "check_output": _faults.check_output,
         "check_results": _faults.check_results,
-        "raise_mutated": _faults.raise_mutated,
-        "raise_escaped": _faults.raise_escaped,
-        "results_kept": _faults.results_kept,
         "report": _faults.report,
+        "private_copy": _lending.private_copy,
+        "digest": _lending.digest,
+        "has_same_bits": _lending.has_same_bits,
+        "operand_written": _lending.operand_written,
+        "argument_kept": _lending.argument_kept,
+        "operand_in_cycle": _lending.operand_in_cycle,
+        "movable_copy": functools.partial(_lending.movable_copy, _can_move),
+        "raise_escaped": _lending.raise_escaped,
+        "stop_redirecting": Redirected.give_up,
+        "collect_garbage": collect,
+        "most_checked_bytes": config.checked_bytes,
     }
 )
 _handlers = _native.handlers()

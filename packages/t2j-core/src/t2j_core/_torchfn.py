@@ -15,6 +15,7 @@ from . import _compat, _export
 from ._config import config
 from ._dtypes import row_of_jax, row_of_torch
 from ._errors import OutputError, describe
+from ._lending import BORROW, Lending
 from ._pytree import Static, is_flat, merger, plain
 from ._redirect import Redirected
 from ._signature import Leaf, Signature
@@ -25,7 +26,6 @@ _by_call: weakref.WeakValueDictionary[str, TorchFn] = weakref.WeakValueDictionar
 _by_name: dict[str, Callable[[Signature], TorchFn]] = {}
 _lock = threading.Lock()
 
-BORROW, CLONE, MUTABLE = 0, 1, 2  # how an operand is handed over; `native/site.h` has the same numbers
 _UINT8 = (1, 8)
 
 
@@ -42,6 +42,8 @@ class TorchFn:
         signature: Signature,
         *,
         outputs: str = "copy",
+        arguments: str = "auto",
+        told: set[str] | None = None,
         passes: Sequence[int] | None = None,
         aliases: dict[int, int] | None = None,
         has_side_effect: bool = False,
@@ -53,7 +55,7 @@ class TorchFn:
         self.is_flat = is_flat
         self.signature = signature
         self.outputs = outputs
-        self.passes: tuple[int, ...] = tuple(passes or (BORROW,) * len(signature.operands))
+        self.lending = Lending(signature, passes, arguments, set() if told is None else told)
         self.aliases: dict[int, int] = dict(aliases or {})
         self.has_side_effect = has_side_effect
         self.rules = rules
@@ -75,6 +77,11 @@ class TorchFn:
 
     def __repr__(self) -> str:
         return f"<TorchFn {self.signature}>"
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """How each operand is handed over, as far as it is known now."""
+        return self.lending.passes
 
     # What the handler calls: one tensor per operand (and per result buffer) -> a tensor, or a tuple of them.
 
@@ -137,8 +144,13 @@ class TorchFn:
             (*_dlpack(leaf), leaf.shape, how) for leaf, how in zip(self.signature.operands, self.passes, strict=True)
         )
         results = tuple((*_dlpack(leaf), leaf.shape, BORROW) for leaf in self.signature.outputs.leaves)
-        flags = (self.target is self.call and not self.is_flat, self.pass_results, self.outputs == "auto")
-        return self.target, self.signature, operands, results, *flags
+        flags = (
+            self.target is self.call and not self.is_flat,
+            self.pass_results,
+            self.outputs == "auto" and self.pass_results,
+            self.lending.arguments == "check",
+        )
+        return self.target, self.signature, self.lending, operands, results, *flags
 
 
 def _flatten_results(signature: Signature, answer: Any) -> list[Any]:

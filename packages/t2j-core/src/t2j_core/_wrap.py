@@ -46,6 +46,7 @@ def torch2jax(
     output_shapes: Any = None,
     mutable_argnums: int | Sequence[int] = (),
     rng: bool = False,
+    arguments: str = "auto",
     outputs: str = "auto",
     has_side_effect: bool = False,
     name: str | None = None,
@@ -64,6 +65,10 @@ def torch2jax(
         caller donates the argument to `jax.jit`, the update happens in place.
       rng: the first argument of the wrapped function is a JAX key, from which torch's generators are seeded for the
         call; `fn` gets the other arguments.
+      arguments: `"auto"` lends arguments: a tensor lies over XLA's memory. The first call of each signature (and now
+        and then a later one) works on copies, which are compared afterwards; an argument that `fn` writes into or keeps
+        is copied at every call from then on. `"copy"` copies all arguments at every call. `"check"` checks every call,
+        and raises where `fn` writes into an argument or keeps one.
       outputs: `"copy"` copies results to XLA's memory; `"out"` hands the memory to `fn` as its argument `out=`;
         `"auto"` makes the operation that produces a large result write there itself, and copies the others.
       has_side_effect: run every call the program contains. The order of calls stays open.
@@ -82,7 +87,7 @@ def torch2jax(
     >>> jax.jit(f)(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
     (2, 4)
     """
-    options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name)
+    options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name, arguments)
     examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
     return TorchFunction(fn, options, examples)
 
@@ -128,6 +133,7 @@ class TorchFunction(Generic[P]):
         self._array_type: type | None = None
         self._flat = jax.jit(self._call_arrays)
         self._has_constant_outputs = False
+        self._told: set[str] = set()  # the warnings that were given
         if self.options.name is not None:
             register_name(self.options.name, self._build)
 
@@ -293,6 +299,8 @@ class TorchFunction(Generic[P]):
             self._callable(),
             signature,
             outputs=self.options.outputs,
+            arguments=self.options.arguments,
+            told=self._told,
             passes=passes,
             aliases=aliases,
             has_side_effect=self.options.has_side_effect,

@@ -1,0 +1,288 @@
+#include "loans.h"
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "storage.h"
+
+namespace t2j {
+
+int64_t most_checked_bytes = int64_t{1} << 30;
+
+namespace {
+
+std::atomic<int64_t> checked_bytes{0};
+
+constexpr int kCyclesUntilCopy = 2;  // a copy costs less than a collection of garbage after every call
+
+bool reserve(int64_t bytes) {
+  if (checked_bytes.fetch_add(bytes) + bytes <= most_checked_bytes) return true;
+  checked_bytes.fetch_sub(bytes);
+  return false;
+}
+
+// False with a Python error set if the call failed.
+bool succeeded(PyObject* owned) {
+  Py_XDECREF(owned);
+  return owned != nullptr;
+}
+
+}  // namespace
+
+Loans::~Loans() { checked_bytes.fetch_sub(reserved_); }
+
+// --- before the call -------------------------------------------------------------------------------------------------
+
+bool Loans::lend() {
+  size_t n = site_.operands.size(), m = site_.pass_results ? site_.results.size() : 0;
+  borrows_ = Borrows::open(is_checked_ ? 2 * n : n);
+  if (!borrows_) return succeeded(PyErr_NoMemory());
+  tensors_.reserve(n + m + 1);
+  tensors_.push_back(nullptr);  // the slot that PY_VECTORCALL_ARGUMENTS_OFFSET offers to the callee
+  for (size_t i = 0; i < n + m; ++i) {
+    PyObject* tensor = i < n ? lend_operand(i) : lend_result(i - n);
+    if (!tensor) return false;
+    tensors_.push_back(tensor);
+  }
+  return true;
+}
+
+PyObject* Loans::lend_operand(size_t i) {
+  const Operand& operand = site_.operands[i];
+  PyObject* tensor = borrows_->lend(operand, frame_->args.buffers[i]->data, device_);
+  if (!tensor) return nullptr;
+  if (operand.pass == Pass::kClone) {
+    PyObject* copy = PyObject_CallOneArg(hooks.clone, tensor);
+    Py_DECREF(tensor);
+    return copy;
+  }
+  return is_checked_ && operand.pass == Pass::kBorrow ? checked_copy(i, tensor) : tensor;
+}
+
+PyObject* Loans::checked_copy(size_t i, PyObject* original) {
+  int64_t bytes = site_.operands[i].bytes;
+  if (!reserve(bytes)) {
+    PyObject* digest = PyObject_CallOneArg(hooks.digest, original);
+    if (!digest) return Py_DECREF(original), nullptr;
+    checked_.push_back({i, nullptr, digest});
+    return original;
+  }
+  reserved_ += bytes;
+  checked_.push_back({i, original, nullptr});
+  PyObject* copy = PyObject_CallOneArg(hooks.private_copy, original);
+  if (copy && !note_holder(Held::kPrivate, i, copy)) Py_CLEAR(copy);
+  return copy;
+}
+
+PyObject* Loans::lend_result(size_t i) {
+  if (!result_borrows_) result_borrows_ = Borrows::open(2 * site_.results.size());
+  if (!result_borrows_) return PyErr_NoMemory();
+  return result_borrows_->lend(site_.results[i], frame_->rets.buffers[i]->data, device_);
+}
+
+// --- after a call that succeeded -------------------------------------------------------------------------------------
+
+bool Loans::check_operands() {
+  auto next = checked_.begin();
+  for (size_t i = 0; i < site_.operands.size(); ++i) {
+    if (site_.operands[i].pass != Pass::kBorrow) continue;
+    Checked checked = next != checked_.end() && next->operand == i ? *next++ : Checked{i, nullptr, nullptr};
+    if (!check_operand(checked)) return false;
+  }
+  return true;
+}
+
+bool Loans::check_operand(const Checked& checked) {
+  PyObject* version = hooks.version_getter(tensors_[checked.operand + 1], hooks.version_closure);
+  if (!version) return false;
+  bool changed = PyLong_AsLong(version) != 0;
+  Py_DECREF(version);
+  if (!changed && checked.original) {
+    for (const Held& held : held_) {
+      if (held.kind != Held::kPrivate || held.index != checked.operand) continue;
+      PyObject* same = PyObject_CallFunctionObjArgs(hooks.has_same_bits, checked.original, held.storage, nullptr);
+      if (!same) return false;
+      changed = same != Py_True;
+      Py_DECREF(same);
+    }
+  }
+  if (!changed && checked.digest && !compare_digest(checked, &changed)) return false;
+  if (!changed) return true;
+  copy_from_now_on(checked.operand);
+  return succeeded(PyObject_CallFunction(hooks.operand_written, "OnO", site_.lending,
+                                         static_cast<Py_ssize_t>(checked.operand),
+                                         checked.original ? Py_True : Py_False));
+}
+
+// Compares through a tensor of its own: the function may have given the other one different memory.
+bool Loans::compare_digest(const Checked& checked, bool* changed) {
+  size_t i = checked.operand;
+  PyObject* tensor = borrows_->lend(site_.operands[i], frame_->args.buffers[i]->data, device_);
+  PyObject* digest = tensor ? PyObject_CallOneArg(hooks.digest, tensor) : nullptr;
+  int same = digest ? PyObject_RichCompareBool(digest, checked.digest, Py_EQ) : -1;
+  Py_XDECREF(digest);
+  Py_XDECREF(tensor);
+  *changed = same == 0;
+  return same >= 0;
+}
+
+// Not where the user asked for an error at every call.
+void Loans::copy_from_now_on(size_t operand) {
+  if (!site_.checks_always) site_.operands[operand].pass = Pass::kClone;
+}
+
+// --- letting go ------------------------------------------------------------------------------------------------------
+
+bool Loans::note_holder(Held::Kind kind, size_t index, PyObject* tensor) {
+  PyObject* storage = PyObject_CallOneArg(hooks.storage, tensor);
+  if (!storage) return false;
+  for (const Held& held : held_)
+    if (held.storage == storage) return Py_DECREF(storage), true;  // as of an operand that is returned
+  held_.push_back({kind, index, storage});
+  return true;
+}
+
+void Loans::watch_result(PyObject* tensor) {
+  if (!note_holder(Held::kOwnResult, 0, tensor)) PyErr_Clear();  // a tensor without memory is not redirected
+}
+
+// Takes hold of the memory of tensors that something else refers to. Once they are dropped it cannot be found.
+void Loans::note_holders() {
+  size_t n = site_.operands.size();
+  for (size_t i = 0; i + 1 < tensors_.size(); ++i) {
+    Borrows* borrows = i < n ? borrows_ : result_borrows_;
+    size_t index = i < n ? i : i - n;
+    if (!borrows->is_alive(index)) continue;  // the function got a copy
+    PyObject* tensor = tensors_[i + 1];
+    bool is_private = i < n && is_checked_ && tensor_is_copy(i);
+    if (is_private || !storage::is_referenced_elsewhere(tensor)) continue;
+    if (storage::of(tensor) != borrows->storage(index)) continue;  // the function has given it other memory
+    if (!note_holder(i < n ? Held::kOperand : Held::kResult, index, tensor)) PyErr_Clear();
+  }
+}
+
+bool Loans::tensor_is_copy(size_t operand) const {
+  for (const Checked& checked : checked_)
+    if (checked.operand == operand) return checked.original != nullptr;
+  return false;
+}
+
+bool Loans::is_held(const Held& held) const {
+  if (Py_REFCNT(held.storage) > 1) return true;
+  PyObject* uses = PyObject_CallOneArg(hooks.storage_uses, held.storage);
+  long count = uses ? PyLong_AsLong(uses) : 1;
+  Py_XDECREF(uses);
+  PyErr_Clear();
+  return count > 1;
+}
+
+void Loans::drop_unheld() {
+  std::vector<Held> rest;
+  for (const Held& held : held_) {
+    if (is_held(held)) {
+      rest.push_back(held);
+    } else {
+      Py_DECREF(held.storage);
+    }
+  }
+  held_.swap(rest);
+}
+
+// A thread of torch's autograd, of which each GPU has one, lets go of the last gradient after the caller has it. This
+// decides whether a copy is made that nobody needs, not whether a result is right.
+void Loans::wait_for_other_threads() {
+  for (int i = 0; i < 50 && !held_.empty(); ++i) {
+    PyThreadState* state = PyEval_SaveThread();
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    PyEval_RestoreThread(state);
+    drop_unheld();
+  }
+}
+
+// Gives memory of XLA that outlives the call a place of its own. False with a Python error set where that cannot be.
+bool Loans::move(const Held& held) {
+  PyObject* copy = PyObject_CallFunction(hooks.movable_copy, "OnOO", site_.lending, static_cast<Py_ssize_t>(held.index),
+                                         held.kind == Held::kResult ? Py_True : Py_False, held.storage);
+  if (!copy) return false;
+  storage::exchange_memory(held.storage, copy);
+  Py_DECREF(copy);  // and with it what XLA's memory was lent by
+  return true;
+}
+
+bool Loans::move_all() {
+  PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
+  for (const Held& held : held_) {
+    if (held.kind == Held::kPrivate || held.kind == Held::kOwnResult || move(held)) continue;
+    if (held.kind == Held::kOperand) copy_from_now_on(held.index);
+    if (type) {
+      PyErr_Clear();
+    } else {
+      PyErr_Fetch(&type, &value, &trace);
+    }
+  }
+  if (type) PyErr_Restore(type, value, trace);
+  return type == nullptr;
+}
+
+// Where the garbage collector had to free a tensor, the next calls rather pay for a copy than for a collection.
+void Loans::collect_garbage() {
+  std::vector<Held> before = held_;
+  succeeded(PyObject_CallNoArgs(hooks.collect_garbage));
+  PyErr_Clear();
+  drop_unheld();
+  for (const Held& held : before) {
+    if (held.kind != Held::kPrivate && held.kind != Held::kOperand) continue;
+    bool is_kept = false;
+    for (const Held& other : held_) is_kept |= other.kind == held.kind && other.index == held.index;
+    if (is_kept || ++site_.operands[held.index].cycles < kCyclesUntilCopy) continue;
+    copy_from_now_on(held.index);
+    succeeded(PyObject_CallFunction(hooks.operand_in_cycle, "On", site_.lending, static_cast<Py_ssize_t>(held.index)));
+    PyErr_Clear();
+  }
+}
+
+bool Loans::report_kept() {
+  for (const Held& held : held_)
+    if (held.kind == Held::kOperand || held.kind == Held::kPrivate) copy_from_now_on(held.index);
+  for (const Held& held : held_) {
+    bool is_result = held.kind == Held::kResult || held.kind == Held::kOwnResult;
+    PyObject* done = is_result && site_.may_keep_results
+                         ? PyObject_CallOneArg(hooks.stop_redirecting, site_.target)
+                         : PyObject_CallFunction(hooks.argument_kept, "OnO", site_.lending,
+                                                 static_cast<Py_ssize_t>(held.index), is_result ? Py_True : Py_False);
+    if (!succeeded(done)) return false;
+  }
+  return true;
+}
+
+// What was lent lies in a tensor that the function has given other memory, so that it cannot be found.
+bool Loans::none_lost() {
+  return !is_lent() || succeeded(PyObject_CallOneArg(hooks.raise_escaped, site_.lending));
+}
+
+bool Loans::settle_held(bool has_failed) {
+  if (device_.type != dl::kCPU) wait_for_other_threads();
+  bool moved = move_all();
+  if (has_failed) return PyErr_Clear(), true;
+  if (!moved) return false;
+  if (!held_.empty() || is_lent()) collect_garbage();
+  return report_kept() && none_lost();
+}
+
+bool Loans::settle(bool has_failed) {
+  if (borrows_) note_holders();
+  for (PyObject* tensor : tensors_) Py_XDECREF(tensor);
+  for (const Checked& checked : checked_) {
+    Py_XDECREF(checked.original);
+    Py_XDECREF(checked.digest);
+  }
+  drop_unheld();
+  bool ok = (held_.empty() && !is_lent()) || settle_held(has_failed);
+  for (const Held& held : held_) Py_DECREF(held.storage);
+  if (borrows_) borrows_->close();
+  if (result_borrows_) result_borrows_->close();
+  return ok;
+}
+
+}  // namespace t2j

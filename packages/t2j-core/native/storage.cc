@@ -1,0 +1,99 @@
+#include "storage.h"
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace t2j::storage {
+
+namespace {
+
+// `c10::intrusive_ptr_target`: a table of virtual functions, then the counts, of which the low half is that of owners.
+constexpr size_t kCounts = 1;
+constexpr size_t kWordsOfPointer = 3;  // `c10::DataPtr` without its device: address, context, deleter
+constexpr size_t kMostWords = 8;
+
+struct Layout {
+  bool is_known = false;
+  size_t implementation = 0;  // of a tensor object: its `TensorImpl`
+  size_t storage = 0;         // of a `TensorImpl`: its `StorageImpl`
+  size_t memory = 0;          // of a `StorageImpl`: its `DataPtr`
+} layout;
+
+uintptr_t word(const void* object, size_t index) {
+  uintptr_t value;
+  std::memcpy(&value, static_cast<const char*>(object) + index * sizeof(value), sizeof(value));
+  return value;
+}
+
+uint32_t owners(const void* target) { return static_cast<uint32_t>(word(target, kCounts)); }
+
+size_t find(const void* object, uintptr_t value, size_t first) {
+  for (size_t i = first; i < kMostWords; ++i)
+    if (word(object, i) == value) return i;
+  return 0;
+}
+
+bool learn_from(PyObject* sample, Layout* out) {
+  PyObject* tensor;
+  unsigned long long implementation, storage, address;
+  unsigned int uses;
+  if (!PyArg_ParseTuple(sample, "OKKKI", &tensor, &implementation, &storage, &address, &uses)) return false;
+  const void* impl = reinterpret_cast<const void*>(implementation);
+  const void* memory = reinterpret_cast<const void*>(storage);
+  out->implementation = find(tensor, implementation, 2);
+  out->storage = out->implementation ? find(impl, storage, kCounts + 1) : 0;
+  out->memory = out->storage && owners(memory) == uses ? find(memory, address, kCounts + 1) : 0;
+  return out->memory != 0;
+}
+
+const void* implementation(PyObject* tensor) {
+  return reinterpret_cast<const void*>(word(tensor, layout.implementation));
+}
+
+void* cdata(PyObject* storage) {
+  PyObject* number = PyObject_GetAttrString(storage, "_cdata");
+  void* address = number ? PyLong_AsVoidPtr(number) : nullptr;
+  Py_XDECREF(number);
+  return address;
+}
+
+}  // namespace
+
+bool learn_layout(PyObject* samples) {
+  Layout found;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(samples); ++i) {
+    Layout next;
+    bool same = learn_from(PyTuple_GET_ITEM(samples, i), &next) &&
+                (i == 0 || (next.implementation == found.implementation && next.storage == found.storage &&
+                            next.memory == found.memory));
+    if (!same) return PyErr_Clear(), false;
+    found = next;
+  }
+  found.is_known = PyTuple_GET_SIZE(samples) > 0;
+  layout = found;
+  return layout.is_known;
+}
+
+const void* of(PyObject* tensor) {
+  const void* impl = layout.is_known ? implementation(tensor) : nullptr;
+  return impl ? reinterpret_cast<const void*>(word(impl, layout.storage)) : nullptr;
+}
+
+bool is_referenced_elsewhere(PyObject* tensor) {
+  const void* storage = of(tensor);
+  if (!storage || Py_REFCNT(tensor) != 1) return true;
+  return owners(implementation(tensor)) != 1 || owners(storage) != 1;
+}
+
+bool exchange_memory(PyObject* a, PyObject* b) {
+  if (!layout.is_known) return false;
+  void *first = cdata(a), *second = cdata(b);
+  if (!first || !second) return PyErr_Clear(), false;
+  uintptr_t* here = static_cast<uintptr_t*>(first) + layout.memory;
+  uintptr_t* there = static_cast<uintptr_t*>(second) + layout.memory;
+  for (size_t i = 0; i < kWordsOfPointer; ++i) std::swap(here[i], there[i]);
+  return true;
+}
+
+}  // namespace t2j::storage

@@ -1,0 +1,238 @@
+"""How operands are handed over, and what calls have shown about it: the hooks of the native part that watch memory.
+
+An argument is lent: the tensor lies over XLA's buffer. In the calls 1, 2, 4, 8, ... of a program it is a copy, which
+is compared afterwards. A function that writes into an argument or keeps one gets a copy at every call from then on, so
+that neither XLA's memory nor what the function kept is touched by the other side.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import types
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from . import _compat
+from ._errors import PerformanceWarning, T2jWarning, TensorEscapeError, TensorMutationError, describe, warn
+from ._signature import Signature
+
+BORROW, CLONE, MUTABLE = 0, 1, 2  # how an operand is handed over; `native/site.h` has the same numbers
+
+
+class Lending:
+    """How the operands of one function are handed over, and what calls have shown about it."""
+
+    def __init__(self, signature: Signature, passes: Sequence[int] | None, arguments: str, told: set[str]) -> None:
+        self.signature = signature
+        self.arguments = arguments
+        self.told = told  # the warnings that the user's function has had; its derived functions share it
+        self.reasons: dict[int, str] = {}  # why an operand is copied, where a call has shown it
+        self._passes = list(passes or (BORROW,) * len(signature.operands))
+        if arguments == "copy":
+            self._passes = [CLONE if how == BORROW else how for how in self._passes]
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """How each operand is handed over."""
+        return tuple(self._passes)
+
+    def copy_from_now_on(self, index: int, reason: str) -> None:
+        """Hand over copies of an operand. Programs that run already learn it by themselves."""
+        if self.arguments != "check":
+            self._passes[index] = CLONE
+            self.reasons[index] = reason
+
+    def path(self, index: int, *, is_result: bool = False) -> str:
+        """The user's name of an operand or a result."""
+        signature = self.signature
+        return (signature.outputs.paths() if is_result else signature.operand_paths())[index]
+
+    def warn_once(self, message: str, category: type[Warning], topic: str) -> None:
+        """Warn, unless the user's function has had this warning."""
+        if topic not in self.told:
+            self.told.add(topic)
+            warn(message, category)
+
+
+def private_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy for a call that is checked. As that of a lent tensor, its memory cannot be resized."""
+    copy: torch.Tensor = torch._C._from_dlpack(torch._C._to_dlpack(tensor.clone()))
+    return copy
+
+
+# --- operands that are written ------------------------------------------------------------------------------------
+
+
+def has_same_bits(original: torch.Tensor, storage: torch.UntypedStorage) -> bool:
+    """Whether a copy still holds what the operand holds. On a GPU this waits for the call's work."""
+    first, second = _bytes_of(original.untyped_storage()), _bytes_of(storage)
+    return first.shape == second.shape and torch.equal(first, second)
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+_PART = 1 << 24
+
+
+def digest(tensor: torch.Tensor) -> tuple[int, ...]:
+    """A number for each part of the tensor's bytes, which a change changes. For operands too large to be copied."""
+    parts = _bytes_of(tensor.untyped_storage()).split(_PART)
+    if tensor.device.type == "cpu":
+        return tuple(zlib.crc32(memoryview(part.numpy())) for part in parts)
+    weights = torch.arange(1, _PART + 1, device=tensor.device)
+    return tuple(int((part * weights[: len(part)]).sum()) for part in parts)
+
+
+def operand_written(lending: Lending, index: int, is_private: bool) -> None:
+    """The function wrote into an operand: into a copy, or into the caller's array."""
+    path, name = lending.path(index), lending.signature.name
+    lending.copy_from_now_on(index, "the function writes into it")
+    if not is_private:
+        raise TensorMutationError(
+            describe(
+                f"{name} changed {path} in place, so the JAX array that was passed HAS BEEN CHANGED.",
+                expected=f"{path} {lending.signature.operands[index]} left as it was",
+                got="different contents, or an in-place operation that the tensor's version counter shows",
+                remedy='Work on `tensor.clone()`, wrap the function with `arguments="copy"`, or list the argument in '
+                "`mutable_argnums` and return it. Later calls get a copy.",
+            )
+        )
+    if lending.arguments == "check":
+        raise TensorMutationError(
+            describe(
+                f"{name} changes {path} in place.",
+                expected=f"{path} {lending.signature.operands[index]} left as it was",
+                got='different contents after the call; it was a copy, because of `arguments="check"`',
+                remedy="Work on `tensor.clone()`, or list the argument in `mutable_argnums` and return it.",
+            )
+        )
+    lending.warn_once(
+        f"{name} changes {path} in place. JAX arrays are immutable, so it gets a copy at every call. To avoid the "
+        "copy, return the changed tensor and list the argument in `mutable_argnums`.",
+        PerformanceWarning,
+        f"written {path}",
+    )
+
+
+# --- operands that are kept ---------------------------------------------------------------------------------------
+
+
+def argument_kept(lending: Lending, index: int, is_result: bool) -> None:
+    """Something still refers to an operand (or to memory for a result), which has memory of its own by now."""
+    path, name = lending.path(index, is_result=is_result), lending.signature.name
+    if not is_result:
+        lending.copy_from_now_on(index, "the function keeps it")
+    if lending.arguments == "check":
+        raise TensorEscapeError(
+            describe(
+                f"{name} keeps {path}, or something that refers to it, beyond the call.",
+                expected="every tensor over an argument gone when the function returns",
+                got="a tensor, view, NumPy array, autograd graph or stored exception that still refers to one",
+                remedy="Store `tensor.clone()` instead (with `.detach()` if an autograd graph would keep it).",
+            )
+        )
+    lending.warn_once(
+        f"{name} keeps {path}, or something that refers to it, beyond the call. What it keeps has memory of its own, "
+        "and from now on the function gets a copy of that argument at every call. Keep `tensor.clone()` instead, or "
+        'wrap the function with `arguments="copy"` if this is meant.',
+        T2jWarning,
+        f"kept {path}",
+    )
+
+
+def operand_in_cycle(lending: Lending, index: int) -> None:
+    """Each call leaves the operand in a reference cycle, for the garbage collector."""
+    lending.copy_from_now_on(index, "each call leaves it in a reference cycle")
+
+
+def movable_copy(
+    can_move: bool, lending: Lending, index: int, is_result: bool, storage: torch.UntypedStorage
+) -> torch.UntypedStorage:
+    """A copy of memory of XLA that something still refers to, to be put in its place.
+
+    Raises `TensorEscapeError` where something refers to the address itself, as a NumPy array does.
+    """
+    if not can_move or _has_pointers(storage):
+        path = lending.path(index, is_result=is_result)
+        if not is_result:
+            lending.copy_from_now_on(index, "the function keeps it")
+        raise _escaped(lending.signature.name, path)
+    copy = torch.empty(storage.nbytes(), dtype=torch.uint8, device=storage.device)
+    copy.copy_(_bytes_of(storage))
+    return copy.untyped_storage()
+
+
+def raise_escaped(lending: Lending) -> None:
+    """Raise for memory that is still lent, and that no tensor leads to any more."""
+    raise _escaped(lending.signature.name, "an argument or a result")
+
+
+def _escaped(name: str, path: str) -> TensorEscapeError:
+    return TensorEscapeError(
+        describe(
+            f"{name} keeps {path} beyond the call, in a way that t2j cannot move to other memory. "
+            "Its memory belongs to XLA, which may reuse or free it.",
+            expected="every tensor over an argument gone when the function returns",
+            got="a NumPy array, a memoryview or a DLPack capsule that refers to the memory itself",
+            remedy="Store `tensor.clone()` instead (with `.detach()` if an autograd graph would keep it), or wrap the "
+            'function with `arguments="copy"`.',
+        )
+    )
+
+
+def _has_pointers(storage: torch.UntypedStorage) -> bool:
+    """Whether something holds a tensor over `storage` that the garbage collector does not see, as NumPy arrays do.
+
+    `tensor.numpy()` refers to its tensor, and NumPy arrays do not tell the collector what they refer to. So a tensor
+    with more references than the collector and the running frames account for is held by one, or something like it.
+    """
+    tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and _lies_in(t, storage)]
+    return any(_unseen_references(tensors, i) > 0 for i in range(len(tensors)))
+
+
+def _lies_in(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:
+    try:
+        return bool(tensor.untyped_storage()._cdata == storage._cdata)
+    except Exception:  # tensors without storage
+        return False
+
+
+def _unseen_references(tensors: list[torch.Tensor], index: int) -> int:
+    frames = list(_frames_of_other_threads())  # what runs is no object of the collector's
+    count = sys.getrefcount(tensors[index]) - _REFERENCES_HERE - _compat.is_owned_by_torch(tensors[index])
+    address = id(tensors[index])
+    for holder in gc.get_referrers(tensors[index]):
+        if holder is not tensors and not any(holder is frame for frame in frames):
+            count -= sum(id(item) == address for item in gc.get_referents(holder))
+    return count - sum(id(value) == address for frame in frames for value in _own_locals(frame))
+
+
+def _frames_of_other_threads() -> Iterator[types.FrameType]:
+    """Those of this thread called the function, and cannot refer to what it kept by a local variable."""
+    for thread, innermost in sys._current_frames().items():
+        frame: types.FrameType | None = innermost if thread != threading.get_ident() else None
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
+
+
+def _own_locals(frame: types.FrameType) -> list[Any]:
+    """The values that a frame itself refers to. Those shared with closures are in cells, which the collector sees."""
+    names = set(frame.f_code.co_varnames).difference(frame.f_code.co_cellvars)
+    return [value for name, value in frame.f_locals.items() if name in names]
+
+
+def _count_references() -> int:
+    """What `sys.getrefcount` says of an element of a list, which differs between versions of Python."""
+    items = [object()]
+    return sys.getrefcount(items[0])
+
+
+_REFERENCES_HERE = _count_references()
