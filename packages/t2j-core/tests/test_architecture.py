@@ -22,7 +22,7 @@ FLOORS = [
     {"_dtypes", "_pytree", "_streams", "_rng"},
     {"_convert"},
     {"_signature"},
-    {"_export", "_redirect", "_faults", "_infer", "_arguments"},
+    {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending"},
     {"_torchfn"},
     {"_host", "_explain", "_in_place"},
     {"_primitive"},

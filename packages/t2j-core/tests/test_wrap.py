@@ -310,6 +310,7 @@ def test_the_signature_of_torch2jax_is_the_documented_one():
         "output_shapes",
         "mutable_argnums",
         "rng",
+        "arguments",
         "outputs",
         "has_side_effect",
         "name",
@@ -325,7 +326,7 @@ def test_something_that_is_not_callable():
 
 
 def test_an_unknown_way_of_outputs():
-    with pytest.raises(ArgumentError, match=r'`outputs` is unknown(.|\n)*"copy", "out" or "auto"(.|\n)*\'fast\''):
+    with pytest.raises(ArgumentError, match=r'`outputs` is unknown(.|\n)*"auto", "copy" or "out"(.|\n)*\'fast\''):
         torch2jax(torch.sin, outputs="fast")
 
 

@@ -332,7 +332,7 @@ _OWNS_PYTHON_OBJECT = _uses_with_a_view(sys.getrefcount) > 0
 
 def is_owned_by_torch(tensor: torch.Tensor) -> bool:
     """Whether one of the references to a tensor's Python object is torch's own."""
-    return _OWNS_PYTHON_OBJECT and tensor._use_count() > 1
+    return _OWNS_PYTHON_OBJECT and tensor._use_count() > 1  # type: ignore[attr-defined]
 
 
 def learn_storage_layout(learn: Callable[[Any], bool], exchange: Callable[[Any, Any], bool]) -> bool:

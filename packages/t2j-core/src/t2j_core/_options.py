@@ -30,7 +30,7 @@ class Options:
                 raise ArgumentError(
                     describe(
                         f"`{option}` is unknown.",
-                        expected=" or ".join(f'"{choice}"' for choice in choices),
+                        expected='"{}", "{}" or "{}"'.format(*choices),
                         got=repr(getattr(self, option)),
                         remedy="Choose one.",
                     )
