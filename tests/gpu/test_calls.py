@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from t2j_autodiff import module2jax, torch2jax
-from t2j_core import TensorEscapeError, TensorMutationError, j2t, t2j
+from t2j_core import PerformanceWarning, T2jWarning, TensorEscapeError, j2t, t2j
 
 LARGE = 1 << 20  # elements: 4 MB, for which results are written in place
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "float16", "bfloat16", "float32", "complex64"]
@@ -329,21 +329,46 @@ def test_an_exception_is_itself_and_the_next_call_works(place):
     close(jax.jit(torch2jax(lambda x: x + 1))(jnp.ones(3)), np.full(3, 2.0))
 
 
-def test_an_argument_may_not_be_changed(place):
-    with pytest.raises(TensorMutationError, match="mutable_argnums"):
-        torch2jax(lambda x: x.mul_(2), output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32))(jnp.ones(3))
+def test_an_argument_that_is_changed_is_a_copy(place):
+    f = torch2jax(lambda x: x.mul_(2), output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32))
+    x = jnp.ones(3)
+    with pytest.warns(PerformanceWarning, match="mutable_argnums"):
+        close(f(x), np.full(3, 2.0))
+    close(f(x), np.full(3, 2.0))
+    close(x, np.ones(3))
 
 
-def test_an_argument_may_not_be_kept(place):
-    kept = []
+@pytest.mark.parametrize("begins", [0, 5])
+def test_an_argument_that_is_kept_has_memory_of_its_own(place, begins):
+    flag, kept = [], []
 
     def f(x):
-        if not x.is_meta:
+        if flag:
             kept.append(x)
         return x + 1
 
+    g = jax.jit(torch2jax(f, output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32)))
+    for _ in range(begins):
+        g(jnp.ones(3)).block_until_ready()
+    flag.append(1)
+    with pytest.warns(T2jWarning, match="clone"):
+        g(jnp.zeros(3)).block_until_ready()
+    for i in range(1, 4):
+        close(g(jnp.full(3, float(i))), np.full(3, i + 1.0))
+    others = [jnp.full(3, 9.0).block_until_ready() for _ in range(50)]
+    assert [x.tolist() for x in kept] == [[float(i)] * 3 for i in range(4)]
+    del others
+
+
+def test_an_argument_may_not_be_kept_where_that_is_asked_for(place):
+    kept = []
+    f = torch2jax(
+        lambda x: kept.append(x) or x + 1,
+        output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32),
+        arguments="check",
+    )
     with pytest.raises(TensorEscapeError, match="clone"):
-        torch2jax(f, output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32))(jnp.ones(3))
+        f(jnp.ones(3))
 
 
 def test_over_a_mesh_of_one_device(place):

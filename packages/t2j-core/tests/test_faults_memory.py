@@ -886,6 +886,38 @@ def test_an_escape_beside_another_running_call_over_the_same_array():
     np.testing.assert_array_equal(box[0].numpy(), np.arange(N))
 
 
+def test_the_caches_of_an_autocast_around_the_call_keep_nothing():
+    def function(t):
+        t.requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return (t @ t.mT).float().detach() + 0 * t.detach()
+
+    f = torch2jax(function, output_shapes=Size(3, 3))
+    with torch.autocast("cpu", dtype=torch.float16):
+        for _ in range(4):
+            np.testing.assert_array_equal(f(jnp.ones((3, 3))), np.full((3, 3), 3.0))
+    assert_nothing_escaped()
+
+
+@pytest.mark.parametrize("keep", [lambda t: t, lambda t: t.numpy(), lambda t: t[1:]], ids=["tensor", "numpy", "view"])
+def test_a_large_result_that_the_function_keeps_and_writes(keep):
+    """The function's cache is no alias of what JAX got."""
+    kept = []
+
+    def function(t):
+        y = torch.sin(t)
+        for old in kept:
+            old[:] = 7
+        if not t.is_meta:
+            kept.append(keep(y))
+        return y
+
+    f = torch2jax(function)
+    results = [f(jnp.full(1 << 19, float(i))) for i in range(4)]
+    for i, result in enumerate(results):
+        np.testing.assert_allclose(result, np.sin(np.full(1 << 19, float(i), np.float32)), rtol=1e-5)
+
+
 # --- no false alarms --------------------------------------------------------------------------------------------------
 
 

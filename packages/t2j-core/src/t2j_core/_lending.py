@@ -19,6 +19,7 @@ import torch
 
 from . import _compat
 from ._errors import PerformanceWarning, T2jWarning, TensorEscapeError, TensorMutationError, describe, warn
+from ._garbage import collect
 from ._signature import Signature
 
 BORROW, CLONE, MUTABLE = 0, 1, 2  # how an operand is handed over; `native/site.h` has the same numbers
@@ -147,9 +148,18 @@ def argument_kept(lending: Lending, index: int, is_result: bool) -> None:
     )
 
 
+def collect_garbage() -> None:
+    """Free what nobody refers to any more, and what torch itself keeps.
+
+    Within an autocast of the caller's, the casts that autocast remembers refer to arguments until that one ends.
+    """
+    torch.clear_autocast_cache()
+    collect()
+
+
 def operand_in_cycle(lending: Lending, index: int) -> None:
-    """Each call leaves the operand in a reference cycle, for the garbage collector."""
-    lending.copy_from_now_on(index, "each call leaves it in a reference cycle")
+    """Calls leave the operand in a reference cycle, or in a cache of torch's."""
+    lending.copy_from_now_on(index, "the function leaves it to the garbage collector")
 
 
 def movable_copy(

@@ -17,7 +17,6 @@ from . import _compat, _faults, _lending, _native, _streams
 from ._config import config
 from ._errors import ShardingError, TransformError, describe
 from ._export import refused
-from ._garbage import collect
 from ._host import host_call
 from ._infer import jax_inside
 from ._redirect import Redirected
@@ -84,7 +83,7 @@ _native.setup(
         "movable_copy": functools.partial(_lending.movable_copy, _can_move),
         "raise_escaped": _lending.raise_escaped,
         "stop_redirecting": Redirected.give_up,
-        "collect_garbage": collect,
+        "collect_garbage": _lending.collect_garbage,
         "most_checked_bytes": config.checked_bytes,
     }
 )
