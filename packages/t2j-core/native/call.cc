@@ -98,8 +98,8 @@ class Call {
   }
 
   bool invoke() {
-    answer_ = PyObject_Vectorcall(site_.target, loans_.tensors(), loans_.size() | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                  nullptr);
+    answer_ =
+        PyObject_Vectorcall(site_.target, loans_.tensors(), loans_.size() | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
     return answer_ != nullptr;
   }
 
@@ -150,9 +150,8 @@ class Call {
   bool is_wanted(const dl::Tensor& found, const Operand& wanted) const {
     const dl::Tensor& want = wanted.tensor;
     return found.dtype.code == want.dtype.code && found.dtype.bits == want.dtype.bits && found.ndim == want.ndim &&
-           std::equal(want.shape, want.shape + want.ndim, found.shape) &&
-           (found.data || wanted.bytes == 0) && found.device.type == device_.type &&
-           (device_.type == dl::kCPU || found.device.id == device_.id);
+           std::equal(want.shape, want.shape + want.ndim, found.shape) && (found.data || wanted.bytes == 0) &&
+           found.device.type == device_.type && (device_.type == dl::kCPU || found.device.id == device_.id);
   }
 
   // A source inside a result buffer would be overwritten before it is read: copy it away first.

@@ -257,9 +257,7 @@ bool Loans::report_kept() {
 }
 
 // What was lent lies in a tensor that the function has given other memory, so that it cannot be found.
-bool Loans::none_lost() {
-  return !is_lent() || succeeded(PyObject_CallOneArg(hooks.raise_escaped, site_.lending));
-}
+bool Loans::none_lost() { return !is_lent() || succeeded(PyObject_CallOneArg(hooks.raise_escaped, site_.lending)); }
 
 bool Loans::settle_held(bool has_failed) {
   if (device_.type != dl::kCPU) wait_for_other_threads();

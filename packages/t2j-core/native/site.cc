@@ -70,9 +70,9 @@ std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
   ++live_sites;
   PyObject *operands, *results;
   int single, pass_results, may_keep_results, checks_always;
-  bool ok = PyArg_ParseTuple(answer, "OOOO!O!pppp", &site->target, &site->label, &site->lending, &PyTuple_Type,
-                             &operands, &PyTuple_Type, &results, &single, &pass_results, &may_keep_results,
-                             &checks_always);
+  bool ok =
+      PyArg_ParseTuple(answer, "OOOO!O!pppp", &site->target, &site->label, &site->lending, &PyTuple_Type, &operands,
+                       &PyTuple_Type, &results, &single, &pass_results, &may_keep_results, &checks_always);
   Py_XINCREF(site->target);
   Py_XINCREF(site->label);
   Py_XINCREF(site->lending);

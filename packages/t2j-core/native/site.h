@@ -28,20 +28,22 @@ struct Operand {
 // Python objects the call path uses, set once by `setup` and never freed.
 struct Hooks {
   const dl::ExchangeApi* exchange = nullptr;  // null: torch older than 2.10, capsules instead
-  PyObject *tensor_type, *parameter_type, *from_dlpack, *to_dlpack, *is_conj, *is_neg, *clone, *copy, *storage, *storage_uses;
+  PyObject *tensor_type, *parameter_type, *from_dlpack, *to_dlpack, *is_conj, *is_neg, *clone, *copy, *storage,
+      *storage_uses;
   getter version_getter = nullptr;  // C function behind `Tensor._version`, the counter of in-place changes
   void* version_closure = nullptr;
   PyObject* state_getters;  // functions that are all false while torch's thread-local state is the default
   PyObject *is_grad_enabled, *set_grad_enabled, *enter_state, *leave_state, *enter_stream, *leave_stream;
   PyObject *resolve, *check_output, *check_results, *report;
-  PyObject *private_copy, *digest, *has_same_bits, *operand_written, *argument_kept, *operand_in_cycle, *movable_copy, *raise_escaped;
+  PyObject *private_copy, *digest, *has_same_bits, *operand_written, *argument_kept, *operand_in_cycle, *movable_copy,
+      *raise_escaped;
   PyObject *stop_redirecting, *collect_garbage;
 };
 extern Hooks hooks;
 
 struct Site {
-  PyObject* target = nullptr;  // called with one tensor per operand (and per result, if `pass_results`)
-  PyObject* label = nullptr;   // for the hooks that word errors
+  PyObject* target = nullptr;   // called with one tensor per operand (and per result, if `pass_results`)
+  PyObject* label = nullptr;    // for the hooks that word errors
   PyObject* lending = nullptr;  // for the hooks that learn how operands are to be handed over
   std::vector<Operand> operands, results;
   bool single = false;            // the target returns a tensor, not a tuple
@@ -52,7 +54,7 @@ struct Site {
   std::atomic<bool> called{false};
   std::atomic<uint64_t> calls{0};
 
-  // Whether the operands of the next call are checked: that of the calls 1, 2, 4, 8, ... and of those that failed.
+  // Whether the operands of the next call are checked: of the calls 1, 2, 4, 8, ..., not counting those that fail.
   bool is_next_checked() {
     uint64_t number = calls.load(std::memory_order_relaxed) + 1;
     return checks_always || (number & (number - 1)) == 0;
