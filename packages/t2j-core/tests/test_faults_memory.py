@@ -31,6 +31,7 @@ from t2j_core import (
     t2j,
     torch2jax,
 )
+from t2j_core._lending import digest
 from t2j_core.testing import assert_nothing_escaped, collect, counters, live_functions
 from test_faults import JaxError, check_intact, check_text
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -271,6 +272,21 @@ def test_an_argument_too_large_to_be_copied_is_compared_by_a_digest():
             assert f(x)[500] == 6
         assert (x == 0).all()
     """)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, (1 << 24) + 5])
+def test_a_digest_shows_every_bit_and_every_move(size):
+    data = torch.randint(0, 256, (size,), dtype=torch.uint8)
+    seen = {digest(data)}
+    for place in {0, size // 2, size - 1}:
+        for bit in (1, 128):
+            other = data.clone()
+            other[place] ^= bit
+            seen.add(digest(other))
+    assert len(seen) == 1 + 2 * len({0, size // 2, size - 1})
+    words = torch.arange(min(size, 1000))
+    assert size == 1 or digest(words) != digest(words.flip(0))
+    assert digest(words) == digest(words.clone())
 
 
 def test_a_large_argument_that_is_kept_is_moved():
