@@ -17,7 +17,7 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage"},
+    {"_errors", "_garbage", "_in_flight", "_bounded"},
     {"_config", "_compat", "_clashes", "_options"},
     {"_dtypes", "_pytree", "_streams", "_rng"},
     {"_convert"},

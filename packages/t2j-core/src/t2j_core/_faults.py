@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from . import _compat
+from ._bounded import remember
 from ._config import config
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
 from ._errors import DTypeError, OutputError, TensorEscapeError, TensorMutationError, describe
@@ -225,8 +226,7 @@ _kept: collections.OrderedDict[int, BaseException] = collections.OrderedDict()
 _newest: BaseException | None = None
 _numbers = itertools.count(1)
 
-run_on_several_devices: set[str] = set()
-"""The names of functions in programs for several devices."""
+_on_several_devices: dict[str, None] = {}  # the names of functions in programs for several devices
 _logged: dict[str, float] = {}
 _TAG = re.compile(r"\[t2j error (\d+)\]")
 _LIMIT = 8000  # nested calls embed each other's text; without a limit it doubles with every level
@@ -239,6 +239,11 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     ((ValueError), 3),
     ((TypeError), 3),
 )
+
+
+def note_several_devices(name: str) -> None:
+    """Note that a function is in a program for several devices, which wait for each other."""
+    remember(_on_several_devices, name, None)
 
 
 def report(signature: Signature | None, error: BaseException) -> tuple[int, str]:
@@ -255,7 +260,7 @@ def report(signature: Signature | None, error: BaseException) -> tuple[int, str]
     if len(text) > _LIMIT:
         text = f"{text[: _LIMIT // 2]}\n  [...]\n{text[-_LIMIT // 2 :]}"
     name = signature.name if signature else "a torch function"
-    if name in run_on_several_devices:
+    if name in _on_several_devices:
         _log(name, text)
     code = next((code for kind, code in _CODES if isinstance(error, kind)), 13)
     message = f"[t2j error {number}] {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
@@ -266,7 +271,8 @@ def _log(name: str, text: str) -> None:
     """Show an exception now: in a collective the other devices wait for this one, until XLA ends the process."""
     now = time.monotonic()
     if now - _logged.get(name, -math.inf) > 1:  # all devices may raise at once
-        _logged[name] = now
+        _logged.pop(name, None)
+        remember(_logged, name, now)
         logger.error("The torch function %s raised on one of several devices:\n%s", name, text)
 
 
