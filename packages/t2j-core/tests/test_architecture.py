@@ -19,7 +19,7 @@ PACKAGE = Path(t2j_core.__file__).parent
 FLOORS = [
     {"_errors", "_garbage", "_in_flight", "_bounded"},
     {"_config", "_compat", "_clashes", "_options"},
-    {"_dtypes", "_pytree", "_streams", "_rng"},
+    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans"},
     {"_convert"},
     {"_signature"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments"},
@@ -171,7 +171,7 @@ def test_the_names_for_sister_packages():
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
-            *("describe", "warn", "grouped", "heading", "short_avals", "P"),
+            *("describe", "warn", "grouped", "heading", "short_avals", "P", "remember", "turns"),
         ]
     )
 

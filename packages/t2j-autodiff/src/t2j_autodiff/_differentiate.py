@@ -8,12 +8,11 @@ autodiff cookbook).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from t2j_core.extend import modules_in_use
+from t2j_core.extend import modules_in_use, turns
 
 from . import _compat
 from ._errors import NonDifferentiableError
@@ -21,7 +20,7 @@ from ._errors import NonDifferentiableError
 Flat = Callable[..., tuple[torch.Tensor, ...]]
 Tensors = Sequence[torch.Tensor]
 
-one_at_a_time = threading.RLock()
+one_at_a_time = turns
 """Torch's forward mode is for one thread at a time, and its choice of attention kernel is global."""
 
 

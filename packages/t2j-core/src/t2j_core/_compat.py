@@ -94,6 +94,17 @@ def hold_weakly(cls: type) -> None:
 XLA_ERRORS: tuple[type[Exception], ...] = (jax.errors.JaxRuntimeError, ValueError)
 
 
+def forget_eager_primitives() -> None:
+    """Empty JAX's cache of programs for primitives that are called eagerly, control flow among them."""
+    try:
+        from jax._src.dispatch import xla_primitive_callable
+    except ImportError:
+        return
+    clear = getattr(xla_primitive_callable, "cache_clear", None)
+    if clear is not None:
+        clear()
+
+
 def register_dce(primitive: Any, replace: Callable[[Sequence[bool], Any], Any]) -> None:
     """Let `replace(used, fn)` choose a cheaper function where the last results of a call are not used."""
 

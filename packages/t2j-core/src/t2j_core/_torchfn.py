@@ -14,6 +14,7 @@ from . import _compat, _export
 from ._config import config
 from ._dtypes import row_of_jax, row_of_torch
 from ._errors import OutputError, describe
+from ._orphans import Origin
 from ._pytree import Static, is_flat, merger, plain
 from ._redirect import Redirected
 from ._signature import Leaf, Signature
@@ -49,6 +50,7 @@ class TorchFn:
         rules: Any = None,
     ) -> None:
         self.call = call
+        self.origin = Origin(call)
         self.is_flat = is_flat
         self.signature = signature
         self.outputs = outputs
