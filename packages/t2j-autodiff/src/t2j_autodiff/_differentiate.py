@@ -16,6 +16,7 @@ from t2j_core.extend import modules_in_use, turns
 
 from . import _compat
 from ._errors import NonDifferentiableError
+from ._forward_level import in_forward_level
 
 Flat = Callable[..., tuple[torch.Tensor, ...]]
 Tensors = Sequence[torch.Tensor]
@@ -134,8 +135,7 @@ def _forward_mode(
         with _compat.no_grad_stops_forward_mode():
             return g(*moved)
 
-    with _compat.own_forward_level():
-        _, dy = torch.func.jvp(watched, moved, tangents)  # type: ignore[misc]
+    _, dy = in_forward_level(lambda: torch.func.jvp(watched, moved, tangents))  # type: ignore[misc]
     return tuple(map(_compat.materialised, dy))
 
 

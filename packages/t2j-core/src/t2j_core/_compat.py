@@ -28,6 +28,8 @@ from jax.interpreters import batching as batching
 from jax.interpreters import mlir as mlir
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 from torch.autograd import profiler as torch_profiler
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -446,7 +448,37 @@ def _has_saved_tensors_hooks() -> bool:
 
 
 def _is_watched() -> bool:
-    return torch_profiler._is_profiler_enabled or (_top_hooks is not None and _top_hooks(False) is not None)
+    return (
+        torch_profiler._is_profiler_enabled
+        or forward_ad._current_level >= 0
+        or (_top_hooks is not None and _top_hooks(False) is not None)
+    )
+
+
+def close_abandoned_forward_level() -> bool:
+    """Close the level of forward mode if a function has entered it and returned without leaving it.
+
+    All threads share the one level, and nothing tells who has entered it. It is left alone while a `torch.func.jvp`
+    runs, and while any thread is inside of a function that names what enters it.
+    """
+    if forward_ad._current_level < 0 or eager_transforms.JVP_NESTING:
+        return False
+    if any(not _ENTERS_LEVEL.isdisjoint(code.co_names) for code in _running_codes()):
+        return False
+    forward_ad.exit_dual_level()
+    return True
+
+
+_ENTERS_LEVEL = frozenset({"dual_level", "enter_dual_level"})
+
+
+def _running_codes() -> Iterator[Any]:
+    for top in sys._current_frames().values():
+        frame = top
+        while frame is not None:
+            if frame.f_globals.get("__name__") != __name__:
+                yield frame.f_code
+            frame = frame.f_back  # type: ignore[assignment]
 
 
 def profiled(name: str) -> contextlib.AbstractContextManager[Any]:

@@ -35,6 +35,8 @@ def _enter_state(first: bool, signature: Signature) -> contextlib.ExitStack:
 
     Where torch records a profile, the call is a range of it.
     """
+    if _compat.close_abandoned_forward_level():
+        _faults.logger.warning("A torch function that ran before %s left a level of forward mode open.", signature.name)
     stack = contextlib.ExitStack()
     stack.enter_context(_compat.default_torch_state(_AUTOCAST_DEVICES))
     stack.enter_context(_compat.profiled(signature.name))
