@@ -19,7 +19,7 @@ PACKAGE = Path(t2j_core.__file__).parent
 FLOORS = [
     {"_errors", "_garbage", "_in_flight", "_bounded"},
     {"_config", "_compat", "_clashes", "_options"},
-    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans"},
+    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals"},
     {"_convert"},
     {"_signature"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments"},

@@ -5,10 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import gc
-import itertools
 import logging
 import math
-import re
 import sys
 import time
 import traceback
@@ -19,9 +17,9 @@ import torch
 
 from . import _compat
 from ._bounded import remember
-from ._config import config
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
 from ._errors import DTypeError, OutputError, TensorEscapeError, TensorMutationError, describe
+from ._originals import keep, tag
 from ._signature import Leaf, Signature
 
 logger = logging.getLogger("t2j_core")
@@ -222,13 +220,8 @@ def _saved_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 # --- exceptions ---------------------------------------------------------------------------------------------------
 
-_kept: collections.OrderedDict[int, BaseException] = collections.OrderedDict()
-_newest: BaseException | None = None
-_numbers = itertools.count(1)
-
 _on_several_devices: dict[str, None] = {}  # the names of functions in programs for several devices
 _logged: dict[str, float] = {}
-_TAG = re.compile(r"\[t2j error (\d+)\]")
 _LIMIT = 8000  # nested calls embed each other's text; without a limit it doubles with every level
 
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -248,23 +241,32 @@ def note_several_devices(name: str) -> None:
 
 def report(signature: Signature | None, error: BaseException) -> tuple[int, str]:
     """Keep an exception for `last_error` and word it for XLA: (status code, message)."""
-    number = next(_numbers)
     note_missing_width(error)
-    text = "".join(traceback.format_exception(error))
-    summary = "".join(traceback.format_exception_only(error)).strip()
+    text, summary = _worded(error)
     _clear_frames(error)
-    global _newest
-    _kept[number] = _newest = error
-    while len(_kept) > config.kept_errors:
-        _kept.popitem(last=False)
+    number = keep(error)
     if len(text) > _LIMIT:
         text = f"{text[: _LIMIT // 2]}\n  [...]\n{text[-_LIMIT // 2 :]}"
     name = signature.name if signature else "a torch function"
     if name in _on_several_devices:
         _log(name, text)
     code = next((code for kind, code in _CODES if isinstance(error, kind)), 13)
-    message = f"[t2j error {number}] {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
-    return code, message.encode("utf-8", "backslashreplace").replace(b"\0", b"\\0").decode()
+    message = f"{tag(number)} {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
+    return code, _plain_text(message)
+
+
+def _worded(error: BaseException) -> tuple[str, str]:
+    """An exception with its traceback, and without."""
+    try:
+        text = "".join(traceback.format_exception(error))
+        return text, "".join(traceback.format_exception_only(error)).strip()
+    except Exception:  # its class is the user's, and may do anything
+        return type(error).__name__, type(error).__name__
+
+
+def _plain_text(text: str) -> str:
+    """A text that C and XLA can take: lone surrogates and zeros as escapes."""
+    return text.encode("utf-8", "backslashreplace").replace(b"\0", b"\\0").decode()
 
 
 def _log(name: str, text: str) -> None:
@@ -289,21 +291,3 @@ def _clear_frames(error: BaseException) -> None:
         queue += [item.__cause__, item.__context__]
         if isinstance(item, BaseExceptionGroup):
             queue += item.exceptions
-
-
-def original_of(error: BaseException) -> BaseException | None:
-    """The exception of the torch function behind an error of XLA, if it is still kept. It is not kept longer."""
-    # XLA's text begins with a status. The first tag is ours; what follows may quote older ones.
-    found = _TAG.search(str(error)) if re.match(r"[A-Z_]+: ", str(error)) else None
-    return _kept.pop(int(found[1]), None) if found else None
-
-
-def last_error() -> BaseException | None:
-    """The newest exception that a torch function raised, with its type and traceback; None if there was none.
-
-    Under your own `jax.jit` XLA turns every exception into a `JaxRuntimeError`; this has the original.
-
-    >>> last_error() is None or isinstance(last_error(), BaseException)
-    True
-    """
-    return _newest

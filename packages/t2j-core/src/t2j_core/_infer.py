@@ -306,6 +306,7 @@ def _inference(name: str) -> Any:
     def refuse(operation: str) -> Exception:
         return jax_inside(name, operation)
 
+    _compat.close_abandoned_forward_level()  # one that another function has left
     with (
         turns,
         _compat.default_torch_state(("cpu",)),

@@ -19,6 +19,7 @@ from ._garbage import collect
 from ._host import host_call
 from ._in_flight import hold_until_ready
 from ._infer import jax_inside
+from ._originals import original_of, raises_originals
 from ._signature import Signature
 from ._torchfn import TorchFn, WeakFn, claim, resolve, strong
 
@@ -95,6 +96,7 @@ abi_layout: Callable[[], dict[str, int]] = _native.abi_layout
 # --- the primitive -------------------------------------------------------------------------------------------------
 
 
+@raises_originals
 def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
     try:
         with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):  # each of them ends here again
@@ -102,7 +104,7 @@ def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
             hold_until_ready(fn, results)
             return results
     except _compat.XLA_ERRORS as error:
-        failure = _faults.original_of(error)
+        failure = original_of(error)
         if failure is None:
             raise
     try:  # raised out here, its own `__cause__` and `__context__` stay

@@ -16,14 +16,15 @@ import torch
 
 from . import _compat
 from ._arguments import as_data, check_key_is_first, key_data, leaves_of, to_jax
-from ._bounded import remember
+from ._bounded import remember as _remember
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, T2jError, TensorEscapeError, describe
 from ._explain import explained, heading, shown_options
-from ._faults import hold, original_of
+from ._faults import hold
 from ._in_place import handed_over
 from ._infer import infer_outputs
 from ._options import Options
+from ._originals import original_of, raises_originals
 from ._orphans import Signatures, let_go
 from ._primitive import torch_call
 from ._pytree import Static, split
@@ -198,6 +199,7 @@ class TorchFunction(Generic[P]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
     @overload
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
+    @raises_originals
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         failure = None
         try:
@@ -224,7 +226,7 @@ class TorchFunction(Generic[P]):
         if set(map(type, leaves)) == {self._array_type}:
             entry = self._array_entries.get(tree)
             if entry is None:
-                entry = remember(self._array_entries, tree, jax.jit(functools.partial(self._call_tree, tree)))
+                entry = _remember(self._array_entries, tree, jax.jit(functools.partial(self._call_tree, tree)))
             return entry(*leaves)
         _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
@@ -237,7 +239,7 @@ class TorchFunction(Generic[P]):
         entry = self._entries.get((key, dtypes))
         if entry is None:
             entry = jax.jit(functools.partial(self._bind_marked, key, dtypes))
-            remember(self._entries, (key, dtypes), entry)
+            _remember(self._entries, (key, dtypes), entry)
         return entry(*arrays)
 
     def _call_arrays(self, *arrays: Any) -> Any:
@@ -275,7 +277,7 @@ class TorchFunction(Generic[P]):
         let_go()
         with turns if self.options.output_shapes is None else contextlib.nullcontext():  # threads infer once together
             fn = self._fns.get(full)
-            return fn or remember(self._fns, full, self._build(self._signature(key, operands)))
+            return fn or _remember(self._fns, full, self._build(self._signature(key, operands)))
 
     def _signature(self, key: Any, operands: tuple[Leaf, ...]) -> Signature:
         if self.options.output_shapes is not None:
