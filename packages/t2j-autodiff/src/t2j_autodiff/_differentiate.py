@@ -114,7 +114,7 @@ def jvp(
         try:
             return _transposed_vjp(f, x, ins, tangents, outs), first_line(failure) if failure else None
         except Exception as error:
-            if failure is None or (type(failure), str(failure)) == (type(error), str(error)):
+            if failure is None or first_line(failure) == first_line(error):
                 raise
             raise NonDifferentiableError(
                 "PyTorch cannot compute the forward-mode derivative of this function.\n"
@@ -157,4 +157,8 @@ def _transposed_vjp(
 
 def first_line(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    try:
+        text = str(error)
+    except Exception:  # its class is the user's
+        return type(error).__name__
+    return f"{type(error).__name__}: {text.strip().partition(chr(10))[0][:200]}"

@@ -143,7 +143,12 @@ def keep_alive(ctx: Any, value: object) -> None:
 
 def named(ctx: Any, name: str) -> contextlib.AbstractContextManager[Any]:
     """Within, what is lowered goes by `name`: in the compiled program, and so in profiles."""
-    return mlir.ir.Location.name("/".join(filter(None, (str(ctx.name_stack), "torch_call", name))))
+    return mlir.ir.Location.name(utf8("/".join(filter(None, (str(ctx.name_stack), "torch_call", name)))))
+
+
+def utf8(text: str) -> str:
+    """A text that C++ accepts: lone surrogates, which UTF-8 lacks, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def varying_axes(aval: Any) -> frozenset[str]:
@@ -483,7 +488,7 @@ def _running_codes() -> Iterator[Any]:
 
 def profiled(name: str) -> contextlib.AbstractContextManager[Any]:
     """A range of that name in the profile that torch records, if it records one."""
-    return torch_profiler.record_function(name) if torch_profiler._is_profiler_enabled else contextlib.nullcontext()
+    return torch_profiler.record_function(utf8(name)) if torch_profiler._is_profiler_enabled else contextlib.nullcontext()
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """Functions of eager programs that have been started but have not run yet, as XLA does with large or waiting ones.
 
 The program knows its function by weak reference. A caller who drops the function before it has run must not notice.
+Those that have run are let go of at the next eager program, and where a wrapper is dropped.
 """
 
 from __future__ import annotations
 
 import collections
-import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,11 +37,3 @@ def _is_ready(array: Any) -> bool:
         return bool(array.is_ready())
     except Exception:  # it was deleted or donated, which is the end of it as far as can be told
         return True
-
-
-def _before_collection(phase: str, _: dict[str, int]) -> None:
-    if _waiting and phase == "start":
-        let_go()
-
-
-gc.callbacks.append(_before_collection)

@@ -76,7 +76,8 @@ def original_of(error: BaseException) -> BaseException | None:
     if found is None:
         return None
     number = int(found[1])
-    return _own.kept.pop(number, None) or _kept.pop(number, None)
+    table = _own.kept if number in _own.kept else _kept
+    return table.pop(number, None)
 
 
 def last_error() -> BaseException | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import _compat
+from . import _compat, _in_flight
 
 _MOST = 8
 _MOST_BYTES = 1 << 28
@@ -45,8 +45,11 @@ class Origin:
 class Signatures(dict[Any, Any]):
     """The functions of one wrapper by their signatures. When the wrapper goes they are watched."""
 
-    def __del__(self, note: Any = _bereaved.extend, refer: Any = weakref.ref) -> None:  # at any moment, at exit too
+    def __del__(
+        self, note: Any = _bereaved.extend, refer: Any = weakref.ref, let_go: Any = _in_flight.let_go
+    ) -> None:  # at any moment, at exit too
         note([refer(fn.origin) for fn in self.values()])
+        let_go()
 
 
 _patience = {"count": _MOST, "bytes": _MOST_BYTES}
