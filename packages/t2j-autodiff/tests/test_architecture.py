@@ -16,8 +16,9 @@ PACKAGE = Path(t2j_autodiff.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_config", "_compat"},
-    {"_shared", "_differentiate"},
+    {"_errors", "_config", "_compat", "_kept"},
+    {"_shared", "_forward_level"},
+    {"_differentiate"},
     {"_batching"},
     {"_residuals", "_graph"},
     {"_linearize"},

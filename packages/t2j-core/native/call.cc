@@ -217,6 +217,7 @@ ffi::Error* take_python_error(const ffi::Api* api, PyObject* label) {
   int code = ffi::kInternal;
   const char* message = "the torch function raised, and the error could not be reported";
   if (report && !PyArg_ParseTuple(report, "is", &code, &message)) PyErr_Clear();
+  if (!report && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) code = ffi::kCancelled;  // it came in the hook itself
   interrupted |= code == ffi::kCancelled;
   PyErr_Clear();
   ffi::Error* error = ffi::make_error(api, static_cast<ffi::ErrorCode>(code), message);

@@ -33,8 +33,26 @@ bool torch_state_is_default() {
   return true;
 }
 
+// XLA runs at most 32 programs of a CPU at once (`max_inflight_computations_per_device` of its client). Those that a
+// thread has nested in each other never end before the innermost, which would wait for its turn for ever: as where a
+// signal handler calls a function and takes longer than it is until the next signal.
+constexpr int kMostNested = 24;
+thread_local int nested = 0;
+
+struct Nesting {
+  Nesting() { ++nested; }
+  ~Nesting() { --nested; }
+};
+
 // Entered with the GIL.
 ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
+  Nesting nesting;
+  if (nested > kMostNested) {
+    PyErr_Format(PyExc_RecursionError,
+                 "%d calls of torch functions are nested in each other on one thread, and XLA cannot run many more. Does "
+                 "a signal handler call one, and take longer than the time until the next signal?", nested);
+    return take_python_error(frame->api, site.label);
+  }
   bool first = !site.called.load(std::memory_order_relaxed);
   bool ok = true;
   PyObject *state = nullptr, *stream = nullptr;

@@ -17,9 +17,9 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage"},
+    {"_errors", "_garbage", "_in_flight", "_bounded"},
     {"_config", "_compat", "_clashes", "_options"},
-    {"_dtypes", "_pytree", "_streams", "_rng", "_pointers"},
+    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers"},
     {"_convert"},
     {"_signature"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending"},
@@ -171,7 +171,7 @@ def test_the_names_for_sister_packages():
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
-            *("describe", "warn", "grouped", "heading", "short_avals", "P"),
+            *("describe", "warn", "grouped", "heading", "short_avals", "P", "remember", "turns"),
         ]
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -54,39 +53,45 @@ def prepare_forward_mode() -> None:
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
-@contextlib.contextmanager
-def own_forward_level() -> Iterator[None]:
-    """Within, no other thread's forward mode takes away the tangents of this one, nor this one those of another.
+def in_forward_mode() -> bool:
+    """Whether this thread is inside of a `torch.func.jvp`."""
+    return any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ())
 
-    Torch has one level of forward mode for all threads. The first `torch.func.jvp` opens it, those of other threads
-    join in, and when the first ends every tangent is zero from then on. So this opens it while nobody is inside, and
-    closes it when everybody is out again.
-    """
-    if any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()):
-        yield  # inside of a transformation of this thread, which has the level
-        return
-    _wait_until(lambda: eager_transforms.JVP_NESTING == 0 and forward_ad._current_level < 0)
+
+def forward_nesting() -> int:
+    """How many calls of `torch.func.jvp` run, on all threads. The first of them opens the level, unless it is open."""
+    return eager_transforms.JVP_NESTING
+
+
+def count_forward_nesting(change: int) -> None:
+    """Let `torch.func.jvp` take the level for one that is open, or not any more. No thread runs between."""
+    eager_transforms.JVP_NESTING += change
+
+
+def forward_level_is_open() -> bool:
+    """Whether the one level of forward mode that all threads share is open."""
+    return forward_ad._current_level >= 0
+
+
+def open_forward_level() -> None:
+    """Open the level of forward mode."""
     forward_ad.enter_dual_level()
-    eager_transforms.JVP_NESTING += 1
+
+
+def close_forward_level() -> None:
+    """Close the level of forward mode. Every tangent is gone from then on."""
+    if forward_level_is_open():  # otherwise a function has closed it
+        forward_ad.exit_dual_level()
+
+
+def forward_canary() -> Callable[[], bool]:
+    """A function that tells whether the level has been open all the time since."""
+    one = torch.ones(1)
     try:
-        yield
-    finally:
-        try:
-            _wait_until(lambda: eager_transforms.JVP_NESTING == 1)
-        finally:
-            eager_transforms.JVP_NESTING -= 1
-            forward_ad.exit_dual_level()
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise RuntimeError(
-                f"Another thread has been in PyTorch's forward mode (`torch.func.jvp`, `jacfwd`, `hessian`) for "
-                f"{seconds:g} s, and PyTorch allows one thread at a time."
-            )
-        time.sleep(1e-4)
+        dual = forward_ad.make_dual(one, one, level=0)
+    except RuntimeError:  # it was closed just now
+        return lambda: False
+    return lambda: forward_ad.unpack_dual(dual, level=0).tangent is not None
 
 
 class _NoGradInForwardMode(torch.overrides.TorchFunctionMode):

@@ -8,20 +8,20 @@ autodiff cookbook).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from t2j_core.extend import modules_in_use
+from t2j_core.extend import modules_in_use, turns
 
 from . import _compat
 from ._errors import NonDifferentiableError
+from ._forward_level import in_forward_level
 
 Flat = Callable[..., tuple[torch.Tensor, ...]]
 Tensors = Sequence[torch.Tensor]
 
-one_at_a_time = threading.RLock()
+one_at_a_time = turns
 """Torch's forward mode is for one thread at a time, and its choice of attention kernel is global."""
 
 
@@ -114,7 +114,7 @@ def jvp(
         try:
             return _transposed_vjp(f, x, ins, tangents, outs), first_line(failure) if failure else None
         except Exception as error:
-            if failure is None or (type(failure), str(failure)) == (type(error), str(error)):
+            if failure is None or first_line(failure) == first_line(error):
                 raise
             raise NonDifferentiableError(
                 "PyTorch cannot compute the forward-mode derivative of this function.\n"
@@ -135,8 +135,7 @@ def _forward_mode(
         with _compat.no_grad_stops_forward_mode():
             return g(*moved)
 
-    with _compat.own_forward_level():
-        _, dy = torch.func.jvp(watched, moved, tangents)  # type: ignore[misc]
+    _, dy = in_forward_level(lambda: torch.func.jvp(watched, moved, tangents))  # type: ignore[misc]
     return tuple(map(_compat.materialised, dy))
 
 
@@ -158,4 +157,8 @@ def _transposed_vjp(
 
 def first_line(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    try:
+        text = str(error)
+    except Exception:  # its class is the user's
+        return type(error).__name__
+    return f"{type(error).__name__}: {text.strip().partition(chr(10))[0][:200]}"

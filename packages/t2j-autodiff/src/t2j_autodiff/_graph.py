@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from t2j_core import PerformanceWarning, dtype_t2j
-from t2j_core.extend import Leaf, canonical, modules_in_use, torch_device, warn
+from t2j_core.extend import Leaf, canonical, modules_in_use, remember, torch_device, warn
 
 from . import _compat
 from ._batching import Levels, batched, with_all_levels
@@ -115,11 +115,12 @@ class Graphs:
     ) -> tuple[torch.Tensor, ...]:
         """The cotangents of `ins` from the saved tensors."""
         key = (tuple(ins), tuple(cotangents), levels)
-        if key not in self._pullbacks:
+        pullback = self._pullbacks.get(key)
+        if pullback is None:
             pull = self._pullback(tuple(ins), tuple(cotangents))
             leaves = [self._operands[i] for i in ins]
-            self._pullbacks[key] = self._over(pull, leaves, levels, len(cotangents))
-        return self._pullbacks[key](*x, *residuals, *cotangents.values())
+            pullback = remember(self._pullbacks, key, self._over(pull, leaves, levels, len(cotangents)))
+        return pullback(*x, *residuals, *cotangents.values())
 
     def _pullback(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> Flat:
         n, m = len(self._operands), len(self._operands) + len(self.leaves)

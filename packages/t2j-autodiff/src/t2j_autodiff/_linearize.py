@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import torch
-from t2j_core.extend import Leaf, TorchFn, flat_signature
+from t2j_core.extend import Leaf, TorchFn, flat_signature, remember
 
 from . import _compat
 from ._batching import Levels, batched, with_all_levels
@@ -24,18 +23,18 @@ def is_inexact(leaf: Leaf) -> bool:
 
 
 class Memo:
-    """A table that makes each value once, also when threads race."""
+    """A table of values that are made when first asked for. Threads that race for one all get the same.
+
+    Without a lock, because making a value may run code of the user's.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._values: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The value of `key`, made now if it is not known."""
-        with self._lock:
-            if key not in self._values:
-                self._values[key] = make()
-            return self._values[key]
+        value = self._values.get(key)
+        return remember(self._values, key, make()) if value is None else value
 
 
 def derived(label: str, source: TorchFn, call: Flat, operands: Any, results: Any, outputs: str, rules: Any) -> TorchFn:
@@ -45,6 +44,7 @@ def derived(label: str, source: TorchFn, call: Flat, operands: Any, results: Any
     fn = TorchFn(
         call, signature, outputs=outputs, arguments=lending.arguments, told=lending.told, is_flat=True, rules=rules
     )
+    fn.origin = source.origin
     fn.reason_not_exportable = "only forward calls can be, not their derivatives or batches"
     return fn
 
@@ -69,7 +69,7 @@ class Linearized:
         method = shared.options.residuals
         label = str(source.signature)
         if method == "auto" and source.signature.outputs.is_quick:
-            shared.residuals.setdefault(label, "recompute (few operations on small tensors)")
+            remember(shared.residuals, label, "recompute (few operations on small tensors)")
         elif keeps and self.outs and method != "recompute":
             if method == "graph":
                 self.residuals = Graphs.make(flat, self.operands, self.results, ins, self.outs, shared, label)

@@ -10,7 +10,6 @@ import collections
 import itertools
 import logging
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from t2j_core import T2jWarning
-from t2j_core.extend import Leaf, modules_in_use, numbers_in, storage_uses, warn
+from t2j_core.extend import Leaf, modules_in_use, numbers_in, remember, storage_uses, warn
 
 from . import _compat
 from ._batching import Levels, with_batch_axes
 from ._config import residual_bytes
 from ._differentiate import Flat, first_line
+from ._kept import KeptGraphs, Shelf
 from ._shared import Shared
 
 logger = logging.getLogger("t2j_autodiff")
@@ -63,38 +63,15 @@ class _OfInput:
     is_conj: bool
 
 
-_kept: collections.OrderedDict[int, _Graph] = collections.OrderedDict()
-_kept_bytes = 0
-_lock = threading.Lock()
-_numbers = itertools.count(1)
+_kept = KeptGraphs()
 
 
 def _keep(graph: _Graph) -> int:
-    global _kept_bytes
-    dropped = []
-    with _lock:
-        number = next(_numbers) % (2**31 - 1) + 1
-        _kept[number] = graph
-        _kept_bytes += graph.nbytes()
-        while _kept_bytes > residual_bytes and _kept:
-            dropped.append(_kept.popitem(last=False)[1])
-            _kept_bytes -= dropped[-1].nbytes()
-    return number  # graphs are freed out here, without the lock
-
-
-def _take(number: int, owner: LiveGraphs) -> _Graph | None:
-    global _kept_bytes
-    with _lock:
-        graph = _kept.get(number)
-        if graph is None or graph.owner is not owner:
-            return None
-        del _kept[number]
-        _kept_bytes -= graph.nbytes()
-        return graph
+    return _kept.keep(graph.owner.shelf, graph, graph.nbytes(), residual_bytes)
 
 
 def clear_residuals() -> int:
-    """Free the autograd graphs that wait for a backward, and answer how many they were.
+    """Free the autograd graphs that wait for a backward, and return how many they were.
 
     Only a backward that never comes leaves one, such as that of a `jax.vjp` whose pullback is not called. Backwards
     that come after all run the forward again.
@@ -102,12 +79,7 @@ def clear_residuals() -> int:
     >>> clear_residuals() >= 0
     True
     """
-    global _kept_bytes
-    with _lock:
-        graphs = list(_kept.values())
-        _kept.clear()
-        _kept_bytes = 0
-    return len(graphs)
+    return _kept.clear()
 
 
 class LiveGraphs:
@@ -119,6 +91,7 @@ class LiveGraphs:
         self.ins = tuple(ins)
         self.shared = shared
         self.label = label
+        self.shelf = Shelf(_kept)
         self.reason_not_kept: str | None = None
         self.is_reversed = False  # a backward has been asked for
         self.is_pushed = False  # a forward-mode derivative has run
@@ -126,7 +99,8 @@ class LiveGraphs:
         self._say("kept autograd graph")
 
     def _say(self, what: str) -> None:
-        self.shared.residuals[self.label] = what
+        self.shared.residuals.pop(self.label, None)
+        remember(self.shared.residuals, self.label, what)
 
     def give_up(self, reason: str) -> None:
         """Run the forward again in every backward from now on."""
@@ -310,7 +284,7 @@ class LiveGraphs:
     def take(self, number: torch.Tensor) -> _Graph | None:
         """Remove a kept graph."""
         value = numbers_in(number)[0] if number.numel() else _NO_GRAPH
-        return None if value == _NO_GRAPH else _take(value, self)
+        return None if value == _NO_GRAPH else _kept.take(self.shelf, value)
 
 
 def _edge_to(t: torch.Tensor) -> torch.autograd.graph.GradientEdge:

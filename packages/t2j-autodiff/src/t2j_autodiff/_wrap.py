@@ -12,7 +12,18 @@ import jax
 import numpy as np
 import torch
 from t2j_core import ArgumentError
-from t2j_core.extend import Options, P, Signature, TorchFn, TorchFunction, are_at, argument_paths, describe, functional
+from t2j_core.extend import (
+    Options,
+    P,
+    Signature,
+    TorchFn,
+    TorchFunction,
+    are_at,
+    argument_paths,
+    describe,
+    functional,
+    remember,
+)
 
 from ._linearize import clones
 from ._rules import Rules
@@ -176,11 +187,10 @@ class DifferentiableFunction(TorchFunction[P]):
 
     def _bind(self, arrays: list[Any], key: Any, dtypes: Any, *, marked: bool = False) -> Any:
         if self.diff_options.nondiff_argnums or self.diff_options.nondiff_mask is not None:
-            if key not in self._constants:
-                self._constants[key] = self._find_constants(key)
+            constants = self._constants.get(key) or remember(self._constants, key, self._find_constants(key))
             arrays = [
                 jax.lax.stop_gradient(array) if constant else array
-                for array, constant in zip(arrays, self._constants[key], strict=True)
+                for array, constant in zip(arrays, constants, strict=True)
             ]
         return super()._bind(arrays, key, dtypes, marked=marked)
 

@@ -28,6 +28,8 @@ from jax.interpreters import batching as batching
 from jax.interpreters import mlir as mlir
 from jax.interpreters import partial_eval
 from jax.sharding import AxisType
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 from torch.autograd import profiler as torch_profiler
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,6 +96,17 @@ def hold_weakly(cls: type) -> None:
 XLA_ERRORS: tuple[type[Exception], ...] = (jax.errors.JaxRuntimeError, ValueError)
 
 
+def forget_eager_primitives() -> None:
+    """Empty JAX's cache of programs for primitives that are called eagerly, control flow among them."""
+    try:
+        from jax._src.dispatch import xla_primitive_callable
+    except ImportError:
+        return
+    clear = getattr(xla_primitive_callable, "cache_clear", None)
+    if clear is not None:
+        clear()
+
+
 def register_dce(primitive: Any, replace: Callable[[Sequence[bool], Any], Any]) -> None:
     """Let `replace(used, fn)` choose a cheaper function where the last results of a call are not used."""
 
@@ -130,7 +143,12 @@ def keep_alive(ctx: Any, value: object) -> None:
 
 def named(ctx: Any, name: str) -> contextlib.AbstractContextManager[Any]:
     """Within, what is lowered goes by `name`: in the compiled program, and so in profiles."""
-    return mlir.ir.Location.name("/".join(filter(None, (str(ctx.name_stack), "torch_call", name))))
+    return mlir.ir.Location.name(utf8("/".join(filter(None, (str(ctx.name_stack), "torch_call", name)))))
+
+
+def utf8(text: str) -> str:
+    """A text that C++ accepts: lone surrogates, which UTF-8 lacks, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def varying_axes(aval: Any) -> frozenset[str]:
@@ -477,12 +495,44 @@ def _has_saved_tensors_hooks() -> bool:
 
 
 def _is_watched() -> bool:
-    return torch_profiler._is_profiler_enabled or (_top_hooks is not None and _top_hooks(False) is not None)
+    return (
+        torch_profiler._is_profiler_enabled
+        or forward_ad._current_level >= 0
+        or (_top_hooks is not None and _top_hooks(False) is not None)
+    )
+
+
+def close_abandoned_forward_level() -> bool:
+    """Close the level of forward mode if a function has entered it and returned without leaving it.
+
+    All threads share the one level, and nothing tells who has entered it. It is left alone while a `torch.func.jvp`
+    runs, and while any thread is inside of a function that names what enters it.
+    """
+    if forward_ad._current_level < 0 or eager_transforms.JVP_NESTING:
+        return False
+    if any(not _ENTERS_LEVEL.isdisjoint(code.co_names) for code in _running_codes()):
+        return False
+    forward_ad.exit_dual_level()
+    return True
+
+
+_ENTERS_LEVEL = frozenset({"dual_level", "enter_dual_level"})
+
+
+def _running_codes() -> Iterator[Any]:
+    for top in sys._current_frames().values():
+        frame = top
+        while frame is not None:
+            if frame.f_globals.get("__name__") != __name__:
+                yield frame.f_code
+            frame = frame.f_back  # type: ignore[assignment]
 
 
 def profiled(name: str) -> contextlib.AbstractContextManager[Any]:
     """A range of that name in the profile that torch records, if it records one."""
-    return torch_profiler.record_function(name) if torch_profiler._is_profiler_enabled else contextlib.nullcontext()
+    return (
+        torch_profiler.record_function(utf8(name)) if torch_profiler._is_profiler_enabled else contextlib.nullcontext()
+    )
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import logging
 import math
-import re
 import sys
 import time
 import traceback
@@ -14,9 +12,10 @@ from typing import Any
 
 import torch
 
-from ._config import config
+from ._bounded import remember
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
 from ._errors import DTypeError, OutputError, describe
+from ._originals import keep, tag
 from ._signature import Leaf, Signature
 
 logger = logging.getLogger("t2j_core")
@@ -118,14 +117,8 @@ def hold(arrays: Any) -> None:
 
 # --- exceptions ---------------------------------------------------------------------------------------------------
 
-_kept: collections.OrderedDict[int, BaseException] = collections.OrderedDict()
-_newest: BaseException | None = None
-_numbers = itertools.count(1)
-
-run_on_several_devices: set[str] = set()
-"""The names of functions in programs for several devices."""
+_on_several_devices: dict[str, None] = {}  # the names of functions in programs for several devices
 _logged: dict[str, float] = {}
-_TAG = re.compile(r"\[t2j error (\d+)\]")
 _LIMIT = 8000  # nested calls embed each other's text; without a limit it doubles with every level
 
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -138,32 +131,47 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 
 
+def note_several_devices(name: str) -> None:
+    """Note that a function is in a program for several devices, which wait for each other."""
+    remember(_on_several_devices, name, None)
+
+
 def report(signature: Signature | None, error: BaseException) -> tuple[int, str]:
     """Keep an exception for `last_error` and word it for XLA: (status code, message)."""
-    number = next(_numbers)
     note_missing_width(error)
-    text = "".join(traceback.format_exception(error))
-    summary = "".join(traceback.format_exception_only(error)).strip()
+    text, summary = _worded(error)
     _clear_frames(error)
-    global _newest
-    _kept[number] = _newest = error
-    while len(_kept) > config.kept_errors:
-        _kept.popitem(last=False)
+    number = keep(error)
     if len(text) > _LIMIT:
         text = f"{text[: _LIMIT // 2]}\n  [...]\n{text[-_LIMIT // 2 :]}"
     name = signature.name if signature else "a torch function"
-    if name in run_on_several_devices:
+    if name in _on_several_devices:
         _log(name, text)
     code = next((code for kind, code in _CODES if isinstance(error, kind)), 13)
-    message = f"[t2j error {number}] {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
-    return code, message.encode("utf-8", "backslashreplace").replace(b"\0", b"\\0").decode()
+    message = f"{tag(number)} {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
+    return code, _plain_text(message)
+
+
+def _worded(error: BaseException) -> tuple[str, str]:
+    """An exception with its traceback, and without."""
+    try:
+        text = "".join(traceback.format_exception(error))
+        return text, "".join(traceback.format_exception_only(error)).strip()
+    except Exception:  # its class is the user's, and may do anything
+        return type(error).__name__, type(error).__name__
+
+
+def _plain_text(text: str) -> str:
+    """A text that C and XLA can take: lone surrogates and zeros as escapes."""
+    return text.encode("utf-8", "backslashreplace").replace(b"\0", b"\\0").decode()
 
 
 def _log(name: str, text: str) -> None:
     """Show an exception now: in a collective the other devices wait for this one, until XLA ends the process."""
     now = time.monotonic()
     if now - _logged.get(name, -math.inf) > 1:  # all devices may raise at once
-        _logged[name] = now
+        _logged.pop(name, None)
+        remember(_logged, name, now)
         logger.error("The torch function %s raised on one of several devices:\n%s", name, text)
 
 
@@ -180,21 +188,3 @@ def _clear_frames(error: BaseException) -> None:
         queue += [item.__cause__, item.__context__]
         if isinstance(item, BaseExceptionGroup):
             queue += item.exceptions
-
-
-def original_of(error: BaseException) -> BaseException | None:
-    """The exception of the torch function behind an error of XLA, if it is still kept. It is not kept longer."""
-    # XLA's text begins with a status. The first tag is ours; what follows may quote older ones.
-    found = _TAG.search(str(error)) if re.match(r"[A-Z_]+: ", str(error)) else None
-    return _kept.pop(int(found[1]), None) if found else None
-
-
-def last_error() -> BaseException | None:
-    """The newest exception that a torch function raised, with its type and traceback; None if there was none.
-
-    Under your own `jax.jit` XLA turns every exception into a `JaxRuntimeError`; this has the original.
-
-    >>> last_error() is None or isinstance(last_error(), BaseException)
-    True
-    """
-    return _newest

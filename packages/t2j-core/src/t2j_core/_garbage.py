@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 
-_TRIES, _PAUSE = 1000, 1e-3  # seconds; about the longest that a call by a finalizer waits, in vain
+_TRIES, _PAUSE = 1000, 1e-3  # seconds; an upper bound, reached only when called from a finalizer
 
 
 def collect(passes: int = 1) -> None:

@@ -12,15 +12,15 @@ from . import _compat
 from ._dtypes import dtype_j2t
 from ._errors import OutputError
 from ._faults import check_output
-from ._torchfn import TorchFn, wire
+from ._torchfn import TorchFn, WeakFn, strong, wire
 
 _CPU = 1  # DLPack's number
 
 
-def host_call(fn: TorchFn, *operands: Any) -> Any:
+def host_call(fn: TorchFn | WeakFn, *operands: Any) -> Any:
     """Call `fn` on NumPy copies of the operands through `jax.pure_callback`."""
-    results = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in fn.signature.outputs.leaves]
-    return jax.pure_callback(lambda *arrays: _run(fn, arrays), results, *operands)
+    results = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in strong(fn).signature.outputs.leaves]
+    return jax.pure_callback(lambda *arrays: _run(strong(fn), arrays), results, *operands)
 
 
 def _run(fn: TorchFn, arrays: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:

@@ -306,6 +306,7 @@ def _inference(name: str) -> Any:
     def refuse(operation: str) -> Exception:
         return jax_inside(name, operation)
 
+    _compat.close_abandoned_forward_level()  # one that another function has left
     with (
         turns,
         _compat.default_torch_state(("cpu",)),
@@ -314,7 +315,19 @@ def _inference(name: str) -> Any:
         _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),
     ):
-        yield
+        try:
+            yield
+        finally:
+            is_left = _compat.close_abandoned_forward_level()
+    if is_left:
+        warn(_leaves_level(name), T2jWarning)
+
+
+def _leaves_level(name: str) -> str:
+    return (
+        f"{name} enters a level of forward mode (`torch.autograd.forward_ad.enter_dual_level`) and returns without "
+        "leaving it. All threads share the one level, so t2j closes it. Use `with forward_ad.dual_level():`."
+    )
 
 
 def jax_inside(name: str, operation: str) -> JaxInsideTorchError:

@@ -7,7 +7,9 @@ that neither XLA's memory nor what the function kept is touched by the other sid
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -30,6 +32,12 @@ class Lending:
         self._passes = list(passes or (BORROW,) * len(signature.operands))
         if arguments == "copy":
             self._passes = [CLONE if how == BORROW else how for how in self._passes]
+
+    def of(self, signature: Any) -> Lending:
+        """The same, with another object in the place of the signature."""
+        other = copy.copy(self)
+        other.signature = signature
+        return other
 
     @property
     def passes(self) -> tuple[int, ...]:

@@ -275,6 +275,7 @@ class ModuleUse:
 
     def __init__(self, until: contextlib.ExitStack | None) -> None:
         self._until = until
+        self.lasts = until is not None  # until the end of the context
         self.is_kept = False  # results refer to a module, whose code their backward may run
 
     def keep(self, take_back: Callable[[], None]) -> None:
@@ -299,12 +300,14 @@ def modules_in_use(*, until_the_end: bool) -> Iterator[ModuleUse]:
 
     A backward may run code of a module once more (`torch.utils.checkpoint` does), and must find the variables there.
     """
-    if _context.use is not None:  # a derivative of a derivative
-        yield _context.use
+    outer = _context.use
+    # A derivative of a derivative. Within a forward that is recorded only a signal handler differentiates.
+    if outer is not None and (outer.lasts or not until_the_end):
+        yield outer
         return
     with contextlib.ExitStack() as until:
         _context.use = ModuleUse(until if until_the_end else None)
         try:
             yield _context.use
         finally:
-            _context.use = None
+            _context.use = outer

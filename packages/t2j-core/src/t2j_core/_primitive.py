@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import weakref
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +18,11 @@ from ._config import config
 from ._errors import ShardingError, TransformError, describe
 from ._export import refused
 from ._host import host_call
+from ._in_flight import hold_until_ready
 from ._infer import jax_inside
-from ._redirect import Redirected
+from ._originals import original_of, raises_originals
 from ._signature import Signature
-from ._torchfn import TorchFn, claim, resolve
+from ._torchfn import TorchFn, WeakFn, claim, resolve, strong
 
 _TARGET = "t2j_torch_call"
 _NOTHING = "t2j_nothing"
@@ -36,6 +37,8 @@ def _enter_state(first: bool, signature: Signature) -> contextlib.ExitStack:
 
     Where torch records a profile, the call is a range of it.
     """
+    if _compat.close_abandoned_forward_level():
+        _faults.logger.warning("A torch function that ran before %s left a level of forward mode open.", signature.name)
     stack = contextlib.ExitStack()
     stack.enter_context(_compat.default_torch_state(_AUTOCAST_DEVICES))
     stack.enter_context(_compat.profiled(signature.name))
@@ -82,7 +85,7 @@ _native.setup(
         "operand_in_cycle": _lending.operand_in_cycle,
         "movable_copy": functools.partial(_lending.movable_copy, _can_move),
         "raise_escaped": _lending.raise_escaped,
-        "stop_redirecting": Redirected.give_up,
+        "stop_redirecting": operator.methodcaller("give_up"),
         "collect_garbage": _lending.collect_garbage,
         "most_checked_bytes": config.checked_bytes,
     }
@@ -104,12 +107,15 @@ abi_layout: Callable[[], dict[str, int]] = _native.abi_layout
 # --- the primitive -------------------------------------------------------------------------------------------------
 
 
+@raises_originals
 def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
     try:
         with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):  # each of them ends here again
-            return _jitted(fn)(*operands)
+            results: list[Any] = _jitted(fn)(*operands)
+            hold_until_ready(fn, results)
+            return results
     except _compat.XLA_ERRORS as error:
-        failure = _faults.original_of(error)
+        failure = original_of(error)
         if failure is None:
             raise
     try:  # raised out here, its own `__cause__` and `__context__` stay
@@ -119,16 +125,17 @@ def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
 
 
 def _jitted(fn: TorchFn) -> Any:
-    if fn.jitted is None:  # it may not own `fn`, which owns it
-        fn.jitted = jax.jit(functools.partial(_bind_weakly, weakref.ref(fn)))
+    if fn.jitted is None:
+        fn.jitted = jax.jit(functools.partial(_bind_weakly, WeakFn(fn)))
     return fn.jitted
 
 
-def _bind_weakly(reference: Any, *operands: Any) -> list[Any]:
-    return torch_call_p.bind(*operands, fn=reference())
+def _bind_weakly(weak: WeakFn, *operands: Any) -> list[Any]:
+    return torch_call_p.bind(*operands, fn=weak)
 
 
-def _abstract(*operands: Any, fn: TorchFn) -> tuple[list[Any], frozenset[Any]]:
+def _abstract(*operands: Any, fn: TorchFn | WeakFn) -> tuple[list[Any], frozenset[Any]]:
+    fn = strong(fn)
     for path, operand in zip(fn.signature.operand_paths() if operands else (), operands, strict=False):
         if (spec := _compat.explicit_spec(operand)) is not None:
             raise ShardingError(
@@ -145,21 +152,24 @@ def _abstract(*operands: Any, fn: TorchFn) -> tuple[list[Any], frozenset[Any]]:
     return results, _compat.side_effects if fn.has_side_effect else frozenset()
 
 
-def _lower(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
+def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
+    number, key = (fn.id, "") if isinstance(fn, WeakFn) else (fn.id, fn.key)
+    own, fn = isinstance(fn, WeakFn), strong(fn)
     if _compat.is_exporting(ctx):
         if fn.reason_not_exportable is not None:
             raise refused(fn.signature, fn.reason_not_exportable)
     else:
-        _compat.keep_alive(ctx, fn)
-        claim(fn)
+        if not own:
+            _compat.keep_alive(ctx, fn)
+            claim(fn)
         if _compat.devices_of(ctx) > 1:
-            _faults.run_on_several_devices.add(fn.signature.name)
+            _faults.note_several_devices(fn.signature.name)
     rule = jax.ffi.ffi_lowering(_TARGET, has_side_effect=fn.has_side_effect, operand_output_aliases=fn.aliases)
     with _compat.named(ctx, fn.signature.name):
-        return rule(ctx, *operands, id=np.int64(fn.id), call=fn.key)
+        return rule(ctx, *operands, id=np.int64(number), call=key)
 
 
-def _lower_to_host(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
+def _lower_to_host(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
     return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
 
 
@@ -177,6 +187,7 @@ def call_primitive(name: str) -> Any:
 
 torch_call_p: Any = call_primitive("torch_call")
 _compat.hold_weakly(TorchFn)
+_compat.hold_weakly(WeakFn)
 
 
 def torch_call(*operands: Any, fn: TorchFn, primitive: Any = torch_call_p) -> list[Any]:
@@ -208,8 +219,8 @@ def _batch(operands: Any, dims: Any, *, fn: TorchFn) -> Any:
     return fn.rules.batch(operands, dims, fn=fn)
 
 
-def _replace_unused(used: Sequence[bool], fn: TorchFn) -> TorchFn | None:
-    return None if fn.rules is None else fn.rules.without_unused(used, fn=fn)
+def _replace_unused(used: Sequence[bool], fn: TorchFn | WeakFn) -> TorchFn | None:
+    return None if isinstance(fn, WeakFn) or fn.rules is None else fn.rules.without_unused(used, fn=fn)
 
 
 def _needs_autodiff(fn: TorchFn, what: str) -> TransformError:

@@ -17,7 +17,8 @@ from ._errors import ArgumentError, describe
 PyTreeDef = Any
 
 _data_types: set[type] = {torch.Tensor, torch.nn.Parameter, np.ndarray}
-"""Exact types known to be data; grows with the types seen, because `isinstance` with `jax.Array` is slow."""
+"""Exact types known to be data, up to a number; grows with the types seen: `isinstance` with `jax.Array` is slow."""
+_MOST_TYPES = 256
 
 
 def is_data(leaf: object) -> bool:
@@ -26,7 +27,8 @@ def is_data(leaf: object) -> bool:
         return True
     is_array = isinstance(leaf, (jax.Array, torch.Tensor, np.ndarray, np.generic))
     if is_array and not isinstance(leaf, (np.flexible, np.datetime64, np.timedelta64)):  # `np.str_` is a constant
-        _data_types.add(type(leaf))
+        if len(_data_types) < _MOST_TYPES:
+            _data_types.add(type(leaf))
         return True
     return False
 
@@ -163,7 +165,7 @@ def _plain_leaf(leaf: Any) -> Any:
     return leaf
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
     return collections.namedtuple(name, fields)
 

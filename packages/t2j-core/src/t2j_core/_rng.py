@@ -11,7 +11,11 @@ import torch
 from . import _compat
 
 turns = threading.RLock()
-"""Torch's default generators are global: seeded calls of several threads take turns."""
+"""What of torch is global is used in turns: the default generators, forward mode, the choice of attention kernels.
+
+It is the only lock that t2j holds while code of the user's runs. With a second one, a signal handler or a finalizer
+that calls a function in the middle of another call could wait for a thread that waits for the interrupted call.
+"""
 
 
 def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,15 +15,16 @@ from ._config import config
 from ._dtypes import row_of_jax, row_of_torch
 from ._errors import OutputError, describe
 from ._lending import BORROW, Lending
+from ._orphans import Origin
 from ._pytree import Static, is_flat, merger, plain
 from ._redirect import Redirected
 from ._signature import Leaf, Signature
 
 _ids = itertools.count(1)
-_by_id: weakref.WeakValueDictionary[int, TorchFn] = weakref.WeakValueDictionary()
+# Without a lock: a signal handler or a finalizer may run in the middle of each of these functions and call them again.
+_by_id: weakref.WeakValueDictionary[int, TorchFn | WeakFn] = weakref.WeakValueDictionary()
 _by_call: weakref.WeakValueDictionary[str, TorchFn] = weakref.WeakValueDictionary()
 _by_name: dict[str, Callable[[Signature], TorchFn]] = {}
-_lock = threading.Lock()
 
 _UINT8 = (1, 8)
 
@@ -52,6 +52,7 @@ class TorchFn:
         rules: Any = None,
     ) -> None:
         self.call = call
+        self.origin = Origin(call)
         self.is_flat = is_flat
         self.signature = signature
         self.outputs = outputs
@@ -59,7 +60,7 @@ class TorchFn:
         self.aliases: dict[int, int] = dict(aliases or {})
         self.has_side_effect = has_side_effect
         self.rules = rules
-        self.jitted: Any = None  # the compiled form for eager binds, made when first needed
+        self.jitted: Any = None  # the compiled form for eager binds, made when first needed; it may not own `self`
         self.pass_results: bool = outputs == "out"
         if outputs == "auto" and any(o.nbytes >= config.auto_output_bytes for o in signature.outputs.leaves):
             self.pass_results = not self.aliases
@@ -153,6 +154,75 @@ class TorchFn:
         return self.target, self.signature, self.lending, operands, results, *flags
 
 
+# --- programs that the function itself owns ------------------------------------------------------------------------
+
+
+class WeakFn:
+    """A `TorchFn` as the program for its eager binds knows it: by weak reference, because it owns that program.
+
+    A program refers to its functions from C++, where Python's garbage collector sees no cycle. `in_flight` keeps the
+    function alive until a program that has been started has run.
+    """
+
+    def __init__(self, fn: TorchFn) -> None:
+        self._reference = weakref.ref(fn)
+        self.id: int = next(_ids)
+        _by_id[self.id] = self
+
+    def __repr__(self) -> str:
+        return f"<WeakFn {self.id}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A serialised program has no use for it."""
+        return object, ()
+
+    @property
+    def fn(self) -> TorchFn:
+        """The function, which is alive while somebody can call it."""
+        fn = self._reference()
+        if fn is None:
+            raise _export.forgotten(self.id)
+        return fn
+
+    def description(self) -> tuple[Any, ...]:
+        """As `TorchFn.description`, with a target and a signature that do not own the function."""
+        _, _, lending, *rest = self.fn.description()
+        signature = WeakSignature(self)
+        return WeakTarget(self), signature, lending.of(signature), *rest
+
+
+class WeakTarget:
+    """The target of a `WeakFn`."""
+
+    def __init__(self, weak: WeakFn) -> None:
+        self._weak = weak
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        fn = self._weak.fn  # for as long as the call takes
+        return fn.target(*tensors)
+
+    def give_up(self) -> None:
+        """As `Redirected.give_up`."""
+        fn: Any = self._weak.fn
+        fn.target.give_up()
+
+
+class WeakSignature:
+    """The signature of a `WeakFn`: it may hold constants that own the function."""
+
+    def __init__(self, weak: WeakFn) -> None:
+        self._weak = weak
+        self.name = weak.fn.signature.name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._weak.fn.signature, name)
+
+
+def strong(fn: TorchFn | WeakFn) -> TorchFn:
+    """The function itself."""
+    return fn.fn if isinstance(fn, WeakFn) else fn
+
+
 def _flatten_results(signature: Signature, answer: Any) -> list[Any]:
     """The tensors of an answer, after its tree and constants were compared with the signature."""
     import jax
@@ -215,25 +285,31 @@ def _conversions(operands: Sequence[Leaf]) -> list[tuple[int, Callable[[torch.Te
 
 def claim(fn: TorchFn) -> None:
     """Let call sites that are compiled next find `fn`, even if another function has its name and signature."""
-    with _lock:
-        if fn.key:
-            _by_call[fn.key] = fn
-        else:
-            _by_id[fn.id] = fn
+    if fn.key:
+        _by_call[fn.key] = fn
+    else:
+        _by_id[fn.id] = fn
 
 
 def register_name(name: str, build: Callable[[Signature], TorchFn]) -> None:
     """Let programs from other processes find a function by name. The newest registration of a name counts."""
-    with _lock:
-        _by_name[name] = build
-        for key in [key for key in _by_call if _export.name_of(key) == name]:
-            del _by_call[key]
+    _by_name[name] = build
+    for key in _calls():
+        if _export.name_of(key) == name:
+            _by_call.pop(key, None)
+
+
+def _calls() -> list[str]:
+    while True:
+        try:
+            return list(_by_call.keys())
+        except RuntimeError:  # another thread or a finalizer has changed it meanwhile
+            continue
 
 
 def resolve(number: int, call: str) -> tuple[Any, ...]:
     """What a compiled program's call site runs. Called by the native part, once per executable."""
-    with _lock:
-        fn = _by_call.get(call) if call else _by_id.get(number)
+    fn: TorchFn | WeakFn | None = _by_call.get(call) if call else _by_id.get(number)
     if fn is None and call:
         name = _export.name_of(call)
         build = _by_name.get(name)
@@ -247,4 +323,4 @@ def resolve(number: int, call: str) -> tuple[Any, ...]:
 
 def live_count() -> int:
     """How many torch functions are registered, named ones included."""
-    return len(_by_id) + len(_by_call)
+    return sum(isinstance(fn, TorchFn) for fn in list(_by_id.values())) + len(_by_call)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,19 @@ import torch
 
 from . import _compat
 from ._arguments import as_data, check_key_is_first, key_data, leaves_of, to_jax
+from ._bounded import remember as _remember
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, T2jError, TensorEscapeError, describe
 from ._explain import explained, heading, shown_options
-from ._faults import hold, original_of
+from ._faults import hold
 from ._in_place import handed_over
 from ._infer import infer_outputs
 from ._options import Options
+from ._originals import original_of, raises_originals
+from ._orphans import Signatures, let_go
 from ._primitive import torch_call
 from ._pytree import Static, split
-from ._rng import seeded
+from ._rng import seeded, turns
 from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
 from ._torchfn import TorchFn, register_name
 
@@ -126,8 +129,7 @@ class TorchFunction(Generic[P]):
 
     def _start(self) -> None:
         """Begin with empty caches, and be the function of that name."""
-        self._lock = threading.RLock()
-        self._fns: dict[Any, TorchFn] = {}
+        self._fns = Signatures()
         self._entries: dict[Any, Any] = {}  # compiled forms for eager calls, by everything but the data
         self._array_entries: dict[Any, Any] = {}  # the same where all leaves are JAX arrays, by the tree
         self._array_type: type | None = None
@@ -140,7 +142,7 @@ class TorchFunction(Generic[P]):
     def _variant(self, **changes: Any) -> Any:
         """The same function with some attributes changed, and caches of its own."""
         other = object.__new__(type(self))
-        vars(other).update(vars(self), _fns={}, _entries={}, _array_entries={}, **changes)
+        vars(other).update(vars(self), _fns=Signatures(), _entries={}, _array_entries={}, **changes)
         other._flat = jax.jit(other._call_arrays)
         return other
 
@@ -189,9 +191,7 @@ class TorchFunction(Generic[P]):
 
     def _explained_calls(self) -> list[str]:
         """A text for each signature."""
-        with self._lock:
-            fns = list(self._fns.values())
-        return ["\n  ".join([heading(fn), *self._explained(fn)]) for fn in fns]
+        return ["\n  ".join([heading(fn), *self._explained(fn)]) for fn in list(self._fns.values())]
 
     def _explained(self, fn: TorchFn) -> list[str]:
         """What is said of one signature."""
@@ -205,6 +205,7 @@ class TorchFunction(Generic[P]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
     @overload
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
+    @raises_originals
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         failure = None
         try:
@@ -275,12 +276,14 @@ class TorchFunction(Generic[P]):
     # --- signatures ------------------------------------------------------------------------------------------------
 
     def _torch_fn(self, key: Any, operands: tuple[Leaf, ...]) -> TorchFn:
-        with self._lock:
-            full = (key, operands, canonical(np.int64))  # what 64-bit outputs become depends on x64
-            fn = self._fns.get(full)
-            if fn is None:
-                fn = _remember(self._fns, full, self._build(self._signature(key, operands)))
+        full = (key, operands, canonical(np.int64))  # what 64-bit outputs become depends on x64
+        fn: TorchFn | None = self._fns.get(full)
+        if fn is not None:
             return fn
+        let_go()
+        with turns if self.options.output_shapes is None else contextlib.nullcontext():  # threads infer once together
+            fn = self._fns.get(full)
+            return fn or _remember(self._fns, full, self._build(self._signature(key, operands)))
 
     def _signature(self, key: Any, operands: tuple[Leaf, ...]) -> Signature:
         if self.options.output_shapes is not None:
@@ -373,16 +376,6 @@ def _refuse_after_fork(self: TorchFunction[...], /, *_args: Any, **_kwargs: Any)
 
 
 _compat.after_fork(functools.partial(setattr, TorchFunction, "__call__", _refuse_after_fork))
-
-_KEPT_SIGNATURES = 1024
-
-
-def _remember(table: dict[Any, Any], key: Any, value: Any) -> Any:
-    """Keep a value, and let the oldest go where a function is called with ever new constants."""
-    table[key] = value
-    if len(table) > _KEPT_SIGNATURES:
-        table.pop(next(iter(table)), None)
-    return value
 
 
 @jax.tree_util.register_static

@@ -4,6 +4,7 @@ Semi-public: it changes with the minor version of t2j-core.
 """
 
 from ._arguments import leaves_of as leaves_of
+from ._bounded import remember as remember
 from ._compat import DispatchMode as DispatchMode
 from ._compat import Tracer as Tracer
 from ._compat import batched_mesh_axes as batched_mesh_axes
@@ -33,6 +34,7 @@ from ._primitive import torch_call_p as torch_call_p
 from ._pytree import argument_paths as argument_paths
 from ._pytree import merger as merger
 from ._pytree import split as split
+from ._rng import turns as turns
 from ._signature import Leaf as Leaf
 from ._signature import Outputs as Outputs
 from ._signature import Signature as Signature

@@ -24,6 +24,7 @@ from t2j_core.extend import (
     functional,
     heading,
     leaves_of,
+    remember,
     split,
 )
 
@@ -45,7 +46,6 @@ _OF_AUTODIFF = (
     *("vmap_method", "vmap_randomness", "vmap_chunk_size"),
 )
 _OF_CORE = tuple(field.name for field in fields(Options))
-_KEPT_CALLS = 1024
 
 
 def torch2jax(
@@ -212,14 +212,11 @@ class ShardedFunction(TorchFunction[P]):
         """Remember for `explain` how a call was split."""
         no_mesh = ("sharding: a plain call (no mesh)",)
         lines = no_mesh if plan is None else plan.explained(key, operands, fn.signature.outputs)
-        self._calls[fn, lines] = None
-        if len(self._calls) > _KEPT_CALLS:
-            self._calls.pop(next(iter(self._calls)), None)
+        remember(self._calls, (fn, lines), None)
 
     def _for_arrays(self, wanted: Wanted) -> ShardedFunction[P]:
-        if wanted.hints not in self._hinted:
-            self._hinted[wanted.hints] = self._variant(_wanted=wanted)
-        return self._hinted[wanted.hints]
+        known = self._hinted.get(wanted.hints)
+        return known or remember(self._hinted, wanted.hints, self._variant(_wanted=wanted))
 
     def _bind_flat(self, arrays: Sequence[Any], key: Any, dtypes: Any) -> tuple[Outputs, Sequence[Any]]:
         if self._wanted is None:
@@ -255,13 +252,14 @@ class ShardedFunction(TorchFunction[P]):
             outputs = declared_outputs(self.options.output_shapes, operands)
             shapes = plan.declared(outputs)
             declared = tuple(replace(leaf, shape=shape) for leaf, shape in zip(outputs.leaves, shapes, strict=True))
-        if declared not in self._of_shards:
+        known = self._of_shards.get(declared)
+        if known is None:
             options = self.options
             if declared is not None:
                 like = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device="meta") for leaf in declared]
                 options = replace(options, output_shapes=jax.tree.unflatten(outputs.tree, like))
-            self._of_shards[declared] = self._variant(_wanted=None, options=options)
-        return self._of_shards[declared]
+            known = remember(self._of_shards, declared, self._variant(_wanted=None, options=options))
+        return known
 
     def _with_own_key(self, shards: tuple[Any, ...], plan: Plan) -> list[Any]:
         """The operands, with a JAX key of this shard's own in front if they begin with one."""

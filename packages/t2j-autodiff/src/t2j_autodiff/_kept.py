@@ -1,0 +1,82 @@
+"""The autograd graphs that wait for a backward: by number, bounded in bytes, and freed with their owner.
+
+Without a lock: a signal handler, or a finalizer that a collection runs, may be in the middle of any of these methods
+and keep or take graphs itself. Each step is one operation on a `dict`, which is atomic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+
+class KeptGraphs:
+    """All graphs of a process. Each lies on the shelf of its owner; this knows their numbers and sizes."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._nbytes: dict[int, int] = {}  # of each graph, the oldest first
+        self._shelves: dict[int, weakref.ref[Shelf]] = {}
+
+    def __len__(self) -> int:
+        return len(self._nbytes)
+
+    def nbytes(self) -> int:
+        """How many bytes all graphs hold."""
+        return sum(list(self._nbytes.values()))
+
+    def values(self) -> list[Any]:
+        """The graphs, the oldest first."""
+        shelves = [(number, self._shelf(number)) for number in list(self._nbytes)]
+        return [shelf[number] for number, shelf in shelves if shelf is not None and number in shelf]
+
+    def keep(self, shelf: Shelf, graph: Any, nbytes: int, limit: int) -> int:
+        """Keep a graph and return its number. The oldest go where all of them together exceed `limit` bytes."""
+        number = next(self._numbers) % (2**31 - 1) + 1
+        shelf[number] = graph
+        self._shelves[number] = weakref.ref(shelf)
+        self._nbytes[number] = nbytes
+        while self._nbytes and self.nbytes() > limit:
+            try:
+                oldest = next(iter(self._nbytes))
+            except (StopIteration, RuntimeError):  # somebody else has taken it
+                continue
+            self._drop(oldest)
+        return number
+
+    def take(self, shelf: Shelf, number: int) -> Any | None:
+        """Remove a graph of this owner and return it; None if it is gone."""
+        graph = shelf.pop(number, None)
+        if graph is not None:
+            self.forget(number)
+        return graph
+
+    def clear(self) -> int:
+        """Free all graphs, and return how many they were."""
+        return sum(self._drop(number) for number in list(self._nbytes))
+
+    def forget(self, number: int) -> None:
+        """Remove a graph that lies on no shelf any more."""
+        self._nbytes.pop(number, None)
+        self._shelves.pop(number, None)
+
+    def _shelf(self, number: int) -> Shelf | None:
+        return self._shelves.get(number, lambda: None)()
+
+    def _drop(self, number: int) -> bool:
+        shelf = self._shelf(number)
+        self.forget(number)
+        return shelf is not None and shelf.pop(number, None) is not None
+
+
+class Shelf(dict[int, Any]):
+    """The graphs of one owner. They go with it: a function that is dropped frees what its pullbacks have not used."""
+
+    def __init__(self, kept: KeptGraphs) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __del__(self) -> None:
+        for number in self:
+            self._kept.forget(number)
