@@ -227,7 +227,7 @@ def _explained(signature: str, shared: Shared) -> list[str]:
 
 
 def module2jax(
-    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
+    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, copy: bool = False, **options: Any
 ) -> tuple[DifferentiableFunction[...], dict[str, dict[str, Any]]]:
     """An `nn.Module` as a pure, differentiable JAX function and its variables.
 
@@ -237,6 +237,8 @@ def module2jax(
       module: any module; it is not changed.
       train: run in training (True) or evaluation (False) mode; None keeps the mode the module is in.
       mutable: also return the new buffers, such as the running statistics of BatchNorm.
+      copy: give the variables memory of their own. By default they lie over the module's, so that a torch optimizer
+        which steps on the module changes them: see `t2j_core.module2jax`.
       **options: those of `torch2jax`.
 
     Returns:
@@ -244,7 +246,8 @@ def module2jax(
       The variables are `{"params": {name: array}, "buffers": {name: array}}`.
 
     Raises:
-      ArgumentError: if `module` is not a module, or cannot be copied.
+      ArgumentError: if `module` is not a module, has parameters without data, or cannot be copied; from `apply`, for
+        variables of a wrong name or shape.
 
     >>> import jax, jax.numpy as jnp, torch
     >>> apply, variables = module2jax(torch.nn.Linear(3, 1, bias=False))
@@ -252,5 +255,5 @@ def module2jax(
     >>> jax.grad(loss)(variables["params"])["weight"].tolist()
     [[2.0, 2.0, 2.0]]
     """
-    call, variables = functional(module, train=train, mutable=mutable)
+    call, variables = functional(module, train=train, mutable=mutable, copy=copy)
     return torch2jax(call, **options), variables

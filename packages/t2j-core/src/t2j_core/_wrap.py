@@ -24,7 +24,7 @@ from ._in_place import handed_over
 from ._infer import infer_outputs
 from ._options import Options
 from ._primitive import torch_call
-from ._pytree import Static, split
+from ._pytree import Static, merger, split
 from ._rng import seeded
 from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
 from ._torchfn import TorchFn, register_name
@@ -276,7 +276,15 @@ class TorchFunction(Generic[P]):
                 fn = _remember(self._fns, full, self._build(self._signature(key, operands)))
             return fn
 
+    def _check_arguments(self, key: Any, operands: Sequence[Leaf]) -> None:
+        """Let `fn` refuse arguments by their shapes, once for each signature. `module2jax` checks variables so."""
+        check = getattr(self.fn, "check_arguments", None)
+        if check is not None:
+            args, kwargs = merger(key)(operands)
+            check(*args[self.options.rng :], **kwargs)
+
     def _signature(self, key: Any, operands: tuple[Leaf, ...]) -> Signature:
+        self._check_arguments(key, operands)
         if self.options.output_shapes is not None:
             outputs = declared_outputs(self.options.output_shapes, operands)
         else:
