@@ -19,7 +19,7 @@ PACKAGE = Path(t2j_core.__file__).parent
 FLOORS = [
     {"_errors", "_garbage", "_containers"},
     {"_config", "_compat", "_clashes", "_options"},
-    {"_dtypes", "_pytree", "_streams", "_rng"},
+    {"_dtypes", "_pytree", "_streams", "_rng", "_randomness"},
     {"_convert", "_variables"},
     {"_signature"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments", "_skeleton"},

@@ -384,6 +384,12 @@ def torch_device() -> torch.device:
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda")  # made once: a function mode of the user's sees them being made
 
 
+def is_default_generator(generator: Any) -> bool:
+    """Whether it is one of torch's default generators: operators get an object of their own for it."""
+    defaults: list[Any] = [torch.default_generator, *(torch.cuda.default_generators[i] for i in torch_gpus())]
+    return any(generator._cdata == default._cdata for default in defaults)
+
+
 def torch_gpus() -> list[int]:
     """The GPUs that torch has begun to use: asking it for them would make it begin."""
     return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -17,7 +17,7 @@ import torch
 from . import _compat
 from ._arguments import as_data, check_key_is_first, key_data, leaves_of, to_jax
 from ._dtypes import canonical, dtype_t2j
-from ._errors import ArgumentError, T2jError, TensorEscapeError, describe
+from ._errors import ArgumentError, T2jError, T2jWarning, TensorEscapeError, describe, warn
 from ._explain import explained, heading, shown_options
 from ._faults import hold, original_of
 from ._in_place import handed_over
@@ -25,6 +25,7 @@ from ._infer import infer_outputs
 from ._options import Options
 from ._primitive import torch_call
 from ._pytree import Static, merger, split
+from ._randomness import told
 from ._rng import seeded
 from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
 from ._torchfn import TorchFn, register_name
@@ -128,6 +129,7 @@ class TorchFunction(Generic[P]):
         self._array_type: type | None = None
         self._flat = jax.jit(self._call_arrays)
         self._has_constant_outputs = False
+        self._told_random = threading.Event()  # once, for the function and its variants
         if self.options.name is not None:
             register_name(self.options.name, self._build)
 
@@ -289,7 +291,12 @@ class TorchFunction(Generic[P]):
             outputs = declared_outputs(self.options.output_shapes, operands)
         else:
             extra = {"out": None} if self.options.outputs == "out" else {}
-            outputs = infer_outputs(functools.partial(self._callable(), **extra), self.__name__, key, operands)
+            silent = self.options.rng or self.options.has_side_effect or self._told_random.is_set()
+            call = functools.partial(self._callable(), **extra)
+            outputs = infer_outputs(call, self.__name__, key, operands, notes_random=not silent)
+            if outputs.is_random:
+                warn(told(self.__name__), T2jWarning)
+                self._told_random.set()
         return Signature(self.__name__, key, operands, outputs)
 
     def _callable(self) -> Callable[..., Any]:
