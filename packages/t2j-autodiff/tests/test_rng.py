@@ -208,6 +208,7 @@ def test_the_original_function_does_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("randomness", [None, "same", "different"])
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_unseeded_randomness_of_a_batch(randomness):
     f = torch2jax(drop, vmap_randomness=randomness)
     xs = jnp.stack([X, X, X])
@@ -222,6 +223,7 @@ def test_unseeded_randomness_of_a_batch(randomness):
 
 
 @pytest.mark.parametrize("method", ["auto", "vmap"])
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_randomness_error_of_a_batch(method):
     f = torch2jax(drop, vmap_randomness="error", vmap_method=method)
     with pytest.raises(RuntimeError, match="randomness"):

@@ -63,7 +63,7 @@ def functional(
 ) -> tuple[Callable[..., Any], Variables]:
     """The torch function behind `module2jax`, which takes the variables first, and the variables as JAX arrays."""
     _check_module("module2jax", module)
-    _check_option("train", train, None, True, False)
+    _check_option("train", train, True, False, None)
     _check_option("mutable", mutable, True, False)
     _check_option("copy", copy, True, False)
     layout = Layout(module)
@@ -112,7 +112,7 @@ def _check_option(name: str, value: Any, *choices: Any) -> None:
         raise ArgumentError(
             describe(
                 f"`{name}` is not valid.",
-                expected=" or ".join(map(repr, reversed(choices))),
+                expected=" or ".join(map(repr, choices)),
                 got=repr(value),
                 remedy="Choose one.",
             )
