@@ -240,6 +240,7 @@ def test_a_loop_invariant_gradient():
 
 
 @pytest.mark.parametrize("n", [8, N])  # one that is run again, unless it is random, and one that is not
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_unseeded_dropout_has_one_mask(n):
     f = torch2jax(lambda x: torch.nn.functional.dropout(x, 0.5))
     y, pull = jax.vjp(f, jnp.ones(n))
@@ -700,6 +701,7 @@ def test_two_thousand_functions_leave_none_behind():
 
 
 @pytest.mark.parametrize("n", [8, N])  # quick, and kept
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_unseeded_randomness_agrees_with_its_value(n):
     keep = 0.75
     f = torch2jax(lambda x: x * (torch.rand_like(x) < keep) / keep)

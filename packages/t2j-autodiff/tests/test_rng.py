@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,6 +210,7 @@ def test_the_original_function_does_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("randomness", [None, "same", "different"])
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_unseeded_randomness_of_a_batch(randomness):
     f = torch2jax(drop, vmap_randomness=randomness)
     xs = jnp.stack([X, X, X])
@@ -222,10 +225,25 @@ def test_unseeded_randomness_of_a_batch(randomness):
 
 
 @pytest.mark.parametrize("method", ["auto", "vmap"])
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_randomness_error_of_a_batch(method):
     f = torch2jax(drop, vmap_randomness="error", vmap_method=method)
     with pytest.raises(RuntimeError, match="randomness"):
         jax.vmap(f)(jnp.stack([X, X]))
+
+
+def test_random_numbers_without_a_key_are_told_once_for_value_and_derivatives():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        f = torch2jax(lambda x: drop(x).sum(), residuals="recompute", vmap_randomness="different")
+        f(X)
+        for x in (X, X[:4]):
+            jax.grad(f)(x)
+            jax.jit(jax.grad(f))(x)
+            jax.jvp(f, (x,), (x,))
+            jax.vmap(f)(jnp.stack([x, x]))
+    jax.effects_barrier()
+    assert len([w for w in caught if "random numbers" in str(w.message)]) == 1
 
 
 def test_training_a_module_with_dropout():

@@ -761,6 +761,69 @@ def test_language_models(make):
                 np.testing.assert_allclose(g[i], expected_gradients[name], rtol=rtol, atol=rtol)
 
 
+@pytest.mark.filterwarnings("ignore")  # of transformers and of torch
+@pytest.mark.parametrize("make", [bert, llama, gpt2])
+def test_hidden_states_of_language_models(make):
+    """They are collected by hooks that a model installs at its first call: there must be as many at every call."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = make(transformers).eval()
+    ids = torch.tensor([[1, 5, 7, 2, 22], [3, 3, 8, 11, 9]])
+    options = {"output_hidden_states": True} | ({} if make is bert else {"use_cache": False})
+    apply, variables = module2jax(model)
+    ids_j, buffers = jnp.asarray(ids.numpy().astype(np.int32)), variables["buffers"]
+
+    def loss(params):
+        states = apply({"params": params, "buffers": buffers}, input_ids=ids_j, **options)["hidden_states"]
+        return sum((state**2).mean() for state in states), states
+
+    expected = model(input_ids=ids, **options).hidden_states
+    sum((state**2).mean() for state in expected).backward()
+    for gradient in (jax.grad(loss, has_aux=True), jax.jit(jax.grad(loss, has_aux=True))):
+        gradients, states = gradient(variables["params"])
+        assert len(states) == len(expected)
+        for ours, theirs in zip(states, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs.detach(), rtol=1e-4, atol=1e-5)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                np.testing.assert_allclose(gradients[name], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+class Collecting(torch.nn.Module):
+    """Keeps what it computes in a list and a dict, and fills a cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.full((3,), 0.5))
+        self.outputs, self.cache = [], {}
+
+    def forward(self, x):
+        self.cache.setdefault("scale", self.scale.exp())
+        for _ in range(8):
+            x = torch.sin(x * self.cache["scale"])
+        self.outputs.append(x)
+        return sum(self.outputs)
+
+
+def test_derivatives_of_a_module_that_collects():
+    def expected(scale, x):
+        for _ in range(8):
+            x = jnp.sin(x * jnp.exp(scale))
+        return x
+
+    apply, _ = module2jax(Collecting())
+    f = lambda scale, x: apply({"params": {"scale": scale}, "buffers": {}}, x)
+    scale, xs = jnp.full(3, 0.3), jnp.linspace(0.1, 1, 6).reshape(2, 3)
+    for transform in (
+        lambda f: jax.grad(lambda s: f(s, xs[0]).sum()),
+        lambda f: jax.hessian(lambda s: f(s, xs[0]).sum()),
+        lambda f: lambda s: jax.jvp(lambda s: f(s, xs[0]), (s,), (s,))[1],
+        lambda f: lambda s: jax.vmap(jax.grad(lambda s, x: f(s, x).sum()), (None, 0))(s, xs),
+    ):
+        for call in (transform(f), jax.jit(transform(f))):
+            np.testing.assert_allclose(call(scale), transform(expected)(scale), rtol=2e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("first", ["torch", "t2j"])
 def test_forward_mode_beside_a_thread_that_uses_that_of_torch(first):
     """Regression: torch has one level for all threads, and who left it first set the tangents of the other to zero."""

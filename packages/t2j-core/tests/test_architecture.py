@@ -17,12 +17,12 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage", "_in_flight", "_bounded"},
+    {"_errors", "_garbage", "_in_flight", "_bounded", "_containers"},
     {"_config", "_compat", "_clashes", "_options"},
-    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers"},
-    {"_convert"},
+    {"_dtypes", "_pytree", "_streams", "_rng", "_randomness", "_orphans", "_originals", "_pointers"},
+    {"_convert", "_variables"},
     {"_signature"},
-    {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending"},
+    {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending", "_skeleton"},
     {"_torchfn"},
     {"_host", "_explain", "_in_place"},
     {"_primitive"},

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core import ArgumentError, DTypeError, j2t, t2j, tree_j2t, tree_t2j
+from t2j_core import ArgumentError, DTypeError, j2t, t2j, torch2jax, tree_j2t, tree_t2j
 
 SHARED = ["int8", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32", "complex64", "bool"]
 if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # torch before 2.10 has no 8-bit floats in DLPack: a copy
@@ -59,6 +59,26 @@ def test_j2t_keeps_the_arrays_memory_alive():
 def test_there_and_back_is_the_same_memory():
     x = jnp.ones(64)
     assert t2j(j2t(x)).unsafe_buffer_pointer() == x.unsafe_buffer_pointer()
+
+
+def test_arrays_over_tensors_are_not_committed():
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e5m2, torch.bool, torch.int64, torch.complex64):
+        for tensor in (torch.ones(64), torch.ones(()), torch.ones(0, 3), torch.ones(4, 4).T, torch.ones(1, 5)):
+            array = t2j(tensor.to(dtype))
+            assert not array.committed
+            assert array.shape == tuple(tensor.shape)
+
+
+def test_donating_an_array_over_a_tensor_leaves_the_tensor_alone():
+    tensor = torch.ones(1 << 12)
+    array = t2j(tensor)
+    zeros = jax.jit(lambda x: x * np.float32(0), donate_argnums=0)(array)
+    step = jax.jit(torch2jax(lambda t: t.mul_(3), mutable_argnums=0), donate_argnums=0)
+    threes = step(t2j(tensor))
+    assert array.is_deleted()
+    assert float(zeros.sum()) == 0
+    assert float(threes.sum()) == 3 << 12
+    assert tensor.sum() == 1 << 12
 
 
 # --- all kinds of tensors -----------------------------------------------------------------------------------------

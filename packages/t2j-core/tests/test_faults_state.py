@@ -260,6 +260,7 @@ def test_the_default_dtype_of_torch_may_change():
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_inference_leaves_the_generators_of_torch_alone():
     torch.manual_seed(5)
     want = torch.rand(3)
@@ -403,6 +404,7 @@ def test_an_event_loop_inside_the_function():
         np.testing.assert_array_equal(call(x), 2 * here)
 
 
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_inference_in_one_thread_beside_a_seeded_call_in_another():
     """Both use torch's one generator; the same key gives the same numbers all the same."""
     drawn, inferring, drawn_again, inferred = (threading.Event() for _ in range(4))

@@ -102,6 +102,7 @@ def test_inference_touches_no_data_and_happens_once_per_signature():
         (lambda t: t.flatten().unfold(0, 3, 2), (5, 3), "float32"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_inferred_shapes_are_those_of_the_call(function, shape, dtype):
     f = torch2jax(function)
     inferred = jax.eval_shape(f, f32(4, 3))
@@ -110,6 +111,7 @@ def test_inferred_shapes_are_those_of_the_call(function, shape, dtype):
     assert (out.shape, out.dtype) == (shape, dtype)
 
 
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_a_closure_over_a_module_is_inferred_without_touching_the_module():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -187,6 +189,7 @@ def test_a_function_that_needs_data_is_run_on_made_up_data(caplog):
     np.testing.assert_allclose(np.asarray(f(f32(3))), np.sin(np.asarray(f32(3))), rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*draws random numbers:t2j_core.T2jWarning")
 def test_running_on_zeros_leaves_torchs_random_state_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()

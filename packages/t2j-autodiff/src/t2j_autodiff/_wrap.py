@@ -180,7 +180,7 @@ class DifferentiableFunction(TorchFunction[P]):
         flat = fn.flat()
         if self.options.outputs == "out":
             flat = functools.partial(flat, out=None)
-        shared = Shared(self.__name__, self.diff_options, self.options.rng)
+        shared = Shared(self.__name__, self.diff_options, self.options.rng, is_random="random" in self._told)
         written = [i for i, how in enumerate(fn.passes) if how != 0]
         fn.rules = Rules(clones(flat, written), self.diff_options.limit, shared)
         return fn
@@ -239,7 +239,7 @@ def _explained(signature: str, shared: Shared) -> list[str]:
 
 
 def module2jax(
-    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
+    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, copy: bool = False, **options: Any
 ) -> tuple[DifferentiableFunction[...], dict[str, dict[str, Any]]]:
     """An `nn.Module` as a pure, differentiable JAX function and its variables.
 
@@ -249,6 +249,8 @@ def module2jax(
       module: any module; it is not changed.
       train: run in training (True) or evaluation (False) mode; None keeps the mode the module is in.
       mutable: also return the new buffers, such as the running statistics of BatchNorm.
+      copy: give the variables memory of their own. By default they lie over the module's, so that a torch optimizer
+        which steps on the module changes them: see `t2j_core.module2jax`.
       **options: those of `torch2jax`.
 
     Returns:
@@ -256,7 +258,8 @@ def module2jax(
       The variables are `{"params": {name: array}, "buffers": {name: array}}`.
 
     Raises:
-      ArgumentError: if `module` is not a module, or cannot be copied.
+      ArgumentError: if `module` is not a module, has parameters without data, or cannot be copied; from `apply`, for
+        variables of a wrong name or shape.
 
     >>> import jax, jax.numpy as jnp, torch
     >>> apply, variables = module2jax(torch.nn.Linear(3, 1, bias=False))
@@ -264,5 +267,5 @@ def module2jax(
     >>> jax.grad(loss)(variables["params"])["weight"].tolist()
     [[2.0, 2.0, 2.0]]
     """
-    call, variables = functional(module, train=train, mutable=mutable)
+    call, variables = functional(module, train=train, mutable=mutable, copy=copy)
     return torch2jax(call, **options), variables

@@ -302,7 +302,7 @@ class _OnHost:
 
 
 def array_over(tensor: torch.Tensor) -> jax.Array:
-    """The memory of a contiguous tensor as a JAX array on the same device."""
+    """The memory of a contiguous tensor as a JAX array on the same device; see `_uncommitted`."""
     # Strides of dimensions of size 1 may be any, but jax 0.7 refuses some; here they are as JAX counts them.
     tensor = tensor.view(-1).view(tensor.shape)
     with torch.cuda.device_of(tensor):  # torch exports from its current device alone, and JAX may change that
@@ -315,7 +315,37 @@ def array_over(tensor: torch.Tensor) -> jax.Array:
 
 
 def _from_dlpack(tensor: torch.Tensor) -> jax.Array:
-    return jax.dlpack.from_dlpack(_OnHost(tensor) if tensor.device.type == "cpu" else tensor)
+    array = jax.dlpack.from_dlpack(_OnHost(tensor) if tensor.device.type == "cpu" else tensor)
+    return _uncommitted(array) if _is_default(*array.devices()) else array
+
+
+def _uncommitted(array: jax.Array) -> jax.Array:
+    """The same memory as an array that follows others to their devices, as new arrays of JAX do.
+
+    `jax.dlpack.from_dlpack` commits to a device, and no public function takes that back without a copy. The call is
+    what `jax.Array` is made with since jax 0.4; where it changes, arrays stay committed.
+    """
+    make: Any = type(array)
+    try:
+        return make(array.aval, array.sharding, [array], committed=False)
+    except (TypeError, AttributeError):
+        return array
+
+
+def _is_default(device: Any) -> bool:
+    """Whether JAX makes new arrays on `device`. All CPU devices are one to torch, so any of them will do.
+
+    Elsewhere an array that is not committed would be moved to the default device by every computation.
+    """
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]  # a device, the name of a platform, or None
+    if device.platform == "cpu":
+        return (getattr(default, "platform", default) or jax.default_backend()) == "cpu"
+    return device == (default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0])
+
+
+def mesh_axis_sizes() -> tuple[int, ...]:
+    """The sizes of the named axes around a trace: those of `jax.shard_map`, and of `jax.vmap` with a name."""
+    return tuple(_core.get_axis_env().axis_sizes.values())
 
 
 def torch_exchange_api() -> Any | None:
@@ -412,6 +442,12 @@ def torch_device() -> torch.device:
 
 
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda")  # made once: a function mode of the user's sees them being made
+
+
+def is_default_generator(generator: Any) -> bool:
+    """Whether it is one of torch's default generators: operators get an object of their own for it."""
+    defaults: list[Any] = [torch.default_generator, *(torch.cuda.default_generators[i] for i in torch_gpus())]
+    return any(generator._cdata == default._cdata for default in defaults)
 
 
 def torch_gpus() -> list[int]:

@@ -31,6 +31,7 @@ from ._errors import (
 )
 from ._garbage import collect
 from ._pytree import Static, merger, plain
+from ._randomness import Draws, Watch, generator_states
 from ._rng import turns
 from ._signature import Leaf, Outputs, output_leaf
 
@@ -49,8 +50,9 @@ class _OnMeta(_compat.DispatchMode):
     would know the device as well, but cost seconds to import.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, draws: Draws) -> None:
         super().__init__()
+        self._draws = draws
         self.results: list[weakref.ref[torch.Tensor]] = []
         self._operations = 0
         self._largest = 0  # elements of the largest tensor
@@ -86,6 +88,7 @@ class _OnMeta(_compat.DispatchMode):
         self._operations += 1
         self._largest = max(self._largest, *(t.numel() for t in tensors), 0)
         self._is_random |= torch.Tag.nondeterministic_seeded in func.tags
+        self._draws.note(func, args, kwargs)
         writes = func._schema.is_mutable
         makes = not writes and not any(r.alias_info for r in func._schema.returns)
         if all(not t.is_meta for t in tensors) and (not writes or all(map(self._is_made, tensors))):
@@ -176,12 +179,21 @@ def _without_data(tensor: torch.Tensor) -> torch.Tensor:
 _FAKE_FROM_BYTES = 1 << 30
 
 
-def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
+def infer_outputs(
+    call: Callable[..., Any],
+    name: str,
+    key: tuple[Any, ...],
+    operands: Sequence[Leaf],
+    *,
+    notes_random: bool = False,
+) -> Outputs:
     """Run the function without data, once, and read its outputs off; where that fails, run it on made-up data.
 
+    If `notes_random`, a function that draws random numbers is run once more, to tell whether it always does.
     Raises `DataDependentShapeError` where a shape depends on values, and the function's own exception where it raises.
     """
-    on_meta = _OnMeta()
+    draws = Draws()
+    on_meta = _OnMeta(draws)
     modes: list[tuple[Any, str]] = [(on_meta, "meta")]
     if _compat.dynamo_is_loaded() or sum(leaf.nbytes for leaf in operands) >= _FAKE_FROM_BYTES:
         # Some code looks for fake tensors to skip what needs data. Their import takes seconds, so zeros are cheaper
@@ -191,11 +203,15 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
     for mode, device in modes:
         try:
             with _inference(name):
-                outputs = _run_in(mode, device, call, key, operands)
+                outputs = _run_in(mode, device, call, key, operands, draws)
             if on_meta.kept():
                 warn(_keeps_state(name), T2jWarning)
             is_quick = mode is on_meta and on_meta.is_quick()
-            return dataclasses.replace(outputs, is_quick=is_quick, origin="inferred by a run without data" + obstacle)
+            origin = "inferred by a run without data" + obstacle
+            is_random = (
+                notes_random and draws.any() and _is_random_without_data(mode, device, name, call, key, operands)
+            )
+            return dataclasses.replace(outputs, is_quick=is_quick, origin=origin, is_random=is_random)
         except T2jError:
             raise
         except _NeedsDataError as reason:
@@ -204,7 +220,7 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
         except Exception as reason:
             obstacle = f" ({_first_line(reason)})"
             logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
-    outputs = _infer_from_data(call, name, key, operands)
+    outputs = _infer_from_data(call, name, key, operands, notes_random)
     return dataclasses.replace(outputs, origin=f"inferred by runs on made-up data{obstacle}")
 
 
@@ -216,11 +232,33 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def _run_in(mode: Any, device: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
+def _run_in(mode: Any, device: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf], draws: Draws) -> Outputs:
     with mode if device != "meta" else contextlib.nullcontext():
         tensors = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device=device) for leaf in operands]
-    with mode, _compat.without_addresses():
+    watch = contextlib.nullcontext() if device == "meta" else Watch(draws)
+    with mode, watch, _compat.without_addresses():
         return _run(call, key, tensors)
+
+
+def _is_random_without_data(
+    mode: Any, device: str, name: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]
+) -> bool:
+    def run(draws: Draws) -> None:
+        _run_in(_OnMeta(draws) if device == "meta" else mode, device, call, key, operands, draws)
+
+    return _is_random(name, run)
+
+
+def _is_random(name: str, run: Callable[[Draws], object]) -> bool:
+    """Whether a function that drew random numbers does so again: not if it initialised something with them."""
+    try:
+        with _inference(name):
+            draws = Draws.with_private_seed()
+            run(draws)
+            return draws.any()
+    except Exception as reason:  # what ran once need not run twice, nor in a dispatch mode
+        logger.info("cannot tell whether %s draws random numbers (%s)", name, _first_line(reason))
+        return False
 
 
 def _keeps_state(name: str) -> str:
@@ -230,10 +268,15 @@ def _keeps_state(name: str) -> str:
     )
 
 
-def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
+def _infer_from_data(
+    call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], notes_random: bool
+) -> Outputs:
     def run(make: Callable[[Leaf], torch.Tensor], device: str) -> Outputs:
         with _inference(name):
-            return _run(call, key, [make(leaf).to(device) for leaf in operands])
+            before = generator_states()
+            outputs = _run(call, key, [make(leaf).to(device) for leaf in operands])
+            drew = not all(map(torch.equal, before, generator_states()))
+        return dataclasses.replace(outputs, is_random=drew)
 
     answers: list[Outputs] = []
     failure: Exception | None = None
@@ -243,6 +286,7 @@ def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], 
             break  # some need not be valid input; two answers tell whether values matter
         try:
             answers.append(run(make, device))
+            works = make, device
         except Exception as error:
             failure = failure or error
     if failure is not None and not answers:
@@ -260,7 +304,15 @@ def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], 
         raise DataDependentShapeError(_data_dependent(name, operands, answers[0], answers[-1]))
     if (answers[-1].tree, answers[-1].statics) != (answers[0].tree, answers[0].statics):
         raise OutputError(_changing_constant(name, operands, answers[0]))
-    return answers[0]
+    if not (notes_random and answers[-1].is_random):
+        return dataclasses.replace(answers[0], is_random=False)
+    make, device = works
+
+    def again(draws: Draws) -> None:
+        with Watch(draws):
+            _run(call, key, [make(leaf).to(device) for leaf in operands])
+
+    return dataclasses.replace(answers[0], is_random=_is_random(name, again))
 
 
 def _zeros(leaf: Leaf) -> torch.Tensor:

@@ -43,6 +43,7 @@ class Outputs:
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
     is_quick: bool = False  # few operations, on small tensors, none of them random
     origin: str = field(default="", compare=False)  # how they became known
+    is_random: bool = field(default=False, compare=False)  # the function draws from torch's default generators
 
     @property
     def single(self) -> bool:

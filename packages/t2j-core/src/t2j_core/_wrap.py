@@ -18,7 +18,7 @@ from . import _compat
 from ._arguments import as_data, check_key_is_first, key_data, leaves_of, to_jax
 from ._bounded import remember as _remember
 from ._dtypes import canonical, dtype_t2j
-from ._errors import ArgumentError, T2jError, TensorEscapeError, describe
+from ._errors import ArgumentError, T2jError, T2jWarning, TensorEscapeError, describe, warn
 from ._explain import explained, heading, shown_options
 from ._faults import hold
 from ._in_place import handed_over
@@ -27,7 +27,8 @@ from ._options import Options
 from ._originals import original_of, raises_originals
 from ._orphans import Signatures, let_go
 from ._primitive import torch_call
-from ._pytree import Static, split
+from ._pytree import Static, merger, split
+from ._randomness import told
 from ._rng import seeded, turns
 from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
 from ._torchfn import TorchFn, register_name
@@ -135,7 +136,7 @@ class TorchFunction(Generic[P]):
         self._array_type: type | None = None
         self._flat = jax.jit(self._call_arrays)
         self._has_constant_outputs = False
-        self._told: set[str] = set()  # the warnings that were given
+        self._told: set[str] = set()  # the warnings that were given, for the function and its variants
         if self.options.name is not None:
             register_name(self.options.name, self._build)
 
@@ -285,12 +286,25 @@ class TorchFunction(Generic[P]):
             fn = self._fns.get(full)
             return fn or _remember(self._fns, full, self._build(self._signature(key, operands)))
 
+    def _check_arguments(self, key: Any, operands: Sequence[Leaf]) -> None:
+        """Let `fn` refuse arguments by their shapes, once for each signature. `module2jax` checks variables so."""
+        check = getattr(self.fn, "check_arguments", None)
+        if check is not None:
+            args, kwargs = merger(key)(operands)
+            check(*args[self.options.rng :], **kwargs)
+
     def _signature(self, key: Any, operands: tuple[Leaf, ...]) -> Signature:
+        self._check_arguments(key, operands)
         if self.options.output_shapes is not None:
             outputs = declared_outputs(self.options.output_shapes, operands)
         else:
             extra = {"out": None} if self.options.outputs == "out" else {}
-            outputs = infer_outputs(functools.partial(self._callable(), **extra), self.__name__, key, operands)
+            silent = self.options.rng or self.options.has_side_effect or "random" in self._told
+            call = functools.partial(self._callable(), **extra)
+            outputs = infer_outputs(call, self.__name__, key, operands, notes_random=not silent)
+            if outputs.is_random:
+                warn(told(self.__name__), T2jWarning)
+                self._told.add("random")
         return Signature(self.__name__, key, operands, outputs)
 
     def _callable(self) -> Callable[..., Any]:

@@ -140,7 +140,7 @@ def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any)
 
 
 def module2jax(
-    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
+    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, copy: bool = False, **options: Any
 ) -> tuple[TorchFunction[...], dict[str, dict[str, Any]]]:
     """An `nn.Module` as a pure JAX function of sharded arrays, and its variables.
 
@@ -150,15 +150,19 @@ def module2jax(
       module: any module; it is not changed.
       train: run in training (True) or evaluation (False) mode; None keeps the mode the module is in.
       mutable: also return the new buffers, such as the running statistics of BatchNorm.
+      copy: give the variables memory of their own. By default they lie over the module's, so that a torch optimizer
+        which steps on the module changes them: see `t2j_core.module2jax`.
       **options: those of `torch2jax`. The first of `in_specs` is for the variables.
 
     Returns:
       `(apply, variables)`.
-      The variables are `{"params": {name: array}, "buffers": {name: array}}`. The arrays are on
-      the module's device: `jax.device_put` them to the mesh.
+      The variables are `{"params": {name: array}, "buffers": {name: array}}`. The arrays are on the module's device,
+      and follow other arguments to a mesh, as new arrays of JAX do: at each call. `jax.device_put` them to the mesh
+      where that is to happen once.
 
     Raises:
-      ArgumentError: if `module` is not a module, or cannot be copied.
+      ArgumentError: if `module` is not a module, has parameters without data, or cannot be copied; from `apply`, for
+        variables of a wrong name or shape.
 
     >>> import jax, jax.numpy as jnp, torch
     >>> from jax.sharding import NamedSharding, PartitionSpec as P
@@ -169,12 +173,14 @@ def module2jax(
     >>> apply(variables, jnp.ones((8, 3))).shape
     (8, 1)
     """
-    call, variables = functional(module, train=train, mutable=mutable)
+    call, variables = functional(module, train=train, mutable=mutable, copy=copy)
     return torch2jax(call, **options), variables
 
 
 class ShardedFunction(TorchFunction[P]):
     """A PyTorch function that JAX can call on sharded arrays; made by `torch2jax`."""
+
+    _is_of_shard = False
 
     def __init__(self, *args: Any, wanted: Wanted | None) -> None:
         self._wanted = wanted
@@ -218,11 +224,16 @@ class ShardedFunction(TorchFunction[P]):
         known = self._hinted.get(wanted.hints)
         return known or remember(self._hinted, wanted.hints, self._variant(_wanted=wanted))
 
+    def _check_arguments(self, key: Any, operands: Sequence[Leaf]) -> None:
+        if not self._is_of_shard:  # whole arguments were checked, and shards are smaller
+            super()._check_arguments(key, operands)
+
     def _bind_flat(self, arrays: Sequence[Any], key: Any, dtypes: Any) -> tuple[Outputs, Sequence[Any]]:
         if self._wanted is None:
             return super()._bind_flat(arrays, key, dtypes)
         plan = decide(self.__name__, self._wanted, key, arrays)
         whole = leaves_of(arrays, dtypes)
+        self._check_arguments(key, whole)
         operands = local_leaves(plan, key, whole)
         local = self._of_shard(plan, operands)
         arrays = arrays if plan is None else plan.arranged(arrays)
@@ -258,7 +269,8 @@ class ShardedFunction(TorchFunction[P]):
             if declared is not None:
                 like = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device="meta") for leaf in declared]
                 options = replace(options, output_shapes=jax.tree.unflatten(outputs.tree, like))
-            known = remember(self._of_shards, declared, self._variant(_wanted=None, options=options))
+            shard = self._variant(_wanted=None, _is_of_shard=True, options=options)
+            known = remember(self._of_shards, declared, shard)
         return known
 
     def _with_own_key(self, shards: tuple[Any, ...], plan: Plan) -> list[Any]:
@@ -280,6 +292,7 @@ class ShardedFunction(TorchFunction[P]):
         wanted = self._wanted
         if wanted is not None and wanted.in_specs is None and not wanted.hints:
             return  # how examples without shardings are split is known when they arrive
+        self._check_arguments(key, operands)
         plan = None if wanted is None else decide(self.__name__, wanted, key, operands)
         local = local_leaves(plan, key, operands)
         fn = self._of_shard(plan, local)._torch_fn(key, local)

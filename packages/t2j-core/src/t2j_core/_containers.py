@@ -1,0 +1,202 @@
+"""A snapshot of the attributes and containers of a module, which is put back after each call.
+
+What is put back is never compared first: containers hold tensors, whose `==` computes.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import operator
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+_ATOMS = (
+    *(int, float, complex, str, bytes, bool, type(None), type(Ellipsis), range, slice),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
+)
+_SHARED_KINDS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # `copy.deepcopy` returns them
+_SKIPPED = frozenset((*_ATOMS, *_SHARED_KINDS))
+_SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset, collections.deque)
+_PLAIN = frozenset((dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict))
+
+
+def parts(module: torch.nn.Module) -> Iterator[Any]:
+    """Every container, object and tensor that a module leads to, once: itself, its submodules, what those hold.
+
+    Not found is what lies behind a function (its closure), a class (its attributes) or `__slots__`.
+    """
+    seen: dict[int, Any] = {}  # refers to the parts, so that no other object gets the id of one
+    todo: list[Any] = list(module.modules())  # modules of TorchScript do not lead to their submodules
+    while todo:
+        part = todo.pop()
+        if type(part) in _SKIPPED or id(part) in seen or isinstance(part, _SHARED_KINDS):
+            continue
+        seen[id(part)] = part
+        yield part
+        if not isinstance(part, torch.Tensor):
+            todo.extend(_inside(part))
+
+
+def _inside(part: Any) -> Iterable[Any]:
+    inside: list[Any] = list((attributes_of(part) or {}).values())
+    if isinstance(part, dict):
+        inside += dict.values(part)
+    elif isinstance(part, _SEQUENCES):
+        inside += part
+    elif isinstance(part, functools.partial):
+        inside += (part.func, part.args, part.keywords)
+    elif isinstance(part, types.MethodType):  # such as a hook of an object that records
+        inside = [part.__self__]
+    return inside
+
+
+def attributes_of(part: Any) -> dict[str, Any] | None:
+    """The dictionary of an object's attributes, if it has one of its own."""
+    if type(part) in _PLAIN or isinstance(
+        part, types.MethodType
+    ):  # an `OrderedDict` has a `__dict__`, and no use for it
+        return None
+    attributes = getattr(part, "__dict__", None)
+    return attributes if type(attributes) is dict else None
+
+
+def _kind(container: Any) -> Any:
+    """The built-in class of a dict, whose methods do not do other things, as `Counter.update` does."""
+    return collections.OrderedDict if isinstance(container, collections.OrderedDict) else dict
+
+
+def _put_dict(container: Any, before: dict[Any, Any]) -> None:
+    kind = _kind(container)
+    kind.clear(container)
+    for key, value in before.items():
+        kind.__setitem__(container, key, value)
+
+
+def _put_list(container: list[Any], before: Any) -> None:
+    list.__setitem__(container, slice(None), before)
+
+
+def _put_deque(container: collections.deque[Any], before: Any) -> None:
+    collections.deque.clear(container)
+    collections.deque.extend(container, before)
+
+
+def _put_set(container: set[Any], before: Any) -> None:
+    set.clear(container)
+    set.update(container, before)
+
+
+_PUT: tuple[tuple[type, Callable[[Any, Any], None]], ...] = (
+    (dict, _put_dict),
+    (list, _put_list),
+    (collections.deque, _put_deque),
+    (set, _put_set),
+)
+
+
+class Snapshot:
+    """The state of a module's attributes and containers at one time, without that of tensors.
+
+    A large model has thousands of containers, nearly all of them empty, and `restore` runs at every call. So containers
+    are sorted by kind, and each kind is put back by one loop in C.
+    """
+
+    def __init__(self, module: torch.nn.Module, shared: frozenset[int] = frozenset()) -> None:
+        """Take a snapshot. What has an id in `shared` belongs to others, and is left alone."""
+        self._attributes: list[dict[str, Any]] = []
+        self._empty: list[Any] = []
+        self._dicts: list[dict[Any, Any]] = []
+        self._others: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self._tensors: list[torch.Tensor] = []
+        for part in parts(module):
+            if id(part) not in shared:
+                self._add(part)
+        self._attributes_before = list(map(dict, self._attributes))
+        self._sizes = list(map(len, self._attributes))
+        self._dicts_before = list(map(dict, self._dicts))
+        self._versions = [tensor._version for tensor in self._tensors]
+        self._modules = list(module.modules())
+        self._classes = list(map(type, self._modules))
+
+    def _add(self, part: Any) -> None:
+        if isinstance(part, torch.Tensor):
+            if not part.is_meta and not part.is_inference():
+                self._tensors.append(part)
+            return
+        if (attributes := attributes_of(part)) is not None:
+            self._attributes.append(attributes)
+        if type(part) in _PLAIN and not part:
+            self._empty.append(part)
+        elif type(part) is dict:
+            self._dicts.append(part)
+        else:
+            for kind, put in _PUT:
+                if issubclass(type(part), kind):
+                    self._others.append((put, part, dict(_kind(part).items(part)) if kind is dict else tuple(part)))
+
+    @functools.cached_property
+    def _ids(self) -> frozenset[int]:
+        others = (container for _, container, _ in self._others)
+        return frozenset(map(id, (*self._attributes, *self._empty, *self._dicts, *others)))
+
+    def places(self, ids: Iterable[int]) -> Iterator[tuple[Any, Any, int]]:
+        """Where objects with these ids lie in attributes, dicts and lists: container, key, id."""
+        wanted = frozenset(ids)
+        pairs = [*zip(self._attributes, self._attributes_before, strict=True)]
+        pairs += zip(self._dicts, self._dicts_before, strict=True)
+        for container, before in [*pairs, *((c, b) for _, c, b in self._others)]:
+            if isinstance(container, (dict, list)):
+                items = before.items() if isinstance(before, dict) else enumerate(before)
+                yield from ((container, key, id(value)) for key, value in items if id(value) in wanted)
+
+    def restore(self) -> bool:
+        """Put everything back. False if something has changed that cannot be: then the module is of no more use."""
+        _each(dict.update, self._attributes, self._attributes_before)
+        if list(map(len, self._attributes)) != self._sizes:
+            self._remove_attributes()
+        if any(self._empty):
+            for container in self._empty:
+                container.clear()
+        _each(dict.clear, self._dicts)
+        _each(dict.update, self._dicts, self._dicts_before)
+        for put, container, before in self._others:
+            put(container, before)
+        is_written = list(map(_version, self._tensors)) != self._versions
+        return not is_written and not any(map(operator.is_not, map(type, self._modules), self._classes))
+
+    def _remove_attributes(self) -> None:
+        for attributes, before in zip(self._attributes, self._attributes_before, strict=True):
+            for name in attributes.keys() - before.keys():
+                del attributes[name]
+
+    def apart(self, output: Any, depth: int = 0) -> Any:
+        """`output` with copies of those containers and objects that `restore` would change."""
+        if isinstance(output, (torch.Tensor, torch.nn.Module)) or depth > _DEEPEST:
+            return output
+        if type(output) is tuple:
+            return tuple(self.apart(item, depth + 1) for item in output)
+        attributes = attributes_of(output)
+        if id(output) in self._ids or (attributes is not None and id(attributes) in self._ids):
+            output = copy.copy(output)
+            attributes = attributes_of(output)
+        for container in (attributes, output if isinstance(output, (dict, list)) else None):
+            if container is not None:
+                items = list(container.items() if isinstance(container, dict) else enumerate(container))
+                for key, item in items:
+                    if (own := self.apart(item, depth + 1)) is not item:
+                        container[key] = own
+        return output
+
+
+_DEEPEST = 100  # a container may contain itself
+_version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
+
+
+def _each(function: Callable[..., object], *columns: Iterable[Any]) -> None:
+    """Call `function` on each row, in C."""
+    collections.deque(map(function, *columns), maxlen=0)
