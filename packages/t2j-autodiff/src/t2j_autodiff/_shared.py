@@ -63,6 +63,7 @@ class Shared:
     name: str
     options: DiffOptions
     has_key: bool = False  # the first operand is a JAX key
+    paths: tuple[str, ...] = ()  # what the operands are called
     vmap_failure: str | None = None  # why `torch.func.vmap` is not used
     jvp_failure: str | None = None  # why forward mode is not used
     is_random: bool = False  # it was seen to draw unseeded random numbers

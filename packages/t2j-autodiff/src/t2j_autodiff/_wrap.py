@@ -167,7 +167,8 @@ class DifferentiableFunction(TorchFunction[P]):
         flat = fn.flat()
         if self.options.outputs == "out":
             flat = functools.partial(flat, out=None)
-        shared = Shared(self.__name__, self.diff_options, self.options.rng)
+        paths = tuple(signature.operand_paths())
+        shared = Shared(self.__name__, self.diff_options, self.options.rng, paths)
         written = [i for i, how in enumerate(fn.passes) if how != 0]
         fn.rules = Rules(clones(flat, written), self.diff_options.limit, shared)
         return fn

@@ -317,6 +317,10 @@ def _inference(name: str) -> Any:
         yield
 
 
+apart = _inference
+"""For sister packages: within, a function that is tried out neither sees nor changes the state of a real call."""
+
+
 def jax_inside(name: str, operation: str) -> JaxInsideTorchError:
     """The error for JAX called inside a torch function."""
     return JaxInsideTorchError(

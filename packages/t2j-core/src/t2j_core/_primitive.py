@@ -152,6 +152,15 @@ def _lower_to_host(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
     return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
 
 
+def _jet(primals: Any, series: Any, *, fn: TorchFn) -> Any:
+    raise TransformError(
+        describe(
+            f"{fn.signature.name} has no Taylor series: `jax.experimental.jet` does not know torch functions.",
+            remedy="Nest `jax.jvp` for higher derivatives along a direction, or use `jax.hessian`.",
+        )
+    )
+
+
 def call_primitive(name: str) -> Any:
     """A primitive whose parameter `fn` is the `TorchFn` that it runs. It has no rules for transformations yet."""
     primitive = _compat.Primitive(name)
@@ -161,6 +170,7 @@ def call_primitive(name: str) -> Any:
     _compat.mlir.register_lowering(primitive, _lower_to_host)
     for platform in ("cpu", "cuda", "rocm"):
         _compat.mlir.register_lowering(primitive, _lower, platform=platform)
+    _compat.register_jet(primitive, _jet)
     return primitive
 
 
@@ -183,12 +193,9 @@ def _jvp(primals: Any, tangents: Any, *, fn: TorchFn) -> Any:
 
 
 def _transpose(cotangents: Any, *operands: Any, fn: TorchFn) -> Any:
-    raise TransformError(
-        describe(
-            f"{fn.signature.name} is not known to be linear, so it cannot be transposed with `jax.linear_transpose`.",
-            remedy="Use `jax.vjp`, which differentiates it.",
-        )
-    )
+    if fn.rules is None:
+        raise _needs_autodiff(fn, f"transposed, which {_compat.transposing_call()} needs")
+    return fn.rules.transpose_call(cotangents, operands, fn=fn)
 
 
 def _batch(operands: Any, dims: Any, *, fn: TorchFn) -> Any:

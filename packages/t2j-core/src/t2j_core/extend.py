@@ -14,6 +14,7 @@ from ._compat import reshard as reshard
 from ._compat import storage_uses as storage_uses
 from ._compat import torch_device as torch_device
 from ._compat import torch_gpus as torch_gpus
+from ._compat import transposing_call as transposing_call
 from ._compat import varying_axes as varying_axes
 from ._dtypes import canonical as canonical
 from ._errors import describe as describe
@@ -21,6 +22,7 @@ from ._errors import warn as warn
 from ._explain import grouped as grouped
 from ._explain import heading as heading
 from ._explain import short_avals as short_avals
+from ._infer import apart as apart
 from ._module import functional as functional
 from ._module import modules_in_use as modules_in_use
 from ._options import Options as Options
