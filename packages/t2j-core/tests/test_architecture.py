@@ -22,7 +22,7 @@ FLOORS = [
     {"_dtypes", "_pytree", "_streams", "_rng"},
     {"_convert"},
     {"_signature"},
-    {"_export", "_redirect", "_faults", "_infer", "_arguments"},
+    {"_export", "_redirect", "_faults", "_infer", "_arguments", "_once"},
     {"_torchfn"},
     {"_host", "_explain", "_in_place"},
     {"_primitive"},
@@ -171,6 +171,7 @@ def test_the_names_for_sister_packages():
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
+            *("apart", "transposing_call"),
             *("describe", "warn", "grouped", "heading", "short_avals", "P"),
         ]
     )

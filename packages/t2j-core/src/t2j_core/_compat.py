@@ -156,6 +156,22 @@ def devices_of(ctx: Any) -> int:
     return int(getattr(context, "num_devices", None) or whole)
 
 
+def is_partly_manual(ctx: Any) -> bool:
+    """Whether a lowering is inside a `jax.shard_map` over some of the mesh axes, with the others left to XLA."""
+    context = ctx.module_context.axis_context
+    mesh, manual = getattr(context, "mesh", None), getattr(context, "manual_axes", ())
+    return mesh is not None and set(manual) != set(mesh.axis_names)
+
+
+def whole_mesh(ctx: Any) -> Any | None:
+    """A mesh of all devices of the program that is lowered; None if there is one, or each has a program of its own."""
+    count = int(getattr(ctx.module_context.axis_context, "num_devices", None) or 1)
+    if count == 1:
+        return None
+    set_by_user = jax.sharding.get_abstract_mesh()  # which `jax.shard_map` insists on
+    return jax.sharding.AbstractMesh((count,), ("device",)) if set_by_user.empty else set_by_user
+
+
 def keep_alive(ctx: Any, value: object) -> None:
     """Let the lowered program own `value` until it is compiled."""
     ctx.module_context.add_keepalive(value)

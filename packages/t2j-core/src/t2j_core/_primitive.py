@@ -19,6 +19,7 @@ from ._export import refused
 from ._garbage import collect
 from ._host import host_call
 from ._infer import jax_inside
+from ._once import on_first_device
 from ._signature import Signature
 from ._torchfn import TorchFn, claim, resolve
 
@@ -144,8 +145,25 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
         if _compat.devices_of(ctx) > 1:
             _faults.run_on_several_devices.add(fn.signature.name)
     rule = jax.ffi.ffi_lowering(_TARGET, has_side_effect=fn.has_side_effect, operand_output_aliases=fn.aliases)
+    if fn.has_side_effect:
+        if _compat.is_partly_manual(ctx):
+            raise _partly_manual(fn)
+        if (mesh := _compat.whole_mesh(ctx)) is not None:
+            run = on_first_device(functools.partial(torch_call_p.bind, fn=fn), fn.signature.outputs.leaves, mesh)
+            return _compat.mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
     with _compat.named(ctx, fn.signature.name):
         return rule(ctx, *operands, id=np.int64(fn.id), call=fn.key)
+
+
+def _partly_manual(fn: TorchFn) -> ShardingError:
+    return ShardingError(
+        describe(
+            f"{fn.signature.name} has `has_side_effect=True` and is called inside a `jax.shard_map` over some of the "
+            "mesh axes.",
+            expected="a `jax.shard_map` over all axes of the mesh, or none, so that it is clear which devices run it",
+            remedy="Leave out `axis_names`, or wrap without `has_side_effect`.",
+        )
+    )
 
 
 def _lower_to_host(ctx: Any, *operands: Any, fn: TorchFn) -> Sequence[Any]:
