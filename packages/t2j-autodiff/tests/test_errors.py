@@ -150,9 +150,7 @@ def test_what_vmap_cannot_batch_is_an_error_on_request():
         jax.vmap(f)(jnp.ones((2, 3)))
 
 
-@pytest.mark.parametrize(
-    "mask", [("yes", False), (1.5, False), (True,), ({"a": True}, False), (True, (True, False))], ids=str
-)
+@pytest.mark.parametrize("mask", [(True,), ({"a": True}, False), (True, (True, False))], ids=str)
 def test_a_mask_that_does_not_match(mask):
     f = torch2jax(lambda p, x: (p["w"] * x).sum(), nondiff_mask=mask)
     with pytest.raises(
@@ -325,9 +323,8 @@ def test_masks_that_do_not_match_name_the_arguments(mask):
     ids=["str", "float", "None", "array"],
 )
 def test_masks_of_something_else_than_bools(mask):
-    f = torch2jax(lambda p, x: (p * x).sum(), nondiff_mask=mask)
     with pytest.raises(ArgumentError, match=r"`nondiff_mask`"):
-        jax.grad(f)(X, X)
+        jax.grad(torch2jax(lambda p, x: (p * x).sum(), nondiff_mask=mask))(X, X)
 
 
 def test_masks_that_match():

@@ -18,11 +18,11 @@ PACKAGE = Path(t2j_core.__file__).parent
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
     {"_errors", "_garbage"},
-    {"_config", "_compat", "_clashes", "_options"},
+    {"_config", "_compat", "_clashes"},
     {"_dtypes", "_pytree", "_streams", "_rng"},
     {"_convert"},
     {"_signature"},
-    {"_export", "_redirect", "_faults", "_infer", "_arguments", "_once"},
+    {"_export", "_redirect", "_faults", "_infer", "_arguments", "_once", "_options"},
     {"_torchfn"},
     {"_host", "_explain", "_in_place"},
     {"_primitive"},
@@ -171,7 +171,15 @@ def test_the_names_for_sister_packages():
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
-            *("apart", "transposing_call"),
+            *(
+                "apart",
+                "transposing_call",
+                "check_choice",
+                "checked_bool",
+                "checked_integer",
+                "checked_examples",
+                "refused",
+            ),
             *("describe", "warn", "grouped", "heading", "short_avals", "P"),
         ]
     )

@@ -12,7 +12,18 @@ import jax
 import numpy as np
 import torch
 from t2j_core import ArgumentError
-from t2j_core.extend import Options, P, Signature, TorchFn, TorchFunction, are_at, argument_paths, describe, functional
+from t2j_core.extend import (
+    Options,
+    P,
+    Signature,
+    TorchFn,
+    TorchFunction,
+    are_at,
+    argument_paths,
+    checked_examples,
+    describe,
+    functional,
+)
 
 from ._linearize import clones
 from ._rules import Rules
@@ -99,8 +110,7 @@ def torch2jax(
         vmap_randomness,
         vmap_chunk_size,
     )
-    examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
-    return DifferentiableFunction(fn, options, examples, diff_options)
+    return DifferentiableFunction(fn, options, checked_examples(example_args, example_kw), diff_options)
 
 
 def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any) -> DifferentiableFunction[P]:

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from . import _compat
-from ._arguments import as_data, check_key_is_first, key_data, leaves_of, to_jax
+from ._arguments import arrays_of, as_data, check_key_is_first, key_data, leaves_of
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, T2jError, TensorEscapeError, describe
 from ._explain import explained, heading, shown_options
 from ._faults import hold, original_of
 from ._in_place import handed_over
 from ._infer import infer_outputs
-from ._options import Options
+from ._options import Options, checked_examples
 from ._primitive import torch_call
 from ._pytree import Static, split
 from ._rng import seeded
@@ -83,8 +83,7 @@ def torch2jax(
     (2, 4)
     """
     options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name)
-    examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
-    return TorchFunction(fn, options, examples)
+    return TorchFunction(fn, options, checked_examples(example_args, example_kw))
 
 
 torch2jax_without_vjp = torch2jax
@@ -229,8 +228,8 @@ class TorchFunction(Generic[P]):
             return entry(*leaves)
         _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
+        arrays = arrays_of(data, self.__name__, key)
         dtypes = self._torch_dtypes(data, key)
-        arrays = [to_jax(leaf) for leaf in data]
         if any(isinstance(leaf, _compat.Tracer) for leaf in arrays):
             return self._bind(arrays, key, dtypes)
         if self._array_type is None and arrays:
@@ -263,7 +262,7 @@ class TorchFunction(Generic[P]):
         return outputs.unflatten(results)
 
     def _bind_flat(self, arrays: Sequence[Any], key: Any, dtypes: Any) -> tuple[Outputs, Sequence[Any]]:
-        fn = self._torch_fn(key, leaves_of(arrays, dtypes))
+        fn = self._torch_fn(key, leaves_of(arrays, dtypes, self.__name__, key))
         return fn.signature.outputs, torch_call(*arrays, fn=fn)
 
     # --- signatures ------------------------------------------------------------------------------------------------

@@ -28,6 +28,11 @@ from ._module import modules_in_use as modules_in_use
 from ._options import Options as Options
 from ._options import are_at as are_at
 from ._options import argument_numbers as argument_numbers
+from ._options import check_choice as check_choice
+from ._options import checked_bool as checked_bool
+from ._options import checked_examples as checked_examples
+from ._options import checked_integer as checked_integer
+from ._options import refused as refused
 from ._primitive import call_primitive as call_primitive
 from ._primitive import torch_call as torch_call
 from ._primitive import torch_call_p as torch_call_p
