@@ -17,7 +17,7 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage"},
+    {"_errors", "_garbage", "_indices"},
     {"_config", "_compat", "_clashes"},
     {"_dtypes", "_pytree", "_streams", "_rng"},
     {"_convert"},

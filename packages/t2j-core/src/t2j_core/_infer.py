@@ -30,6 +30,7 @@ from ._errors import (
     warn,
 )
 from ._garbage import collect
+from ._indices import expands_index
 from ._pytree import Static, merger, plain
 from ._rng import turns
 from ._signature import Leaf, Outputs, output_leaf
@@ -55,6 +56,7 @@ class _OnMeta(_compat.DispatchMode):
         self._operations = 0
         self._largest = 0  # elements of the largest tensor
         self._is_random = False
+        self.expands_indices = False
         self._autocast_depth = 0
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._made: dict[int, Any] = {}  # storages of real tensors of this run, by address
@@ -86,6 +88,7 @@ class _OnMeta(_compat.DispatchMode):
         self._operations += 1
         self._largest = max(self._largest, *(t.numel() for t in tensors), 0)
         self._is_random |= torch.Tag.nondeterministic_seeded in func.tags
+        self.expands_indices |= expands_index(func, args)
         writes = func._schema.is_mutable
         makes = not writes and not any(r.alias_info for r in func._schema.returns)
         if all(not t.is_meta for t in tensors) and (not writes or all(map(self._is_made, tensors))):
@@ -195,7 +198,9 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
             if on_meta.kept():
                 warn(_keeps_state(name), T2jWarning)
             is_quick = mode is on_meta and on_meta.is_quick()
-            return dataclasses.replace(outputs, is_quick=is_quick, origin="inferred by a run without data" + obstacle)
+            origin = "inferred by a run without data" + obstacle
+            expands = on_meta.expands_indices or mode is not on_meta
+            return dataclasses.replace(outputs, is_quick=is_quick, expands_indices=expands, origin=origin)
         except T2jError:
             raise
         except _NeedsDataError as reason:

@@ -21,6 +21,7 @@ from ._errors import ArgumentError, T2jError, TensorEscapeError, describe
 from ._explain import explained, heading, shown_options
 from ._faults import hold, original_of
 from ._in_place import handed_over
+from ._indices import with_long_indices
 from ._infer import infer_outputs
 from ._options import Options, checked_examples
 from ._primitive import torch_call
@@ -288,8 +289,10 @@ class TorchFunction(Generic[P]):
 
     def _build(self, signature: Signature) -> TorchFn:
         passes, aliases = handed_over(signature, self.options)
+        narrow = any(leaf.torch_dtype == torch.int32 for leaf in signature.operands)
+        call = self._callable()
         return TorchFn(
-            self._callable(),
+            with_long_indices(call) if narrow and signature.outputs.expands_indices else call,
             signature,
             outputs=self.options.outputs,
             passes=passes,
