@@ -59,7 +59,8 @@ def torch2jax(
       fn: any callable on torch tensors. Arguments and outputs may be pytrees.
       *example_args: optional examples of the arguments.
       example_kw: examples of the keyword arguments.
-      depth: how many times the function may be differentiated; 0 for forward only, None for no limit.
+      depth: how many times the function may be differentiated; 0 for forward only, None for no limit. The transpose
+        of a linear function is no derivative.
       nondiff_argnums: positions of arguments that are constants to differentiation: their gradients are zero, and are
         not computed.
       nondiff_mask: the same leaf by leaf: a tree like the tuple of arguments with True where a leaf is a constant. A
@@ -90,6 +91,8 @@ def torch2jax(
       ArgumentError: for options or examples that do not fit.
       DepthError: when a derivative of a higher order than `depth` is traced.
       NonDifferentiableError: when PyTorch has no forward-mode derivative; reverse mode may work.
+      TransformError: when JAX needs the transpose of a function that is not linear, as in `jax.linear_transpose` and
+        `jax.scipy.sparse.linalg.gmres`.
 
     >>> import jax, jax.numpy as jnp, torch
     >>> f = torch2jax(lambda x: (x**3).sum())

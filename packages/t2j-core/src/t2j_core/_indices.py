@@ -2,8 +2,8 @@
 
 `torch.gather` on the CPU has a quick path for `dim=0` and an index that is expanded along all other dimensions, such as
 `index[:, None].expand_as(x)`. It reads an int32 index as int64 (torch 2.13: `can_use_expanded_index_path` in
-`TensorAdvancedIndexing.cpp`): the result is wrong, without an error, and memory behind the index is read. The gradients of
-`scatter`, `scatter_add` and `scatter_reduce` are gathers of that kind.
+`TensorAdvancedIndexing.cpp`). The result is wrong, without an error, and memory behind the index is read. The gradients
+of `scatter`, `scatter_add` and `scatter_reduce` are gathers of that kind.
 """
 
 from __future__ import annotations

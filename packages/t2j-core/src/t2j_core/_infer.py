@@ -199,7 +199,7 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
                 warn(_keeps_state(name), T2jWarning)
             is_quick = mode is on_meta and on_meta.is_quick()
             origin = "inferred by a run without data" + obstacle
-            expands = on_meta.expands_indices or mode is not on_meta
+            expands = on_meta.expands_indices or (False if mode is on_meta else None)
             return dataclasses.replace(outputs, is_quick=is_quick, expands_indices=expands, origin=origin)
         except T2jError:
             raise

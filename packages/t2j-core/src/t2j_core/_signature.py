@@ -42,7 +42,7 @@ class Outputs:
     mutated: tuple[int, ...] = ()  # operands the function writes into
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
     is_quick: bool = False  # few operations, on small tensors, none of them random
-    expands_indices: bool = field(default=True, compare=False)  # it may gather or scatter with an expanded int32 index
+    expands_indices: bool | None = field(default=None, compare=False)  # of int32, in gathers; None where not known
     origin: str = field(default="", compare=False)  # how they became known
 
     @property

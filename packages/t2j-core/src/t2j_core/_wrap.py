@@ -67,7 +67,8 @@ def torch2jax(
         call; `fn` gets the other arguments.
       outputs: `"copy"` copies results to XLA's memory; `"out"` hands the memory to `fn` as its argument `out=`;
         `"auto"` makes the operation that produces a large result write there itself, and copies the others.
-      has_side_effect: run every call the program contains. The order of calls stays open.
+      has_side_effect: run every call the program contains. The order of calls stays open. In a program of several
+        devices the first runs it, and inside `jax.shard_map` each.
       name: a name that is the same in every process, needed for `jax.export` and serialised programs.
 
     Returns:
@@ -289,10 +290,11 @@ class TorchFunction(Generic[P]):
 
     def _build(self, signature: Signature) -> TorchFn:
         passes, aliases = handed_over(signature, self.options)
-        narrow = any(leaf.torch_dtype == torch.int32 for leaf in signature.operands)
-        call = self._callable()
+        call, expands = self._callable(), signature.outputs.expands_indices
+        if expands is None:
+            expands = any(leaf.torch_dtype == torch.int32 for leaf in signature.operands)
         return TorchFn(
-            with_long_indices(call) if narrow and signature.outputs.expands_indices else call,
+            with_long_indices(call) if expands else call,
             signature,
             outputs=self.options.outputs,
             passes=passes,
