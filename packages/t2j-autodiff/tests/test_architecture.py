@@ -22,6 +22,7 @@ FLOORS = [
     {"_batching"},
     {"_residuals", "_graph"},
     {"_linearize"},
+    {"_linear"},
     {"_rules"},
     {"_wrap"},
     {"__init__", "extend"},

@@ -132,8 +132,8 @@ def test_a_second_derivative_that_torch_cannot_do():
 
 
 def test_a_nonlinear_function_cannot_be_transposed():
-    with pytest.raises(TransformError, match=r"(?s)not known to be linear.*Use `jax.vjp`"):
-        jax.linear_transpose(torch2jax(lambda x: x * 2), X)(X)
+    with pytest.raises(TransformError, match=r"(?s)not linear in args\[0\].*`jax.vjp`"):
+        jax.linear_transpose(torch2jax(lambda x: x * x), X)(X)
 
 
 def test_core_alone_names_this_package():
@@ -150,9 +150,7 @@ def test_what_vmap_cannot_batch_is_an_error_on_request():
         jax.vmap(f)(jnp.ones((2, 3)))
 
 
-@pytest.mark.parametrize(
-    "mask", [("yes", False), (1.5, False), (True,), ({"a": True}, False), (True, (True, False))], ids=str
-)
+@pytest.mark.parametrize("mask", [(True,), ({"a": True}, False), (True, (True, False))], ids=str)
 def test_a_mask_that_does_not_match(mask):
     f = torch2jax(lambda p, x: (p["w"] * x).sum(), nondiff_mask=mask)
     with pytest.raises(
@@ -300,7 +298,7 @@ def test_transposition_of_an_affine_function_after_linearize_works():
     f = torch2jax(lambda x: 2 * x + 1)
     _, push = jax.linearize(f, X)
     np.testing.assert_array_equal(jax.linear_transpose(push, X)(X)[0], 2 * X)
-    with pytest.raises(TransformError, match=r"not known to be linear"):
+    with pytest.raises(TransformError, match=r"not linear in args\[0\]: its value at zero"):
         jax.jit(lambda ct: jax.linear_transpose(f, X)(ct))(X)
 
 
@@ -325,9 +323,8 @@ def test_masks_that_do_not_match_name_the_arguments(mask):
     ids=["str", "float", "None", "array"],
 )
 def test_masks_of_something_else_than_bools(mask):
-    f = torch2jax(lambda p, x: (p * x).sum(), nondiff_mask=mask)
     with pytest.raises(ArgumentError, match=r"`nondiff_mask`"):
-        jax.grad(f)(X, X)
+        jax.grad(torch2jax(lambda p, x: (p * x).sum(), nondiff_mask=mask))(X, X)
 
 
 def test_masks_that_match():

@@ -17,12 +17,12 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage", "_in_flight", "_bounded", "_containers"},
-    {"_config", "_compat", "_clashes", "_options"},
+    {"_errors", "_garbage", "_in_flight", "_bounded", "_containers", "_indices"},
+    {"_config", "_compat", "_clashes"},
     {"_dtypes", "_pytree", "_streams", "_rng", "_randomness", "_orphans", "_originals", "_pointers"},
     {"_convert", "_variables"},
     {"_signature"},
-    {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending", "_skeleton"},
+    {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending", "_skeleton", "_once", "_options"},
     {"_torchfn"},
     {"_host", "_explain", "_in_place"},
     {"_primitive"},
@@ -171,7 +171,8 @@ def test_the_names_for_sister_packages():
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
-            *("describe", "warn", "grouped", "heading", "short_avals", "P", "remember", "turns"),
+            *("apart", "transposing_call", "check_choice", "checked_bool", "checked_integer", "checked_examples"),
+            *("describe", "warn", "grouped", "heading", "short_avals", "P", "remember", "turns", "refused"),
         ]
     )
 

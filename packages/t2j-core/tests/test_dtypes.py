@@ -173,8 +173,42 @@ def test_x64_may_change_between_calls_of_one_function(first):
 def test_a_dtype_that_only_jax_has_is_refused_when_traced(name):
     x = jnp.zeros(3, getattr(jnp, name))
     for attempt in (lambda: jax.make_jaxpr(torch2jax(lambda t: t))(x), lambda: j2t(x), lambda: dtype_j2t(x.dtype)):
-        with pytest.raises(DTypeError, match=rf"\b{name}\b.*does not exist in both"):
+        with pytest.raises(DTypeError, match=rf"\b{name}\b.*(that PyTorch does not have|is packed)"):
             attempt()
+
+
+PACKED = ["int2", "int4", "uint2", "uint4", "float4_e2m1fn"]
+PACKED_IN_TORCH = ["uint1", "uint4", "uint7", "int3", "bits1x8", "bits2x4", "bits4x2", "quint4x2", "float4_e2m1fn_x2"]
+
+
+@pytest.mark.parametrize("dtype", [getattr(jnp, name) for name in PACKED if hasattr(jnp, name)])
+def test_packed_dtypes_of_jax_are_refused_as_such(dtype):
+    with pytest.raises(DTypeError, match=r"is packed: its numbers have [24] bits"):
+        dtype_j2t(dtype)
+
+
+@pytest.mark.parametrize("dtype", [getattr(torch, name) for name in PACKED_IN_TORCH if hasattr(torch, name)], ids=str)
+def test_packed_dtypes_of_torch_are_refused_as_such(dtype):
+    with pytest.raises(DTypeError, match=r"is packed: its numbers have [12347] bits"):
+        dtype_t2j(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["foo", 5, None])
+def test_what_is_no_dtype_is_refused(dtype):
+    with pytest.raises(DTypeError, match="is no dtype"):
+        dtype_j2t(dtype)
+
+
+def test_the_refusal_names_the_argument():
+    f = torch2jax(lambda a, b: a, name="pick")
+    x, bad = jnp.zeros(2), jnp.zeros(2, jnp.int4)
+    for attempt in (lambda: f(x, bad), lambda: jax.jit(f)(x, bad), lambda: f(x, b=bad)):
+        with pytest.raises(DTypeError, match=r"^(args\[1\]|kwargs\['b'\]) of pick: `int4` is packed"):
+            attempt()
+    with pytest.raises(DTypeError, match=r"^args\[0\] of pick: `torch.bits8`"):
+        f(torch.empty(2, dtype=torch.bits8), x)
+    with pytest.raises(DTypeError, match="In `output_shapes`: `int4` is packed"):
+        torch2jax(torch.sin, output_shapes=jax.ShapeDtypeStruct((2,), jnp.int4))
 
 
 def test_a_jax_key_is_no_data_for_torch():
@@ -185,13 +219,13 @@ def test_a_jax_key_is_no_data_for_torch():
 @pytest.mark.parametrize("dtype", ["U1", object, "datetime64[s]", "longdouble", ">f4"])
 def test_a_dtype_that_only_numpy_has_is_refused(dtype):
     x = np.zeros(2, dtype)
-    with pytest.raises(DTypeError, match="does not exist in both"):
+    with pytest.raises(DTypeError, match="that PyTorch does not have"):
         torch2jax(lambda t: t)(x)
 
 
 @pytest.mark.parametrize("dtype", ONLY_TORCH, ids=str)
 def test_a_dtype_that_only_torch_has_is_refused(dtype):
-    with pytest.raises(DTypeError, match=rf"{dtype}.*does not exist in both"):
+    with pytest.raises(DTypeError, match=rf"{dtype}.*that JAX does not have"):
         dtype_t2j(dtype)
 
 

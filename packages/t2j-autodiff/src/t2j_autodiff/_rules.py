@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from t2j_core.extend import TorchFn, call_primitive, describe, torch_call, torch_call_p
+from t2j_core.extend import TorchFn, call_primitive, describe, torch_call, torch_call_p, transposing_call
 
 from . import _compat
 from ._batching import Dims, Levels, batched, over_devices, with_all_levels, with_levels
 from ._differentiate import Flat
 from ._errors import DepthError
+from ._linear import LinearFunction, Verdict, judged, not_linear
 from ._linearize import Linearized, Memo, derived, is_inexact, under_math_attention
 from ._shared import Shared
 
@@ -30,6 +32,7 @@ class Rules:
         self.depth = depth  # how many more times it may be differentiated
         self.shared = shared
         self.is_derivative = is_derivative  # derivatives of derivatives keep no residuals
+        self.unbatched: TorchFn | None = None  # what this one is a batch of
         self._memo = Memo()
 
     # --- what is derived -------------------------------------------------------------------------------------------
@@ -50,12 +53,31 @@ class Rules:
             flat = batched(self.flat, results, size, dims, self.shared, is_derivative=self.is_derivative)
             operands = [with_levels(leaf, i, level) for i, leaf in enumerate(fn.signature.operands)]
             rules = Rules(flat, self.depth, self.shared, is_derivative=self.is_derivative)
+            rules.unbatched = self.unbatched or fn
             answered = [with_all_levels(leaf, level) for leaf in results]
             made = derived("vmap", fn, flat, operands, answered, _outputs(fn), rules)
             made.has_side_effect = fn.has_side_effect
             return made
 
         return self._memo.get(("batch", size, dims), make)
+
+    def as_linear(self, fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> LinearFunction:
+        """The function as one that is linear in the inputs `ins`, judged once. Raises `TransformError` if it is not."""
+        base = self.unbatched or fn
+        verdict = base.rules.verdict(base, ins, outs)
+        asked_by = transposing_call()
+        if verdict.is_linear is False:
+            raise not_linear(self.shared, ins, verdict.reason, asked_by)
+
+        def make() -> LinearFunction:
+            is_judged = verdict.is_linear is True
+            return LinearFunction(fn, self.flat, ins, self.shared, is_judged=is_judged, asked_by=asked_by)
+
+        return self._memo.get(("linear", ins, outs), make)
+
+    def verdict(self, fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
+        """Whether the function is linear in the inputs `ins`, found out once."""
+        return self._memo.get(("verdict", ins, outs), lambda: judged(fn, ins, outs))
 
     # --- rules of torch_call ---------------------------------------------------------------------------------------
 
@@ -80,6 +102,24 @@ class Rules:
 
         results = over_devices(call, size, operands, dims)
         return results, [0] * len(results)
+
+    def transpose_call(self, cotangents: Sequence[Any], operands: Sequence[Any], *, fn: TorchFn) -> list[Any]:
+        """Transposition rule, for a function that is linear in the operands that JAX has no values of.
+
+        The transpose is the pullback at zero. It is not a derivative, so `depth` does not count it.
+        """
+        answers: list[Any] = [None] * len(operands)
+        ins = tuple(i for i, x in enumerate(operands) if _compat.ad.is_undefined_primal(x))
+        outs = tuple(i for i in range(len(fn.signature.outputs.leaves)) if _is_given(cotangents[i]))
+        for i in ins:
+            answers[i] = _compat.zero_cotangent(operands[i])
+        if not outs or not ins:
+            return answers
+        primals = [jnp.zeros(x.aval.shape, x.aval.dtype) if i in ins else x for i, x in enumerate(operands)]
+        pull = linear_map(self.as_linear(fn, ins, outs), "vjp", ins, outs, (), self.depth)
+        for i, answer in zip(ins, _linear(*primals, *(cotangents[o] for o in outs), fn=pull), strict=True):
+            answers[i] = answer
+        return answers
 
     def without_unused(self, used: Sequence[bool], *, fn: TorchFn) -> TorchFn | None:
         """A cheaper function where not all results are used."""
@@ -126,6 +166,7 @@ class ForwardRules(Rules):
                 return source.source
             operands, results = fn.signature.operands, fn.signature.outputs.leaves[: len(source.results)]
             rules = Rules(self.flat, self.depth, self.shared)
+            rules.unbatched = source.source
             return derived("plain", source.source, self.flat, operands, results, _outputs(source.source), rules)
 
         return self._memo.get("plain", make)
@@ -153,6 +194,11 @@ class ForwardRules(Rules):
 
         results = over_devices(call, size, operands, dims)
         return results, [0] * len(results)
+
+    def transpose_call(self, cotangents: Sequence[Any], operands: Sequence[Any], *, fn: TorchFn) -> list[Any]:
+        """Transposition rule: of the function without residuals, which have no cotangents."""
+        plain = self.plain(fn)
+        return plain.rules.transpose_call(cotangents, operands, fn=plain)
 
     def without_unused(self, used: Sequence[bool], *, fn: TorchFn) -> TorchFn | None:
         """The function without residuals, where nobody needs them."""
@@ -239,7 +285,7 @@ class LinearRules(Rules):
 
         def call(size: int, operands: Sequence[Any]) -> list[Any]:
             moved = [
-                x if d == 0 else jnp.broadcast_to(x, (size, *x.shape))
+                x if d == 0 else jnp.broadcast_to(x, (size, *jnp.shape(x)))
                 for x, d in zip(operands[m:], dims[m:], strict=True)
             ]
             levels = (*self.levels, (size, dims[:m]))
@@ -248,6 +294,10 @@ class LinearRules(Rules):
 
         results = over_devices(call, size, operands, dims)
         return results, [0] * len(results)
+
+
+def _is_given(cotangent: Any) -> bool:
+    return not _compat.is_zero(cotangent) and jax.typeof(cotangent).dtype != jax.dtypes.float0
 
 
 def _choose(values: Any, mask: Sequence[bool]) -> tuple[Any, ...]:

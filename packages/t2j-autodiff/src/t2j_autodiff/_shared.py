@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
-from t2j_core import ArgumentError
-from t2j_core.extend import argument_numbers, describe
+import jax
+import numpy as np
+from t2j_core.extend import argument_numbers, check_choice, checked_bool, checked_integer, refused
 
 _RESIDUALS = ("auto", "recompute", "graph")
 _VMAP_METHODS = ("auto", "vmap", "sequential", "expand_dims", "broadcast_all")
@@ -30,21 +30,23 @@ class DiffOptions:
     vmap_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the options."""
-        depth = self.depth
-        if depth is not None and (isinstance(depth, bool) or not isinstance(depth, Integral) or int(depth) < 0):
-            _refuse(
-                "depth", "a non-negative integer, or None for no limit", depth, "Count derivatives: 2 for Hessians."
-            )
-        numbers = () if self.nondiff_argnums is None else self.nondiff_argnums
-        object.__setattr__(self, "nondiff_argnums", argument_numbers("nondiff_argnums", numbers))
+        """Check the options, and bring numbers and bools to one form."""
+        depth = checked_integer(
+            *("depth", self.depth, 0, "a non-negative integer, or None for no limit"),
+            remedy="Count derivatives: 2 for Hessians.",
+        )
+        size = checked_integer(
+            *("vmap_chunk_size", self.vmap_chunk_size, 1, "a positive integer, or None"),
+            remedy="Pass how many examples run at once.",
+        )
+        numbers = argument_numbers("nondiff_argnums", () if self.nondiff_argnums is None else self.nondiff_argnums)
+        bools = {name: checked_bool(name, getattr(self, name)) for name in ("use_zeros", "use_torch_vjp")}
+        for name, value in {"depth": depth, "vmap_chunk_size": size, "nondiff_argnums": numbers, **bools}.items():
+            object.__setattr__(self, name, value)
         choices = {"residuals": _RESIDUALS, "vmap_method": _VMAP_METHODS, "vmap_randomness": _RANDOMNESS}
         for name, values in choices.items():
-            if getattr(self, name) not in values:
-                _refuse(name, " or ".join(map(repr, values)), getattr(self, name), "Choose one.")
-        size = self.vmap_chunk_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            _refuse("vmap_chunk_size", "a positive integer, or None", size, "Pass how many examples run at once.")
+            check_choice(name, getattr(self, name), values)
+        _check_mask(self.nondiff_mask)
 
     @property
     def limit(self) -> float:
@@ -52,8 +54,13 @@ class DiffOptions:
         return math.inf if self.depth is None else self.depth
 
 
-def _refuse(name: str, expected: str, got: Any, remedy: str) -> None:
-    raise ArgumentError(describe(f"`{name}` is not valid.", expected=expected, got=repr(got), remedy=remedy))
+def _check_mask(mask: Any) -> None:
+    try:
+        leaves = jax.tree.leaves(mask)
+    except Exception:  # such as a dict whose keys have no order
+        leaves = [None]
+    if not all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves):
+        raise refused("nondiff_mask", "a tree of bools like the arguments", mask, "Give one bool per argument or leaf.")
 
 
 @dataclass(eq=False)
@@ -63,6 +70,7 @@ class Shared:
     name: str
     options: DiffOptions
     has_key: bool = False  # the first operand is a JAX key
+    paths: tuple[str, ...] = ()  # what the operands are called
     vmap_failure: str | None = None  # why `torch.func.vmap` is not used
     jvp_failure: str | None = None  # why forward mode is not used
     is_random: bool = False  # it was seen to draw unseeded random numbers

@@ -20,6 +20,7 @@ from t2j_core.extend import (
     TorchFunction,
     are_at,
     argument_paths,
+    checked_examples,
     describe,
     functional,
     remember,
@@ -60,7 +61,8 @@ def torch2jax(
       fn: any callable on torch tensors. Arguments and outputs may be pytrees.
       *example_args: optional examples of the arguments.
       example_kw: examples of the keyword arguments.
-      depth: how many times the function may be differentiated; 0 for forward only, None for no limit.
+      depth: how many times the function may be differentiated; 0 for forward only, None for no limit. The transpose
+        of a linear function is no derivative.
       nondiff_argnums: positions of arguments that are constants to differentiation: their gradients are zero, and are
         not computed.
       nondiff_mask: the same leaf by leaf: a tree like the tuple of arguments with True where a leaf is a constant. A
@@ -92,6 +94,8 @@ def torch2jax(
       ArgumentError: for options or examples that do not fit.
       DepthError: when a derivative of a higher order than `depth` is traced.
       NonDifferentiableError: when PyTorch has no forward-mode derivative; reverse mode may work.
+      TransformError: when JAX needs the transpose of a function that is not linear, as in `jax.linear_transpose` and
+        `jax.scipy.sparse.linalg.gmres`.
 
     >>> import jax, jax.numpy as jnp, torch
     >>> f = torch2jax(lambda x: (x**3).sum())
@@ -112,8 +116,7 @@ def torch2jax(
         vmap_randomness,
         vmap_chunk_size,
     )
-    examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
-    return DifferentiableFunction(fn, options, examples, diff_options)
+    return DifferentiableFunction(fn, options, checked_examples(example_args, example_kw), diff_options)
 
 
 def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any) -> DifferentiableFunction[P]:
@@ -180,7 +183,8 @@ class DifferentiableFunction(TorchFunction[P]):
         flat = fn.flat()
         if self.options.outputs == "out":
             flat = functools.partial(flat, out=None)
-        shared = Shared(self.__name__, self.diff_options, self.options.rng, is_random="random" in self._told)
+        paths = tuple(signature.operand_paths())
+        shared = Shared(self.__name__, self.diff_options, self.options.rng, paths, is_random="random" in self._told)
         written = [i for i, how in enumerate(fn.passes) if how != 0]
         fn.rules = Rules(clones(flat, written), self.diff_options.limit, shared)
         return fn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,14 +11,36 @@ import torch
 
 from ._convert import t2j
 from ._dtypes import dtype_j2t
-from ._errors import ArgumentError, describe
+from ._errors import ArgumentError, DTypeError, describe
 from ._pytree import argument_paths
 from ._signature import Leaf, leaf_of
 
 
-def leaves_of(arrays: Sequence[Any], dtypes: Any) -> tuple[Leaf, ...]:
-    """The leaves of arrays, with those torch dtypes that differ from what JAX stores."""
-    return tuple(leaf_of(array.shape, array.dtype, dict(dtypes).get(index)) for index, array in enumerate(arrays))
+def leaves_of(arrays: Sequence[Any], dtypes: Any, name: str = "", key: Any = None) -> tuple[Leaf, ...]:
+    """The leaves of arrays, with those torch dtypes that differ from what JAX stores.
+
+    Errors say which argument of `name` it is, where `key` tells the tree.
+    """
+    wanted = dict(dtypes)
+    leaf = lambda index, array: leaf_of(array.shape, array.dtype, wanted.get(index))
+    return tuple(_named(leaf, arrays, name, key))
+
+
+def arrays_of(data: Sequence[Any], name: str, key: Any) -> list[Any]:
+    """The data of a call as JAX takes it. Errors say which argument of `name` they are about."""
+    return _named(lambda _, leaf: to_jax(leaf), data, name, key)
+
+
+def _named(convert: Callable[[int, Any], Any], values: Sequence[Any], name: str, key: Any) -> list[Any]:
+    results: list[Any] = []
+    try:
+        for index, value in enumerate(values):
+            results.append(convert(index, value))
+    except DTypeError as error:
+        if key is None:
+            raise
+        raise DTypeError(f"{argument_paths(key)[len(results)]} of {name}: {error}") from None
+    return results
 
 
 def to_jax(leaf: Any) -> Any:

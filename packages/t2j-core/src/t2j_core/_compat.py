@@ -123,6 +123,39 @@ def register_dce(primitive: Any, replace: Callable[[Sequence[bool], Any], Any]) 
     partial_eval.dce_rules[primitive] = rule
 
 
+def register_jet(primitive: Any, rule: Callable[..., Any]) -> None:
+    """Let `rule` tell what `jax.experimental.jet` makes of a primitive; by itself it raises a bare `KeyError`."""
+    try:
+        from jax.experimental import jet
+    except ImportError:
+        return
+    jet.jet_rules[primitive] = rule
+
+
+_TRANSPOSING = {
+    "gmres": "jax.scipy.sparse.linalg.gmres",
+    "bicgstab": "jax.scipy.sparse.linalg.bicgstab",
+    "cg": "jax.scipy.sparse.linalg.cg",
+    "custom_root": "jax.lax.custom_root",
+    "custom_linear_solve": "jax.lax.custom_linear_solve",
+    "linear_transpose": "jax.linear_transpose",
+    "transposed_fun": "jax.linear_transpose",
+    "value_and_grad_f": "jax.grad",
+    "vjp": "jax.vjp",
+}
+
+
+def transposing_call() -> str:
+    """Which function of JAX, of those this thread is inside of, transposes: only its frames tell."""
+    names, frame = set(), sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if str(frame.f_globals.get("__name__", "")).startswith("jax."):
+            names.add(frame.f_code.co_name)
+    found = next((public for name, public in _TRANSPOSING.items() if name in names), None)
+    return f"`{found}`" if found else "A transposition in JAX"
+
+
 def is_exporting(ctx: Any) -> bool:
     """Whether a lowering is made for `jax.export`."""
     return bool(ctx.module_context.lowering_parameters.for_export)
@@ -134,6 +167,22 @@ def devices_of(ctx: Any) -> int:
     mesh = getattr(context, "mesh", None)  # under `jax.shard_map`
     whole = 1 if mesh is None else mesh.size
     return int(getattr(context, "num_devices", None) or whole)
+
+
+def is_partly_manual(ctx: Any) -> bool:
+    """Whether a lowering is inside a `jax.shard_map` over some of the mesh axes, with the others left to XLA."""
+    context = ctx.module_context.axis_context
+    mesh, manual = getattr(context, "mesh", None), getattr(context, "manual_axes", ())
+    return mesh is not None and set(manual) != set(mesh.axis_names)
+
+
+def whole_mesh(ctx: Any) -> Any | None:
+    """A mesh of all devices of the program that is lowered; None if there is one, or each has a program of its own."""
+    count = int(getattr(ctx.module_context.axis_context, "num_devices", None) or 1)
+    if count == 1:
+        return None
+    set_by_user = jax.sharding.get_abstract_mesh()  # which `jax.shard_map` insists on
+    return jax.sharding.AbstractMesh((count,), ("device",)) if set_by_user.empty else set_by_user
 
 
 def keep_alive(ctx: Any, value: object) -> None:

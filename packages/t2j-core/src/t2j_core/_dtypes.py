@@ -50,6 +50,7 @@ _NAMES: tuple[tuple[str, int, int, str], ...] = (
     ("float8_e5m2fnuz", _E5M2FNUZ, 8, "f8_e5m2fnuz"),
     ("float8_e8m0fnu", _E8M0FNU, 8, "f8_e8m0fnu"),
 )
+# Packed dtypes, of 1 to 7 bits, can have no row: a buffer is a whole number of bytes for each element.
 
 
 def _rows() -> list[Row]:
@@ -70,9 +71,11 @@ _BY_TORCH = {row.torch: row for row in ROWS}
 def row_of_jax(dtype: Any) -> Row:
     """The table's row for a JAX dtype. Raises `DTypeError` where torch has none."""
     try:
-        return _BY_JAX[np.dtype(dtype)]
+        if dtype is not None:  # which NumPy takes for float64
+            return _BY_JAX[np.dtype(dtype)]
     except (KeyError, TypeError):
-        raise DTypeError(_unsupported(dtype)) from None
+        pass
+    raise DTypeError(_unsupported(dtype))
 
 
 def row_of_torch(dtype: torch.dtype) -> Row:
@@ -84,12 +87,37 @@ def row_of_torch(dtype: torch.dtype) -> Row:
 
 
 def _unsupported(dtype: object) -> str:
-    return describe(
-        f"The dtype {dtype} does not exist in both JAX and PyTorch.",
-        expected="one of " + ", ".join(str(row.jax) for row in ROWS),
-        got=dtype,
-        remedy="Convert to one of these dtypes first.",
-    )
+    name = _name_of(dtype)
+    if isinstance(dtype, torch.dtype):
+        what, remedy = f"`{dtype}` is a dtype that JAX does not have.", "Convert with `tensor.to(...)` first."
+    elif name is None:
+        what, remedy = f"{dtype!r} is no dtype.", "Pass a dtype such as `jnp.float32` or `torch.float32`."
+    else:
+        what, remedy = f"`{name}` is a dtype that PyTorch does not have.", "Convert with `array.astype(...)` first."
+    if name is not None and (bits := packed_bits(name)):
+        what = f"`{name}` is packed: its numbers have {bits} bits, and only whole bytes cross between JAX and PyTorch."
+    return describe(what, expected="one of " + ", ".join(str(row.jax) for row in ROWS), got=dtype, remedy=remedy)
+
+
+def _name_of(dtype: Any) -> str | None:
+    if isinstance(dtype, torch.dtype):
+        return str(dtype).removeprefix("torch.")
+    for read in (np.dtype, lambda d: d if jnp.issubdtype(d, jax.dtypes.extended) else None):
+        with contextlib.suppress(TypeError):
+            found = None if dtype is None else read(dtype)
+            return None if found is None else str(found)
+    return None
+
+
+def packed_bits(name: str) -> int | None:
+    """How many bits a number of a dtype has, if they are not whole bytes, as its name says; None if they are.
+
+    >>> packed_bits("float4_e2m1fn"), packed_bits("quint2x4"), packed_bits("float8_e4m3fn")
+    (4, 2, None)
+    """
+    found = re.match(r"[a-z]+(\d+)", name)
+    bits = int(found[1]) if found else 8
+    return bits if bits % 8 else None
 
 
 def dtype_j2t(dtype: Any) -> torch.dtype:

@@ -30,6 +30,7 @@ from ._errors import (
     warn,
 )
 from ._garbage import collect
+from ._indices import expands_index
 from ._pytree import Static, merger, plain
 from ._randomness import Draws, Watch, generator_states
 from ._rng import turns
@@ -57,6 +58,7 @@ class _OnMeta(_compat.DispatchMode):
         self._operations = 0
         self._largest = 0  # elements of the largest tensor
         self._is_random = False
+        self.expands_indices = False
         self._autocast_depth = 0
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._made: dict[int, Any] = {}  # storages of real tensors of this run, by address
@@ -89,6 +91,7 @@ class _OnMeta(_compat.DispatchMode):
         self._largest = max(self._largest, *(t.numel() for t in tensors), 0)
         self._is_random |= torch.Tag.nondeterministic_seeded in func.tags
         self._draws.note(func, args, kwargs)
+        self.expands_indices |= expands_index(func, args)
         writes = func._schema.is_mutable
         makes = not writes and not any(r.alias_info for r in func._schema.returns)
         if all(not t.is_meta for t in tensors) and (not writes or all(map(self._is_made, tensors))):
@@ -211,7 +214,10 @@ def infer_outputs(
             is_random = (
                 notes_random and draws.any() and _is_random_without_data(mode, device, name, call, key, operands)
             )
-            return dataclasses.replace(outputs, is_quick=is_quick, origin=origin, is_random=is_random)
+            expands = on_meta.expands_indices or (False if mode is on_meta else None)
+            return dataclasses.replace(
+                outputs, is_quick=is_quick, expands_indices=expands, origin=origin, is_random=is_random
+            )
         except T2jError:
             raise
         except _NeedsDataError as reason:
@@ -380,6 +386,10 @@ def _leaves_level(name: str) -> str:
         f"{name} enters a level of forward mode (`torch.autograd.forward_ad.enter_dual_level`) and returns without "
         "leaving it. All threads share the one level, so t2j closes it. Use `with forward_ad.dual_level():`."
     )
+
+
+apart = _inference
+"""For sister packages: within, a function that is tried out neither sees nor changes the state of a real call."""
 
 
 def jax_inside(name: str, operation: str) -> JaxInsideTorchError:

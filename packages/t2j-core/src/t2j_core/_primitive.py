@@ -20,6 +20,7 @@ from ._export import refused
 from ._host import host_call
 from ._in_flight import hold_until_ready
 from ._infer import jax_inside
+from ._once import on_first_device
 from ._originals import original_of, raises_originals
 from ._signature import Signature
 from ._torchfn import TorchFn, WeakFn, claim, resolve, strong
@@ -154,7 +155,7 @@ def _abstract(*operands: Any, fn: TorchFn | WeakFn) -> tuple[list[Any], frozense
 
 def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
     number, key = (fn.id, "") if isinstance(fn, WeakFn) else (fn.id, fn.key)
-    own, fn = isinstance(fn, WeakFn), strong(fn)
+    bound, own, fn = fn, isinstance(fn, WeakFn), strong(fn)
     if _compat.is_exporting(ctx):
         if fn.reason_not_exportable is not None:
             raise refused(fn.signature, fn.reason_not_exportable)
@@ -165,12 +166,38 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
         if _compat.devices_of(ctx) > 1:
             _faults.note_several_devices(fn.signature.name)
     rule = jax.ffi.ffi_lowering(_TARGET, has_side_effect=fn.has_side_effect, operand_output_aliases=fn.aliases)
+    if fn.has_side_effect:
+        if _compat.is_partly_manual(ctx):
+            raise _partly_manual(fn)
+        if (mesh := _compat.whole_mesh(ctx)) is not None:
+            run = on_first_device(functools.partial(torch_call_p.bind, fn=bound), fn.signature.outputs.leaves, mesh)
+            return _compat.mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
     with _compat.named(ctx, fn.signature.name):
         return rule(ctx, *operands, id=np.int64(number), call=key)
 
 
+def _partly_manual(fn: TorchFn) -> ShardingError:
+    return ShardingError(
+        describe(
+            f"{fn.signature.name} has `has_side_effect=True` and is called inside a `jax.shard_map` over some of the "
+            "mesh axes.",
+            expected="a `jax.shard_map` over all axes of the mesh, or none, so that it is clear which devices run it",
+            remedy="Leave out `axis_names`, or wrap without `has_side_effect`.",
+        )
+    )
+
+
 def _lower_to_host(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
     return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
+
+
+def _jet(primals: Any, series: Any, *, fn: TorchFn) -> Any:
+    raise TransformError(
+        describe(
+            f"{fn.signature.name} has no Taylor series: `jax.experimental.jet` does not know torch functions.",
+            remedy="Nest `jax.jvp` for higher derivatives along a direction, or use `jax.hessian`.",
+        )
+    )
 
 
 def call_primitive(name: str) -> Any:
@@ -182,6 +209,7 @@ def call_primitive(name: str) -> Any:
     _compat.mlir.register_lowering(primitive, _lower_to_host)
     for platform in ("cpu", "cuda", "rocm"):
         _compat.mlir.register_lowering(primitive, _lower, platform=platform)
+    _compat.register_jet(primitive, _jet)
     return primitive
 
 
@@ -205,12 +233,9 @@ def _jvp(primals: Any, tangents: Any, *, fn: TorchFn) -> Any:
 
 
 def _transpose(cotangents: Any, *operands: Any, fn: TorchFn) -> Any:
-    raise TransformError(
-        describe(
-            f"{fn.signature.name} is not known to be linear, so it cannot be transposed with `jax.linear_transpose`.",
-            remedy="Use `jax.vjp`, which differentiates it.",
-        )
-    )
+    if fn.rules is None:
+        raise _needs_autodiff(fn, f"transposed, which {_compat.transposing_call()} needs")
+    return fn.rules.transpose_call(cotangents, operands, fn=fn)
 
 
 def _batch(operands: Any, dims: Any, *, fn: TorchFn) -> Any:

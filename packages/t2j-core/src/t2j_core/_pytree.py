@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -180,7 +181,12 @@ class Size(tuple[int, ...]):
     def __new__(cls, *sizes: Any) -> Size:
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
             (sizes,) = sizes
-        return super().__new__(cls, (int(size) for size in sizes))
+        try:
+            return super().__new__(cls, map(operator.index, sizes))
+        except TypeError:
+            raise ArgumentError(
+                describe("`Size` takes integers.", got=repr(sizes)[:200], remedy="Pass a shape: `Size(3, 2)`.")
+            ) from None
 
     def __repr__(self) -> str:
         return f"Size({', '.join(map(str, self))})"

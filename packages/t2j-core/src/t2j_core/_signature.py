@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ._dtypes import aval_text, canonical, dtype_j2t, dtype_t2j, row_of_jax
-from ._errors import ArgumentError, describe
+from ._errors import ArgumentError, DTypeError, describe
 from ._pytree import PyTreeDef, Size, Static, argument_paths
 
 
@@ -42,6 +42,7 @@ class Outputs:
     mutated: tuple[int, ...] = ()  # operands the function writes into
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
     is_quick: bool = False  # few operations, on small tensors, none of them random
+    expands_indices: bool | None = field(default=None, compare=False)  # of int32, in gathers; None where not known
     origin: str = field(default="", compare=False)  # how they became known
     is_random: bool = field(default=False, compare=False)  # the function draws from torch's default generators
 
@@ -121,21 +122,31 @@ def declared_outputs(output_shapes: Any, operands: Sequence[Leaf]) -> Outputs:
 def _is_shape(item: Any) -> bool:
     if isinstance(item, (Size, torch.Size)):
         return True
-    return isinstance(item, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in item)
+    return isinstance(item, (tuple, list)) and all(map(_is_integer, item))
+
+
+def _is_integer(n: Any) -> bool:
+    return isinstance(n, (int, np.integer)) and not isinstance(n, bool)
 
 
 def _declared(item: Any, default: torch.dtype) -> Leaf:
-    if _is_shape(item):
-        return output_leaf(tuple(int(n) for n in item), default)
-    if isinstance(item, torch.Tensor):
-        return output_leaf(tuple(item.shape), item.dtype)
-    if hasattr(item, "shape") and hasattr(item, "dtype"):
-        return output_leaf(tuple(item.shape), dtype_j2t(item.dtype))
-    raise ArgumentError(
+    shape, dtype = (item, default) if _is_shape(item) else (getattr(item, name, None) for name in ("shape", "dtype"))
+    if not isinstance(shape, (tuple, list)) or dtype is None:
+        raise _not_an_array(type(item).__name__ if not isinstance(item, type) else f"the type {item.__name__}")
+    if any(_is_integer(n) and not 0 <= n < 1 << 63 for n in shape):
+        raise _not_an_array(f"the shape {tuple(shape)}")
+    try:
+        return output_leaf(tuple(shape), dtype_j2t(dtype))
+    except DTypeError as error:
+        raise DTypeError(f"In `output_shapes`: {error}") from None
+
+
+def _not_an_array(got: str) -> ArgumentError:
+    return ArgumentError(
         describe(
             "`output_shapes` holds something that does not describe an array.",
             expected="a pytree of Size, tuple of int, jax.ShapeDtypeStruct, array or tensor",
-            got=f"{type(item).__name__}",
+            got=got,
             remedy="Describe each output by `Size(shape)` or `jax.ShapeDtypeStruct(shape, dtype)`.",
         )
     )

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from . import _compat
-from ._arguments import as_data, check_key_is_first, key_data, leaves_of, to_jax
+from ._arguments import arrays_of, as_data, check_key_is_first, key_data, leaves_of
 from ._bounded import remember as _remember
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, T2jError, T2jWarning, TensorEscapeError, describe, warn
 from ._explain import explained, heading, shown_options
 from ._faults import hold
 from ._in_place import handed_over
+from ._indices import with_long_indices
 from ._infer import infer_outputs
-from ._options import Options
+from ._options import Options, checked_examples
 from ._originals import original_of, raises_originals
 from ._orphans import Signatures, let_go
 from ._primitive import torch_call
@@ -75,7 +76,8 @@ def torch2jax(
         and raises where `fn` writes into an argument or keeps one.
       outputs: `"copy"` copies results to XLA's memory; `"out"` hands the memory to `fn` as its argument `out=`;
         `"auto"` makes the operation that produces a large result write there itself, and copies the others.
-      has_side_effect: run every call the program contains. The order of calls stays open.
+      has_side_effect: run every call the program contains. The order of calls stays open. In a program of several
+        devices the first runs it, and inside `jax.shard_map` each.
       name: a name that is the same in every process, needed for `jax.export` and serialised programs.
 
     Returns:
@@ -92,8 +94,7 @@ def torch2jax(
     (2, 4)
     """
     options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name, arguments)
-    examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
-    return TorchFunction(fn, options, examples)
+    return TorchFunction(fn, options, checked_examples(example_args, example_kw))
 
 
 torch2jax_without_vjp = torch2jax
@@ -237,8 +238,8 @@ class TorchFunction(Generic[P]):
             return entry(*leaves)
         _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
+        arrays = arrays_of(data, self.__name__, key)
         dtypes = self._torch_dtypes(data, key)
-        arrays = [to_jax(leaf) for leaf in data]
         if any(isinstance(leaf, _compat.Tracer) for leaf in arrays):
             return self._bind(arrays, key, dtypes)
         if self._array_type is None and arrays:
@@ -271,7 +272,7 @@ class TorchFunction(Generic[P]):
         return outputs.unflatten(results)
 
     def _bind_flat(self, arrays: Sequence[Any], key: Any, dtypes: Any) -> tuple[Outputs, Sequence[Any]]:
-        fn = self._torch_fn(key, leaves_of(arrays, dtypes))
+        fn = self._torch_fn(key, leaves_of(arrays, dtypes, self.__name__, key))
         return fn.signature.outputs, torch_call(*arrays, fn=fn)
 
     # --- signatures ------------------------------------------------------------------------------------------------
@@ -312,8 +313,11 @@ class TorchFunction(Generic[P]):
 
     def _build(self, signature: Signature) -> TorchFn:
         passes, aliases = handed_over(signature, self.options)
+        call, expands = self._callable(), signature.outputs.expands_indices
+        if expands is None:
+            expands = any(leaf.torch_dtype == torch.int32 for leaf in signature.operands)
         return TorchFn(
-            self._callable(),
+            with_long_indices(call) if expands else call,
             signature,
             outputs=self.options.outputs,
             arguments=self.options.arguments,

@@ -15,6 +15,7 @@ from ._compat import reshard as reshard
 from ._compat import storage_uses as storage_uses
 from ._compat import torch_device as torch_device
 from ._compat import torch_gpus as torch_gpus
+from ._compat import transposing_call as transposing_call
 from ._compat import varying_axes as varying_axes
 from ._dtypes import canonical as canonical
 from ._errors import describe as describe
@@ -22,11 +23,17 @@ from ._errors import warn as warn
 from ._explain import grouped as grouped
 from ._explain import heading as heading
 from ._explain import short_avals as short_avals
+from ._infer import apart as apart
 from ._lending import CLONE as CLONE
 from ._module import functional as functional
 from ._options import Options as Options
 from ._options import are_at as are_at
 from ._options import argument_numbers as argument_numbers
+from ._options import check_choice as check_choice
+from ._options import checked_bool as checked_bool
+from ._options import checked_examples as checked_examples
+from ._options import checked_integer as checked_integer
+from ._options import refused as refused
 from ._primitive import call_primitive as call_primitive
 from ._primitive import torch_call as torch_call
 from ._primitive import torch_call_p as torch_call_p

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 from t2j_core import ArgumentError, TorchFunction
 from t2j_core.extend import (
@@ -19,6 +20,7 @@ from t2j_core.extend import (
     Outputs,
     P,
     TorchFn,
+    checked_examples,
     declared_outputs,
     describe,
     functional,
@@ -101,14 +103,15 @@ def torch2jax(
     if out_specs is not None and output_sharding_spec is not None:
         raise _twice()
     out_specs = output_sharding_spec if out_specs is None else out_specs
-    wanted = _wanted(out_specs, in_specs, mesh, has_key=bool(options.get("rng")))
+    _check_options(options)
+    core = Options(**{name: options[name] for name in _OF_CORE if name in options})
+    wanted = _wanted(out_specs, in_specs, mesh, has_key=core.rng)
+    lock = bool(lock) if isinstance(lock, np.bool_) else lock
     if not isinstance(lock, (bool, AbstractContextManager)):
         raise _no_lock(lock)
     if lock is not False:
         fn = _one_at_a_time(fn, threading.Lock() if lock is True else lock)
-    _check_options(options)
-    core = Options(**{name: options[name] for name in _OF_CORE if name in options})
-    examples = (example_args, dict(example_kw or {})) if example_args or example_kw else None
+    examples = checked_examples(example_args, example_kw)
     if not _HAS_AUTODIFF:
         return ShardedFunction(fn, core, examples, wanted=wanted)
     of_autodiff = {name: options[name] for name in _OF_AUTODIFF if name in options}
@@ -232,7 +235,7 @@ class ShardedFunction(TorchFunction[P]):
         if self._wanted is None:
             return super()._bind_flat(arrays, key, dtypes)
         plan = decide(self.__name__, self._wanted, key, arrays)
-        whole = leaves_of(arrays, dtypes)
+        whole = leaves_of(arrays, dtypes, self.__name__, key)
         self._check_arguments(key, whole)
         operands = local_leaves(plan, key, whole)
         local = self._of_shard(plan, operands)
@@ -342,7 +345,8 @@ def _check_options(options: dict[str, Any]) -> None:
     unknown = [name for name in options if name not in (*_OF_CORE, *_OF_AUTODIFF)]
     if unknown:
         raise TypeError(f"torch2jax() got an unexpected keyword argument '{unknown[0]}'")
-    differentiates = [name for name in options if name in _OF_AUTODIFF and (name != "depth" or options[name] != 0)]
+    forward_only = isinstance(options.get("depth"), int) and options["depth"] == 0
+    differentiates = [name for name in options if name in _OF_AUTODIFF and not (name == "depth" and forward_only)]
     if differentiates and not _HAS_AUTODIFF:
         raise ImportError(
             f"`{differentiates[0]}` needs t2j-autodiff, which is not installed. "

@@ -1,0 +1,41 @@
+"""Options of differentiation are checked where they are given."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from t2j_autodiff import ArgumentError, torch2jax
+
+HOSTILE = [
+    *({"depth": value} for value in (-1, 2.0, "2", True, np.True_, [2], np.array([1, 2]))),
+    *({"use_zeros": value} for value in ("yes", 1, None)),
+    *({"use_torch_vjp": value} for value in ("no", 0, None)),
+    *({"residuals": value} for value in ("all", None, 1, ["auto"], np.array(["auto", "graph"]))),
+    *({"vmap_method": value} for value in ("legacy", None, 0, np.array(["auto", "vmap"]))),
+    *({"vmap_randomness": value} for value in (True, "random", np.array([None, "same"]))),
+    *({"vmap_chunk_size": value} for value in (0, -3, 2.0, True, "2")),
+    *({"nondiff_argnums": value} for value in (-1, 0.0, "0", True, [None], {0: 1})),
+    *({"nondiff_mask": value} for value in ("yes", (1, 0), (True, 1.5), jnp.array([True]), {"a": True, 1: False})),
+    *({"rng": "no"}, {"output_shapes": (2, -1)}, {"name": ""}, {"example_kw": 5}),
+]
+
+
+@pytest.mark.parametrize("options", HOSTILE, ids=lambda o: f"{next(iter(o))}-{type(next(iter(o.values()))).__name__}")
+def test_a_value_that_an_option_cannot_have(options):
+    (name,) = options
+    with pytest.raises(ArgumentError, match=f"`{name}`"):
+        torch2jax(torch.sin, **options)
+
+
+def test_values_of_numpy_do():
+    options = torch2jax(
+        torch.sin,
+        depth=np.int64(1),
+        use_zeros=np.True_,
+        vmap_chunk_size=np.int32(2),
+        nondiff_argnums=np.array([0]),
+        nondiff_mask=(np.True_,),
+    ).diff_options
+    assert (options.depth, options.use_zeros, options.vmap_chunk_size, options.nondiff_argnums) == (1, True, 2, (0,))
