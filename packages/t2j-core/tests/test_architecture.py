@@ -17,11 +17,12 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage"},
-    {"_config", "_compat", "_clashes", "_options"},
+    {"_errors", "_garbage", "_frames"},
+    {"_config", "_compat", "_clashes", "_options", "_jax_inside"},
     {"_dtypes", "_pytree", "_streams", "_rng"},
     {"_convert"},
-    {"_signature"},
+    {"_signature", "_trees"},
+    {"_advice", "_made_up", "_constants"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments"},
     {"_torchfn"},
     {"_host", "_explain", "_in_place"},

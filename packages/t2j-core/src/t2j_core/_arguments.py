@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import torch
 
-from ._convert import t2j
+from . import _compat
+from ._convert import has_data, j2t, t2j
 from ._dtypes import dtype_j2t
 from ._errors import ArgumentError, describe
 from ._pytree import argument_paths
@@ -43,6 +44,37 @@ class _ExampleArray(np.ndarray):  # type: ignore[type-arg,unused-ignore]
 def as_data(leaf: Any) -> Any:
     """An example as something that counts as data."""
     return _ExampleArray(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+
+
+class ExampleValues:
+    """The values of the examples, for inference: one tensor for each operand, None for those that are shapes only."""
+
+    def __init__(self, data: Sequence[Any] = (), operands: Sequence[Leaf] = ()) -> None:
+        self._operands = tuple(operands)
+        self._values = [_value_of(leaf, like) for leaf, like in zip(data, operands, strict=True)]
+
+    def matching(self, operands: Sequence[Leaf]) -> Sequence[torch.Tensor | None]:
+        """The values, if the operands of a call have their shapes and dtypes."""
+        return self._values if self._operands == tuple(operands) else ()
+
+    def forget_large(self) -> None:
+        """Let go of values that would take memory for as long as the wrapped function lives."""
+        if sum(leaf.nbytes for leaf in self._operands) > _LARGEST_KEPT:
+            self._values = [None] * len(self._values)
+
+
+_LARGEST_KEPT = 1 << 20
+
+
+def _value_of(leaf: Any, like: Leaf) -> torch.Tensor | None:
+    if isinstance(leaf, torch.Tensor):
+        has_values = not leaf.is_meta and has_data(leaf)
+        return leaf.detach().to("cpu", like.torch_dtype) if has_values else None
+    if isinstance(leaf, (_ExampleArray, _compat.Tracer)) or not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+        return None
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return None
+    return j2t(jax.device_put(jax.numpy.asarray(leaf), jax.devices("cpu")[0])).to(like.torch_dtype)
 
 
 def check_key_is_first(name: str, key: Any) -> None:

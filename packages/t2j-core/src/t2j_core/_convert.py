@@ -95,7 +95,7 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
                 "`t2j` takes a dense torch tensor.", expected="torch.Tensor", got=got, remedy="Use `torch.as_tensor`."
             )
         )
-    if not _has_data(tensor):
+    if not has_data(tensor):
         raise ArgumentError(
             describe(
                 "`t2j` takes a tensor that holds data.",
@@ -113,7 +113,8 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
     return _compat.array_over(tensor)
 
 
-def _has_data(tensor: torch.Tensor) -> bool:
+def has_data(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds values, unlike fake ones and those inside `torch.func`."""
     try:
         return tensor.numel() == 0 or tensor.data_ptr() != 0
     except RuntimeError:

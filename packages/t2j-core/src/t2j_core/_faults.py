@@ -18,10 +18,20 @@ from typing import Any
 import torch
 
 from . import _compat
+from ._advice import note_numbers
 from ._config import config
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
-from ._errors import DTypeError, OutputError, TensorEscapeError, TensorMutationError, describe
-from ._signature import Leaf, Signature
+from ._errors import (
+    DataDependentShapeError,
+    DTypeError,
+    OutputError,
+    TensorEscapeError,
+    TensorMutationError,
+    describe,
+)
+from ._frames import hide_own_frames
+from ._jax_inside import as_jax_inside
+from ._signature import Leaf, Signature, fixed_shapes, named_avals, same_tree
 
 logger = logging.getLogger("t2j_core")
 
@@ -39,7 +49,7 @@ def check_results(signature: Signature, answer: object) -> None:
             f"{signature.name} did not return what it should.",
             expected="one tensor" if signature.outputs.single else f"{n} tensors in the declared tree",
             got=got,
-            remedy="Correct `output_shapes`, or return the same tree for every input of a signature.",
+            remedy=same_tree(signature.outputs),
         )
     )
 
@@ -74,13 +84,25 @@ def check_output(signature: Signature, index: int, value: Any, device_type: int,
             )
         )
     if tuple(value.shape) != leaf.shape or not _stores_as(value.dtype, leaf):
-        got = f"{_short(value)}"
-        raise OutputError(
-            _wrong(
-                signature, path, str(leaf), got, "Correct `output_shapes`, or the shape and dtype the function returns."
-            )
-        )
+        raise _another_aval(signature, path, leaf, value)
     return value.as_subclass(torch.Tensor)
+
+
+def _another_aval(signature: Signature, path: str, leaf: Leaf, value: torch.Tensor) -> Exception:
+    """The error for an output of another shape or dtype than the signature has."""
+    got, is_declared = _short(value), signature.outputs.is_declared
+    if is_declared:
+        remedy = "Correct `output_shapes`, or the shape and dtype the function returns."
+        return OutputError(_wrong(signature, path, str(leaf), got, remedy))
+    if is_declared is False and tuple(value.shape) != leaf.shape:
+        what = f"The shape of {path} of {signature.name} depends on the values of its inputs"
+        what = f"{what} ({named_avals(signature.key, signature.operands)})."
+        expected = f"{leaf}, as it was {signature.outputs.origin}"
+        return DataDependentShapeError(
+            describe(what, expected=expected, got=f"{got} for these values", remedy=fixed_shapes(signature.operands))
+        )
+    remedy = "Return the same shapes and dtypes for every input of a signature."
+    return OutputError(_wrong(signature, path, str(leaf), got, remedy))
 
 
 def _wrong(signature: Signature, path: str, expected: str, got: str, remedy: str) -> str:
@@ -244,10 +266,14 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 def report(signature: Signature | None, error: BaseException) -> tuple[int, str]:
     """Keep an exception for `last_error` and word it for XLA: (status code, message)."""
     number = next(_numbers)
+    if signature is not None:
+        error = as_jax_inside(signature.name, error) or error
+        note_numbers(error, signature.key)
     note_missing_width(error)
+    _clear_frames(error)
+    hide_own_frames(error)
     text = "".join(traceback.format_exception(error))
     summary = "".join(traceback.format_exception_only(error)).strip()
-    _clear_frames(error)
     global _newest
     _kept[number] = _newest = error
     while len(_kept) > config.kept_errors:

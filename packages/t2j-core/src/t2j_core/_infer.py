@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import itertools
 import logging
 import math
 import types
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -19,20 +18,15 @@ import torch
 import torch.utils._pytree as torch_tree
 
 from . import _compat
+from ._advice import note_inference, values_matter
 from ._dtypes import aval_text, note_missing_width
-from ._errors import (
-    DataDependentShapeError,
-    JaxInsideTorchError,
-    OutputError,
-    T2jError,
-    T2jWarning,
-    describe,
-    warn,
-)
+from ._errors import DataDependentShapeError, OutputError, T2jError, T2jWarning, describe, warn
 from ._garbage import collect
+from ._jax_inside import as_jax_inside, jax_inside
+from ._made_up import Examples, enough, values
 from ._pytree import Static, merger, plain
 from ._rng import turns
-from ._signature import Leaf, Outputs, output_leaf
+from ._signature import Leaf, Outputs, fixed_shapes, named_avals, output_leaf
 
 logger = logging.getLogger("t2j_core")
 
@@ -176,8 +170,12 @@ def _without_data(tensor: torch.Tensor) -> torch.Tensor:
 _FAKE_FROM_BYTES = 1 << 30
 
 
-def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
-    """Run the function without data, once, and read its outputs off; where that fails, run it on made-up data.
+def infer_outputs(
+    call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], examples: Examples = ()
+) -> Outputs:
+    """Run the function without data, once, and read its outputs off; where that fails, run it on data.
+
+    The data are the examples, if there are any, and made-up values.
 
     Raises `DataDependentShapeError` where a shape depends on values, and the function's own exception where it raises.
     """
@@ -187,7 +185,7 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
         # Some code looks for fake tensors to skip what needs data. Their import takes seconds, so zeros are cheaper
         # unless they are many, or the import is done.
         modes.append((_compat.fake_mode(), str(_compat.torch_device())))
-    obstacle = ""
+    obstacle, failure = "", None
     for mode, device in modes:
         try:
             with _inference(name):
@@ -199,12 +197,15 @@ def infer_outputs(call: Callable[..., Any], name: str, key: tuple[Any, ...], ope
         except T2jError:
             raise
         except _NeedsDataError as reason:
-            obstacle = f" ({reason})"
+            obstacle, failure = f" ({reason})", reason
             break
         except Exception as reason:
-            obstacle = f" ({_first_line(reason)})"
+            obstacle, failure = f" ({_first_line(reason)})", failure or reason
             logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
-    outputs = _infer_from_data(call, name, key, operands)
+    try:
+        outputs = _infer_from_data(call, name, key, operands, examples, failure)
+    finally:
+        del failure  # its traceback holds this frame
     return dataclasses.replace(outputs, origin=f"inferred by runs on made-up data{obstacle}")
 
 
@@ -230,71 +231,93 @@ def _keeps_state(name: str) -> str:
     )
 
 
-def _infer_from_data(call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> Outputs:
-    def run(make: Callable[[Leaf], torch.Tensor], device: str) -> Outputs:
-        with _inference(name):
-            return _run(call, key, [make(leaf).to(device) for leaf in operands])
-
+def _infer_from_data(
+    call: Callable[..., Any],
+    name: str,
+    key: tuple[Any, ...],
+    operands: Sequence[Leaf],
+    examples: Examples,
+    without_data: Exception | None,
+) -> Outputs:
+    """Read the outputs off runs on different values: enough of them to tell whether shapes depend on values."""
     answers: list[Outputs] = []
-    failure: Exception | None = None
-    devices = dict.fromkeys((str(_compat.torch_device()), "cpu"))  # kernels and weights may be of a GPU alone
-    for device, make in itertools.product(devices, (_zeros, _ramp, _ones)):
-        if isinstance(failure, T2jError) or len(answers) == 2 or (answers and make is _zeros):
-            break  # some need not be valid input; two answers tell whether values matter
-        try:
-            answers.append(run(make, device))
-        except Exception as error:
-            failure = failure or error
-    if failure is not None and not answers:
-        if not isinstance(failure, T2jError):
-            failure.add_note(
-                f"Raised while t2j inferred the outputs of {name} for ({', '.join(map(str, operands))}). "
-                "If the function works on real data, declare its outputs with `output_shapes=`."
-            )
-            note_missing_width(failure)
-        try:
-            raise failure
-        finally:
-            del failure  # its traceback holds this frame
-    if answers[-1].leaves != answers[0].leaves:
-        raise DataDependentShapeError(_data_dependent(name, operands, answers[0], answers[-1]))
-    if (answers[-1].tree, answers[-1].statics) != (answers[0].tree, answers[0].statics):
-        raise OutputError(_changing_constant(name, operands, answers[0]))
-    return answers[0]
+    failures: list[Exception] = []
+
+    def run_on(device: str) -> None:
+        for count, tensors in enumerate(values(operands, examples), 1):
+            try:
+                with _inference(name):
+                    answers.append(_run(call, key, [tensor.to(device) for tensor in tensors]))
+            except Exception as error:  # not all values need be valid input
+                failures.append(error)
+                if isinstance(error, T2jError) or (count == _IN_VAIN and not values_matter(without_data, failures)):
+                    return
+            if len(answers) == enough(operands) or _differ(answers):
+                return
+
+    try:
+        for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
+            if not answers and not any(isinstance(error, T2jError) for error in failures):
+                run_on(device)
+        if answers:
+            return _agreed(name, key, operands, answers)
+        _raise(name, key, operands, without_data, failures)
+    finally:
+        failures.clear()  # their tracebacks hold this frame
+        del without_data
 
 
-def _zeros(leaf: Leaf) -> torch.Tensor:
-    return torch.zeros(leaf.shape, dtype=leaf.torch_dtype)
+_IN_VAIN = 4  # runs that fail in the same way, as on real data
 
 
-def _ones(leaf: Leaf) -> torch.Tensor:
-    return torch.ones(leaf.shape, dtype=leaf.torch_dtype)
+def _differ(answers: Sequence[Outputs]) -> bool:
+    first, last = ((o.leaves, o.tree, o.statics) for o in (answers[0], answers[-1])) if answers else (None, None)
+    return first != last
 
 
-def _ramp(leaf: Leaf) -> torch.Tensor:
-    count = torch.arange(1, 1 + int(np.prod(leaf.shape, dtype=np.int64))) % 100
-    return count.reshape(leaf.shape).to(leaf.torch_dtype)
+def _agreed(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], answers: Sequence[Outputs]) -> Outputs:
+    first, last = answers[0], answers[-1]
+    if last.leaves != first.leaves:
+        raise DataDependentShapeError(_data_dependent(name, key, operands, first, last))
+    if (last.tree, last.statics) != (first.tree, first.statics):
+        raise OutputError(_changing_constant(name, key, operands, first))
+    return first
 
 
-def _data_dependent(name: str, operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
-    remedy = "Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries."
-    if any(leaf.shape == () and not jax.numpy.issubdtype(leaf.dtype, np.inexact) for leaf in operands):
-        remedy = (
-            "A number among the arguments of a `jax.jit` of your own is data. If the shapes depend on it, make it a "
-            f"constant with `static_argnums` or `static_argnames` of that `jax.jit`. Otherwise: {remedy}"
-        )
+def _raise(
+    name: str,
+    key: tuple[Any, ...],
+    operands: Sequence[Leaf],
+    without_data: Exception | None,
+    failures: Sequence[Exception],
+) -> NoReturn:
+    """Raise the first of the exceptions, or that of t2j, with what helps."""
+    failure = next((error for error in failures if isinstance(error, T2jError)), failures[0])
+    if not isinstance(failure, T2jError):
+        advise = values_matter(without_data, failures)
+        note_inference(failure, name, key, operands, values_matter=advise)
+        note_missing_width(failure)
+    try:
+        raise failure
+    finally:
+        del failure, failures, without_data  # their tracebacks hold this frame
+
+
+def _data_dependent(
+    name: str, key: tuple[Any, ...], operands: Sequence[Leaf], first: Outputs, second: Outputs
+) -> str:
     return describe(
-        f"The output shapes of {name} depend on the values of its inputs ({', '.join(map(str, operands))}).",
+        f"The output shapes of {name} depend on the values of its inputs ({named_avals(key, operands)}).",
         expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
         got=f"({', '.join(map(str, first.leaves))}) for one input, ({', '.join(map(str, second.leaves))}) for another",
-        remedy=remedy,
+        remedy=fixed_shapes(operands),
     )
 
 
-def _changing_constant(name: str, operands: Sequence[Leaf], outputs: Outputs) -> str:
+def _changing_constant(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], outputs: Outputs) -> str:
     kinds = sorted({static.kind.__name__ for static in outputs.statics if static is not None})
     return describe(
-        f"{name} returns a constant that depends on the values of its inputs ({', '.join(map(str, operands))}).",
+        f"{name} returns a constant that depends on the values of its inputs ({named_avals(key, operands)}).",
         expected="tensors, and constants that are the same for every input of a signature",
         got=f"another {' or '.join(kinds) or 'tree'} for another input",
         remedy="Return values that change from call to call as tensors: `x.sum()` instead of `x.sum().item()`.",
@@ -304,8 +327,9 @@ def _changing_constant(name: str, operands: Sequence[Leaf], outputs: Outputs) ->
 @contextlib.contextmanager
 def _inference(name: str) -> Any:
     def refuse(operation: str) -> Exception:
-        return jax_inside(name, operation)
+        return jax_inside(name, f"the operation `{operation}`")
 
+    found: Exception | None = None
     with (
         turns,
         _compat.default_torch_state(("cpu",)),
@@ -313,20 +337,16 @@ def _inference(name: str) -> Any:
         _compat.without_compilation(),
         _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),
+        np.errstate(all="ignore"),  # of made-up values
     ):
-        yield
-
-
-def jax_inside(name: str, operation: str) -> JaxInsideTorchError:
-    """The error for JAX called inside a torch function."""
-    return JaxInsideTorchError(
-        describe(
-            f"The torch function {name} calls JAX (the operation `{operation}`), which can deadlock inside an XLA "
-            "program.",
-            expected="only PyTorch (and NumPy) inside the function",
-            remedy="Compute with JAX before or after the call and pass arrays as arguments.",
-        )
-    )
+        try:
+            yield
+        except Exception as error:
+            found = as_jax_inside(name, error)
+            if found is None:
+                raise
+    if found is not None:
+        raise found
 
 
 def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
@@ -339,7 +359,8 @@ def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Ten
     statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(item) for item in items)
     results = [item for item in items if isinstance(item, torch.Tensor)]
     returned = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
-    return Outputs(tree, tuple(output_leaf(_sizes(t), t.dtype) for t in results), statics, mutated, returned)
+    leaves = tuple(output_leaf(_sizes(t), t.dtype) for t in results)
+    return Outputs(tree, leaves, statics, mutated, returned, is_declared=False)
 
 
 def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
@@ -351,12 +372,19 @@ def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
         if inspect.iscoroutine(item):
             item.close()
     else:
-        parts = item.values() if isinstance(item, dict) else item if isinstance(item, (list, tuple)) else ()
-        for part in parts:
+        for part in _parts(item):
             _check_containers(part, (*outer, id(item)))
         return
     text = f"The function returns {what}."
     raise OutputError(describe(text, expected="a finite tree of tensors", got=type(item).__name__, remedy=remedy))
+
+
+def _parts(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return item.values()
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return [getattr(item, field.name, None) for field in dataclasses.fields(item)]
+    return item if isinstance(item, (list, tuple)) else ()
 
 
 def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import torch
 
 from ._dtypes import aval_text, canonical, dtype_j2t, dtype_t2j, row_of_jax
 from ._errors import ArgumentError, describe
-from ._pytree import PyTreeDef, Size, Static, argument_paths
+from ._pytree import PyTreeDef, Size, Static, argument_paths, plain
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Outputs:
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
     is_quick: bool = False  # few operations, on small tensors, none of them random
     origin: str = field(default="", compare=False)  # how they became known
+    is_declared: bool | None = field(default=None, compare=False)
+    """Whether the user declared them, or they were inferred; None of derived functions and those of other processes."""
 
     @property
     def single(self) -> bool:
@@ -79,6 +81,16 @@ class Signature:
         return f"{self.name}({left}) -> ({', '.join(map(str, self.outputs.leaves))})"
 
 
+_MANY = 4
+
+
+def named_avals(key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:
+    """The first operands by their names: `args[0]: f32[8,3], args[1]: i32[] and 3 more`."""
+    named = [f"{path}: {leaf}" for path, leaf in zip(argument_paths(key), operands, strict=True)]
+    more = f" and {len(named) - _MANY} more" if len(named) > _MANY + 1 else ""
+    return f"{', '.join(named[: _MANY if more else None])}{more}" if named else "no arrays"
+
+
 def leaf_of(shape: Sequence[int], dtype: Any, torch_dtype: torch.dtype | None = None) -> Leaf:
     """A `Leaf` from a JAX dtype. Raises for dtypes torch lacks and for symbolic sizes."""
     row = row_of_jax(dtype)
@@ -102,6 +114,24 @@ def flat_signature(name: str, operands: Sequence[Leaf], results: Sequence[Leaf])
     return Signature(name, key, tuple(operands), outputs)
 
 
+def fixed_shapes(operands: Sequence[Leaf]) -> str:
+    """What to do where shapes depend on values."""
+    remedy = "Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries."
+    if any(leaf.shape == () and not jax.numpy.issubdtype(leaf.dtype, np.inexact) for leaf in operands):
+        return (
+            "A number among the arguments of a `jax.jit` of your own is data. If the shapes depend on it, make it a "
+            f"constant with `static_argnums` or `static_argnames` of that `jax.jit`. Otherwise: {remedy}"
+        )
+    return remedy
+
+
+def same_tree(outputs: Outputs) -> str:
+    """What to do where a function returned another tree than its signature has."""
+    if outputs.is_declared:
+        return "Correct `output_shapes`, or return the tree that it declares."
+    return "Return the same tree for every input of a signature."
+
+
 # --- declared outputs ---------------------------------------------------------------------------------------------
 
 
@@ -112,9 +142,9 @@ def declared_outputs(output_shapes: Any, operands: Sequence[Leaf]) -> Outputs:
     """
     floating = next((leaf for leaf in operands if leaf.torch_dtype.is_floating_point), None)
     default = floating.torch_dtype if floating else torch.float32
-    items, tree = jax.tree.flatten(output_shapes, is_leaf=_is_shape)
-    leaves = tuple(_declared(item, default) for item in items)
-    return Outputs(tree, leaves, (None,) * len(items), origin="declared by `output_shapes`")
+    named, tree = jax.tree_util.tree_flatten_with_path(plain(output_shapes, is_leaf=_is_shape), is_leaf=_is_shape)
+    leaves = tuple(_declared(item, default, jax.tree_util.keystr(path)) for path, item in named)
+    return Outputs(tree, leaves, (None,) * len(leaves), origin="declared by `output_shapes`", is_declared=True)
 
 
 def _is_shape(item: Any) -> bool:
@@ -123,7 +153,7 @@ def _is_shape(item: Any) -> bool:
     return isinstance(item, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in item)
 
 
-def _declared(item: Any, default: torch.dtype) -> Leaf:
+def _declared(item: Any, default: torch.dtype, path: str) -> Leaf:
     if _is_shape(item):
         return output_leaf(tuple(int(n) for n in item), default)
     if isinstance(item, torch.Tensor):
@@ -132,7 +162,7 @@ def _declared(item: Any, default: torch.dtype) -> Leaf:
         return output_leaf(tuple(item.shape), dtype_j2t(item.dtype))
     raise ArgumentError(
         describe(
-            "`output_shapes` holds something that does not describe an array.",
+            f"`output_shapes` holds something that does not describe an array{f' at {path}' if path else ''}.",
             expected="a pytree of Size, tuple of int, jax.ShapeDtypeStruct, array or tensor",
             got=f"{type(item).__name__}",
             remedy="Describe each output by `Size(shape)` or `jax.ShapeDtypeStruct(shape, dtype)`.",

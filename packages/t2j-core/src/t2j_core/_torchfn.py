@@ -15,9 +15,10 @@ from . import _compat, _export
 from ._config import config
 from ._dtypes import row_of_jax, row_of_torch
 from ._errors import OutputError, describe
-from ._pytree import Static, is_flat, merger, plain
+from ._pytree import PyTreeDef, Static, is_flat, merger, plain
 from ._redirect import Redirected
-from ._signature import Leaf, Signature
+from ._signature import Leaf, Signature, same_tree
+from ._trees import order
 
 _ids = itertools.count(1)
 _by_id: weakref.WeakValueDictionary[int, TorchFn] = weakref.WeakValueDictionary()
@@ -94,10 +95,11 @@ class TorchFn:
         if self.is_flat:
             return call
         merge = merger(signature.key)
+        orders: dict[PyTreeDef, tuple[int, ...]] = {}
 
         def run(*tensors: torch.Tensor, **extra: Any) -> tuple[Any, ...]:
             args, kwargs = merge(tensors)
-            return tuple(_flatten_results(signature, call(*args, **kwargs, **extra)))
+            return tuple(_flatten_results(signature, call(*args, **kwargs, **extra), orders))
 
         return run
 
@@ -141,8 +143,11 @@ class TorchFn:
         return self.target, self.signature, operands, results, *flags
 
 
-def _flatten_results(signature: Signature, answer: Any) -> list[Any]:
-    """The tensors of an answer, after its tree and constants were compared with the signature."""
+def _flatten_results(signature: Signature, answer: Any, orders: dict[PyTreeDef, tuple[int, ...]]) -> list[Any]:
+    """The tensors of an answer, after its tree and constants were compared with the signature.
+
+    `orders` remembers trees that are like that of the signature but for their containers.
+    """
     import jax
 
     outputs = signature.outputs
@@ -150,14 +155,9 @@ def _flatten_results(signature: Signature, answer: Any) -> list[Any]:
         return [answer]
     items, tree = jax.tree.flatten(plain(answer))
     if tree != outputs.tree:
-        raise OutputError(
-            describe(
-                f"{signature.name} returned another tree than it should.",
-                expected=f"{outputs.tree}",
-                got=f"{tree}",
-                remedy="Correct `output_shapes`, or return the same tree for every input of a signature.",
-            )
-        )
+        if tree not in orders:
+            orders[tree] = order(signature.name, outputs.tree, tree, same_tree(outputs))
+        items = [items[place] for place in orders[tree]]
     tensors = []
     for item, static in zip(items, outputs.statics, strict=True):
         if static is None:

@@ -8,23 +8,26 @@ import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 import jax
 import numpy as np
 import torch
 
 from . import _compat
-from ._arguments import as_data, check_key_is_first, key_data, leaves_of, to_jax
+from ._advice import tell_without_arrays
+from ._arguments import ExampleValues, as_data, check_key_is_first, key_data, leaves_of, to_jax
+from ._constants import Watch
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, T2jError, TensorEscapeError, describe
 from ._explain import explained, heading, shown_options
 from ._faults import hold, original_of
+from ._frames import hide_own_frames
 from ._in_place import handed_over
 from ._infer import infer_outputs
 from ._options import Options
 from ._primitive import torch_call
-from ._pytree import Static, split
+from ._pytree import Static, is_flat, split
 from ._rng import seeded
 from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
 from ._torchfn import TorchFn, register_name
@@ -46,7 +49,7 @@ def torch2jax(
     output_shapes: Any = None,
     mutable_argnums: int | Sequence[int] = (),
     rng: bool = False,
-    outputs: str = "auto",
+    outputs: Literal["auto", "copy", "out"] = "auto",
     has_side_effect: bool = False,
     name: str | None = None,
 ) -> TorchFunction[P]:
@@ -104,6 +107,7 @@ class TorchFunction(Generic[P]):
         self.options = options
         self._example_tree: Any = None
         self._example_dtypes: dict[int, torch.dtype] = {}
+        self._examples = ExampleValues()
         self._describe()
         self._start()
         if examples is not None:
@@ -127,6 +131,7 @@ class TorchFunction(Generic[P]):
         self._array_entries: dict[Any, Any] = {}  # the same where all leaves are JAX arrays, by the tree
         self._array_type: type | None = None
         self._flat = jax.jit(self._call_arrays)
+        self._constants_seen = Watch()
         self._has_constant_outputs = False
         if self.options.name is not None:
             register_name(self.options.name, self._build)
@@ -140,7 +145,7 @@ class TorchFunction(Generic[P]):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along; all else follows from it."""
-        return {name: vars(self)[name] for name in ("fn", "options", "_example_tree", "_example_dtypes")}
+        return {name: vars(self)[name] for name in _KEPT_IN_COPIES}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
@@ -200,20 +205,18 @@ class TorchFunction(Generic[P]):
     @overload
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        failure = None
+        failure: BaseException | None = None
         try:
-            known = self._array_type
-            if not kwargs and set(map(type, args)) == {known}:
+            if not kwargs and set(map(type, args)) == {self._array_type}:
                 outputs = self._flat(*args)
             else:
                 outputs = self._call_any(args, kwargs)
-        except _compat.XLA_ERRORS as error:
-            failure = original_of(error)
-            if failure is None:
-                raise
+        except Exception as error:
+            failure = original_of(error) or error if isinstance(error, _compat.XLA_ERRORS) else error
         if failure is not None:  # raised out here, its own `__cause__` and `__context__` stay
             if isinstance(failure, TensorEscapeError):
                 hold((args, kwargs))
+            hide_own_frames(failure)
             try:
                 raise failure
             finally:
@@ -222,24 +225,37 @@ class TorchFunction(Generic[P]):
 
     def _call_any(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
-        if set(map(type, leaves)) == {self._array_type}:
-            entry = self._array_entries.get(tree)
-            if entry is None:
-                entry = _remember(self._array_entries, tree, jax.jit(functools.partial(self._call_tree, tree)))
-            return entry(*leaves)
+        if self._array_type is None:
+            self._array_type = next((type(leaf) for leaf in leaves if _compat.is_concrete_array(leaf)), None)
+        if leaves and set(map(type, leaves)) == {self._array_type}:
+            return self._entry_of_arrays(tree, len(leaves))(*leaves)
         _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
         dtypes = self._torch_dtypes(data, key)
         arrays = [to_jax(leaf) for leaf in data]
         if any(isinstance(leaf, _compat.Tracer) for leaf in arrays):
             return self._bind(arrays, key, dtypes)
-        if self._array_type is None and arrays:
-            self._array_type = type(arrays[0])
+        return self._entry(key, dtypes, arrays)(*arrays)
+
+    def _entry(self, key: Any, dtypes: Any, arrays: Sequence[Any]) -> Any:
+        """The compiled form for a call with constants, or with arrays of other libraries."""
+        tree, statics = key
+        if arrays and len(arrays) == len(statics) and dtypes == self._torch_dtypes(arrays, key):
+            return self._entry_of_arrays(tree, len(arrays))  # as if they had been JAX arrays
         entry = self._entries.get((key, dtypes))
         if entry is None:
             entry = jax.jit(functools.partial(self._bind_marked, key, dtypes))
             _remember(self._entries, (key, dtypes), entry)
-        return entry(*arrays)
+        return entry
+
+    def _entry_of_arrays(self, tree: Any, count: int) -> Any:
+        """The compiled form for a call with JAX arrays alone."""
+        entry = self._array_entries.get(tree)
+        if entry is None:
+            flat = is_flat((tree, (None,) * count))
+            entry = self._flat if flat else jax.jit(functools.partial(self._call_tree, tree))
+            _remember(self._array_entries, tree, entry)
+        return entry
 
     def _call_arrays(self, *arrays: Any) -> Any:
         return self._call_tree(jax.tree.structure((arrays, {})), *arrays)
@@ -274,6 +290,7 @@ class TorchFunction(Generic[P]):
             fn = self._fns.get(full)
             if fn is None:
                 fn = _remember(self._fns, full, self._build(self._signature(key, operands)))
+                self._constants_seen.note(self.__name__, key, operands)
             return fn
 
     def _signature(self, key: Any, operands: tuple[Leaf, ...]) -> Signature:
@@ -281,7 +298,10 @@ class TorchFunction(Generic[P]):
             outputs = declared_outputs(self.options.output_shapes, operands)
         else:
             extra = {"out": None} if self.options.outputs == "out" else {}
-            outputs = infer_outputs(functools.partial(self._callable(), **extra), self.__name__, key, operands)
+            call = functools.partial(self._callable(), **extra)
+            outputs = infer_outputs(call, self.__name__, key, operands, self._examples.matching(operands))
+        if not operands:
+            tell_without_arrays(self.__name__, key, outputs)
         return Signature(self.__name__, key, operands, outputs)
 
     def _callable(self) -> Callable[..., Any]:
@@ -315,9 +335,12 @@ class TorchFunction(Generic[P]):
         for index, leaf in enumerate(data):
             if self.options.rng and index == 0:
                 leaf = jax.eval_shape(key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+                data[0] = leaf
             stored = dtype_t2j(leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf.dtype
             operands.append(leaf_of(leaf.shape, canonical(stored), dict(dtypes).get(index)))
+        self._examples = ExampleValues(data, operands)
         self._check_signature(key, tuple(operands))
+        self._examples.forget_large()
 
     def _check_signature(self, key: Any, operands: tuple[Leaf, ...]) -> None:
         self._torch_fn(key, operands)
@@ -367,6 +390,7 @@ def _refuse_after_fork(self: TorchFunction[...], /, *_args: Any, **_kwargs: Any)
 _compat.after_fork(functools.partial(setattr, TorchFunction, "__call__", _refuse_after_fork))
 
 _KEPT_SIGNATURES = 1024
+_KEPT_IN_COPIES = ("fn", "options", "_example_tree", "_example_dtypes", "_examples")
 
 
 def _remember(table: dict[Any, Any], key: Any, value: Any) -> Any:

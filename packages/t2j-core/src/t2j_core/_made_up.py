@@ -1,0 +1,136 @@
+"""Values for the runs that infer outputs where a function needs data: the examples, then made-up ones.
+
+Shapes that follow from values show only where runs differ in the values that decide. Numbers of integers decide most
+often (`a.reshape(n, -1)`), and few of them are valid: besides small ones, factors of the sizes of the arrays are tried.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ._signature import Leaf
+
+Values = list[torch.Tensor]
+Examples = Sequence["torch.Tensor | None"]
+
+_FEW = 8  # integers in an array that may be sizes, axes or counts
+_LARGEST = 4096  # a size that is tried: a function may make a square of it
+
+
+def enough(operands: Sequence[Leaf]) -> int:
+    """How many runs with different values tell whether shapes depend on them."""
+    return 3 if any(not _is_inexact(leaf) for leaf in operands) else 2
+
+
+def values(operands: Sequence[Leaf], examples: Examples = ()) -> Iterator[Values]:
+    """Values for each run: one tensor for each operand, on the CPU.
+
+    The examples come first, with made-up values for those that are shapes only.
+    """
+    known = dict(enumerate(examples))
+    if any(example is not None for example in examples):
+        fillers = _made_up(operands)
+        for filler in itertools.islice(fillers, 1 if None not in examples else None):
+            yield [_or_else(known.get(index), tensor) for index, tensor in enumerate(filler)]
+    yield from _made_up(operands)
+
+
+def _or_else(example: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if example is None else example.detach().clone()
+
+
+def _made_up(operands: Sequence[Leaf]) -> Iterator[Values]:
+    for inexact, integer, flag in _KINDS:
+        yield [_filled(leaf, inexact, integer, flag) for leaf in operands]
+    slots = sum(math.prod(leaf.shape) for leaf in operands if _is_size(leaf))
+    for sizes in _sizes(operands, slots):
+        rest = iter(sizes)
+        yield [_of_sizes(leaf, rest) if _is_size(leaf) else _filled(leaf, _ramp, _ones, _ones) for leaf in operands]
+
+
+def _is_inexact(leaf: Leaf) -> bool:
+    return leaf.torch_dtype.is_floating_point or leaf.torch_dtype.is_complex
+
+
+def _is_size(leaf: Leaf) -> bool:
+    return not _is_inexact(leaf) and leaf.torch_dtype != torch.bool and math.prod(leaf.shape) <= _FEW
+
+
+def _filled(leaf: Leaf, inexact: Any, integer: Any, flag: Any) -> torch.Tensor:
+    make = flag if leaf.torch_dtype == torch.bool else inexact if _is_inexact(leaf) else integer
+    numbers: torch.Tensor = make(torch.arange(math.prod(leaf.shape)))
+    return numbers.reshape(leaf.shape).to(leaf.torch_dtype)
+
+
+# Each makes numbers from positions 0, 1, 2 ...
+
+
+def _zeros(i: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(i)
+
+
+def _ones(i: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(i)
+
+
+def _ramp(i: torch.Tensor) -> torch.Tensor:
+    return (i + 1 - 1) % 100 + 1
+
+
+def _mixed(i: torch.Tensor) -> torch.Tensor:
+    """2.5, -3.5, 4.5 ... 51.5: of both signs, and no whole numbers."""
+    return (i % 50 + 2.5) * (1 - 2 * (i % 2))
+
+
+def _scalar_or(scalar: int, make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda i: torch.full_like(i, scalar) if len(i) == 1 else make(i)
+
+
+_KINDS: tuple[tuple[Any, Any, Any], ...] = (  # for inexact dtypes, for integers, for booleans
+    (_zeros, _zeros, _zeros),
+    (_mixed, _scalar_or(1, lambda i: i % 100), lambda i: (i + 1) % 2),
+    (_ramp, _scalar_or(2, lambda i: i.flip(0) % 100), _ones),
+    (_ones, _scalar_or(3, _ones), lambda i: i % 2),
+)
+
+
+def _of_sizes(leaf: Leaf, sizes: Iterator[int]) -> torch.Tensor:
+    numbers = [next(sizes) for _ in range(math.prod(leaf.shape))]
+    return torch.tensor(numbers, dtype=torch.int64).reshape(leaf.shape).to(leaf.torch_dtype)
+
+
+def _sizes(operands: Sequence[Leaf], slots: int) -> Iterator[list[int]]:
+    """Sizes that an array may be split into, for that many integers."""
+    if not 0 < slots <= _FEW:
+        return
+    seen: set[tuple[int, ...]] = set()
+    for whole in _wholes(operands):
+        low, high = _factors(whole)
+        smallest = _smallest_factor(whole)
+        pairs = [(whole, 1), (smallest, whole // smallest), (low, high)]
+        for found in itertools.chain.from_iterable((pair, pair[::-1]) for pair in pairs):
+            sizes = found[:slots] + (1,) * (slots - 2)
+            if sizes not in seen and max(sizes) <= _LARGEST:
+                seen.add(sizes)
+                yield list(sizes)
+
+
+def _wholes(operands: Sequence[Leaf]) -> list[int]:
+    """How many elements the largest operand has, and its outer sizes."""
+    largest = max((leaf.shape for leaf in operands if not _is_size(leaf)), key=math.prod, default=())
+    return [n for n in dict.fromkeys((math.prod(largest), *largest[-1:], *largest[:1])) if n > 1]
+
+
+def _factors(whole: int) -> tuple[int, int]:
+    """The two factors that are closest to each other."""
+    low = next(n for n in range(math.isqrt(whole), 0, -1) if whole % n == 0)
+    return low, whole // low
+
+
+def _smallest_factor(whole: int) -> int:
+    return next((n for n in range(2, math.isqrt(whole) + 1) if whole % n == 0), whole)
