@@ -21,8 +21,8 @@ FLOORS = [
     {"_config", "_compat", "_clashes", "_options", "_jax_inside"},
     {"_dtypes", "_pytree", "_streams", "_rng"},
     {"_convert"},
-    {"_signature", "_trees"},
-    {"_advice", "_made_up", "_constants"},
+    {"_signature"},
+    {"_advice", "_made_up", "_constants", "_trees"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments"},
     {"_torchfn"},
     {"_host", "_explain", "_in_place"},
@@ -172,6 +172,7 @@ def test_the_names_for_sister_packages():
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
+            "hide_frames",
             *("describe", "warn", "grouped", "heading", "short_avals", "P"),
         ]
     )

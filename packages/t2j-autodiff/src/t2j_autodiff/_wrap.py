@@ -6,7 +6,7 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -29,13 +29,13 @@ def torch2jax(
     output_shapes: Any = None,
     use_zeros: bool = True,
     use_torch_vjp: bool = True,
-    residuals: str = "auto",
-    vmap_method: str = "auto",
-    vmap_randomness: str | None = None,
+    residuals: Literal["auto", "recompute", "graph"] = "auto",
+    vmap_method: Literal["auto", "vmap", "sequential", "expand_dims", "broadcast_all"] = "auto",
+    vmap_randomness: Literal["same", "different", "error"] | None = None,
     vmap_chunk_size: int | None = None,
     mutable_argnums: int | Sequence[int] = (),
     rng: bool = False,
-    outputs: str = "auto",
+    outputs: Literal["auto", "copy", "out"] = "auto",
     has_side_effect: bool = False,
     name: str | None = None,
 ) -> DifferentiableFunction[P]:

@@ -30,11 +30,10 @@ def note_numbers(error: BaseException, key: tuple[Any, ...]) -> None:
     """Tell what to do where the function got a Python number and needs a tensor."""
     with contextlib.suppress(Exception):  # its text is the user's
         if type(error) in (TypeError, AttributeError) and _OF_A_NUMBER.search(str(error)) and (names := numbers(key)):
-            verb = "are Python numbers" if len(names) > 1 else "is a Python number"
             add_note(
                 error,
-                f"{_listed(names)} {verb}, which the function gets as they are. Where it needs a tensor, pass an array: "
-                "`jnp.asarray(...)`.",
+                f"The function gets Python numbers as they are, here {_listed(names)}. Where it needs a tensor, pass "
+                "an array: `jnp.asarray(...)`.",
             )
 
 
@@ -49,13 +48,14 @@ def note_inference(
     error: Exception, name: str, key: tuple[Any, ...], operands: Sequence[Leaf], *, values_matter: bool
 ) -> None:
     """Tell that the outputs were being inferred; and, if real data might work, how to go without."""
-    text = f"Raised while t2j inferred the outputs of {name} for {named_avals(key, operands)}."
+    given = named_avals(key, operands) or "a call without arrays"
+    text = f"Raised while t2j inferred the outputs of {name} for {given}."
     if values_matter:
         text += " If the function works on real data, declare its outputs with `output_shapes=`."
         if any(leaf.shape == () and not leaf.torch_dtype.is_floating_point for leaf in operands):
             text += (
-                " A number among the arguments of a `jax.jit` is data: if a shape depends on it, make it a constant with "
-                "`static_argnums`."
+                " A number among the arguments of a `jax.jit` is data: if a shape depends on it, make it a constant "
+                "with `static_argnums`."
             )
     add_note(error, text)
     note_numbers(error, key)

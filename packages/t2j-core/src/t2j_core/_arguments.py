@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import _compat
-from ._convert import has_data, j2t, t2j
+from ._convert import has_data, t2j
 from ._dtypes import dtype_j2t
 from ._errors import ArgumentError, describe
 from ._pytree import argument_paths
@@ -22,14 +22,17 @@ def leaves_of(arrays: Sequence[Any], dtypes: Any) -> tuple[Leaf, ...]:
     return tuple(leaf_of(array.shape, array.dtype, dict(dtypes).get(index)) for index, array in enumerate(arrays))
 
 
-def to_jax(leaf: Any) -> Any:
-    """A tensor or a NumPy array as a JAX array. Raises for objects, strings, dates and foreign byte orders."""
+def to_jax(leaf: Any, *, is_traced: bool) -> Any:
+    """A tensor as a JAX array, and a NumPy array too where JAX traces; a compiled form takes it as it is.
+
+    Raises for objects, strings, dates and foreign byte orders.
+    """
     if isinstance(leaf, torch.Tensor):
         return t2j(leaf)
     if not isinstance(leaf, (np.ndarray, np.generic)):
         return leaf
     dtype_j2t(leaf.dtype)
-    return jax.numpy.asarray(leaf)
+    return jax.numpy.asarray(leaf) if is_traced else np.asarray(leaf)  # the former compiles a program for each shape
 
 
 class _ExampleArray(np.ndarray):  # type: ignore[type-arg,unused-ignore]
@@ -74,7 +77,11 @@ def _value_of(leaf: Any, like: Leaf) -> torch.Tensor | None:
         return None
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return None
-    return j2t(jax.device_put(jax.numpy.asarray(leaf), jax.devices("cpu")[0])).to(like.torch_dtype)
+    array = np.array(leaf, order="C")  # torch has no `from_numpy` for bfloat16: by its bytes
+    if array.size == 0:
+        return torch.empty(array.shape, dtype=like.torch_dtype)
+    tensor = torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype_j2t(array.dtype))
+    return tensor.reshape(array.shape).to(like.torch_dtype)
 
 
 def check_key_is_first(name: str, key: Any) -> None:

@@ -41,7 +41,6 @@ def users_place(error: BaseException) -> Place | None:
     return places[-1] if places else None
 
 
-
 def hide_own_frames(error: BaseException) -> None:
     """Take the frames of JAX and t2j out of the traceback of an exception, and of those behind it.
 

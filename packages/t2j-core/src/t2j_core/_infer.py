@@ -10,7 +10,7 @@ import math
 import types
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from ._dtypes import aval_text, note_missing_width
 from ._errors import DataDependentShapeError, OutputError, T2jError, T2jWarning, describe, warn
 from ._garbage import collect
 from ._jax_inside import as_jax_inside, jax_inside
-from ._made_up import Examples, enough, values
+from ._made_up import Examples, Values, enough, values
 from ._pytree import Static, merger, plain
 from ._rng import turns
 from ._signature import Leaf, Outputs, fixed_shapes, named_avals, output_leaf
@@ -185,7 +185,8 @@ def infer_outputs(
         # Some code looks for fake tensors to skip what needs data. Their import takes seconds, so zeros are cheaper
         # unless they are many, or the import is done.
         modes.append((_compat.fake_mode(), str(_compat.torch_device())))
-    obstacle, failure = "", None
+    obstacle = ""
+    failure: Exception | None = None
     for mode, device in modes:
         try:
             with _inference(name):
@@ -203,10 +204,11 @@ def infer_outputs(
             obstacle, failure = f" ({_first_line(reason)})", failure or reason
             logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
     try:
-        outputs = _infer_from_data(call, name, key, operands, examples, failure)
+        outputs = _infer_from_data(_Runs(call, name, key, operands), examples, failure)
     finally:
         del failure  # its traceback holds this frame
-    return dataclasses.replace(outputs, origin=f"inferred by runs on made-up data{obstacle}")
+    on = "examples and made-up data" if any(example is not None for example in examples) else "made-up data"
+    return dataclasses.replace(outputs, origin=f"inferred by runs on {on}{obstacle}")
 
 
 def _first_line(error: Exception) -> str:
@@ -231,81 +233,81 @@ def _keeps_state(name: str) -> str:
     )
 
 
-def _infer_from_data(
-    call: Callable[..., Any],
-    name: str,
-    key: tuple[Any, ...],
-    operands: Sequence[Leaf],
-    examples: Examples,
-    without_data: Exception | None,
-) -> Outputs:
-    """Read the outputs off runs on different values: enough of them to tell whether shapes depend on values."""
-    answers: list[Outputs] = []
-    failures: list[Exception] = []
+class _Runs:
+    """Runs of a function on different values: enough of them to tell whether shapes depend on values."""
 
-    def run_on(device: str) -> None:
-        for count, tensors in enumerate(values(operands, examples), 1):
-            try:
-                with _inference(name):
-                    answers.append(_run(call, key, [tensor.to(device) for tensor in tensors]))
-            except Exception as error:  # not all values need be valid input
-                failures.append(error)
-                if isinstance(error, T2jError) or (count == _IN_VAIN and not values_matter(without_data, failures)):
-                    return
-            if len(answers) == enough(operands) or _differ(answers):
+    def __init__(self, call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> None:
+        self._call, self._name, self._key, self._operands = call, name, key, operands
+        self._answers: list[Outputs] = []
+        self._failures: list[Exception] = []
+
+    def run(self, examples: Examples, without_data: Exception | None) -> None:
+        for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
+            for count, tensors in enumerate(values(self._operands, examples), 1):
+                self._run_once(device, tensors)
+                if self._is_settled() or (count == _IN_VAIN and not self._may_work(without_data)):
+                    break
+            if self._answers or self._is_settled():
                 return
 
-    try:
-        for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
-            if not answers and not any(isinstance(error, T2jError) for error in failures):
-                run_on(device)
-        if answers:
-            return _agreed(name, key, operands, answers)
-        _raise(name, key, operands, without_data, failures)
-    finally:
-        failures.clear()  # their tracebacks hold this frame
-        del without_data
+    def _run_once(self, device: str, tensors: Values) -> None:
+        try:
+            with _inference(self._name):
+                self._answers.append(_run(self._call, self._key, [tensor.to(device) for tensor in tensors]))
+        except Exception as error:  # not all values need be valid input
+            self._failures.append(error)
+
+    def _is_settled(self) -> bool:
+        if self._failures and isinstance(self._failures[-1], T2jError):
+            return True
+        return len(self._answers) == enough(self._operands) or self._differ()
+
+    def _differ(self) -> bool:
+        return any(_content(answer) != _content(self._answers[0]) for answer in self._answers)
+
+    def _may_work(self, without_data: Exception | None) -> bool:
+        return bool(self._answers) or values_matter(without_data, self._failures)
+
+    def outputs(self) -> Outputs:
+        first, last = self._answers[0], self._answers[-1]
+        if last.leaves != first.leaves:
+            raise DataDependentShapeError(_data_dependent(self._name, self._key, self._operands, first, last))
+        if _content(last) != _content(first):
+            raise OutputError(_changing_constant(self._name, self._key, self._operands, first))
+        return first
+
+    def failure(self, without_data: Exception | None) -> Exception | None:
+        """The first exception, or that of t2j, with notes; None where a run succeeded."""
+        if self._answers:
+            return None
+        of_t2j = [error for error in self._failures if isinstance(error, T2jError)]
+        if of_t2j:
+            return of_t2j[0]
+        failure, matter = self._failures[0], self._may_work(without_data)
+        note_inference(failure, self._name, self._key, self._operands, values_matter=matter)
+        note_missing_width(failure)
+        return failure
+
+
+def _content(outputs: Outputs) -> tuple[Any, ...]:
+    return outputs.leaves, outputs.tree, outputs.statics
 
 
 _IN_VAIN = 4  # runs that fail in the same way, as on real data
 
 
-def _differ(answers: Sequence[Outputs]) -> bool:
-    first, last = ((o.leaves, o.tree, o.statics) for o in (answers[0], answers[-1])) if answers else (None, None)
-    return first != last
-
-
-def _agreed(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], answers: Sequence[Outputs]) -> Outputs:
-    first, last = answers[0], answers[-1]
-    if last.leaves != first.leaves:
-        raise DataDependentShapeError(_data_dependent(name, key, operands, first, last))
-    if (last.tree, last.statics) != (first.tree, first.statics):
-        raise OutputError(_changing_constant(name, key, operands, first))
-    return first
-
-
-def _raise(
-    name: str,
-    key: tuple[Any, ...],
-    operands: Sequence[Leaf],
-    without_data: Exception | None,
-    failures: Sequence[Exception],
-) -> NoReturn:
-    """Raise the first of the exceptions, or that of t2j, with what helps."""
-    failure = next((error for error in failures if isinstance(error, T2jError)), failures[0])
-    if not isinstance(failure, T2jError):
-        advise = values_matter(without_data, failures)
-        note_inference(failure, name, key, operands, values_matter=advise)
-        note_missing_width(failure)
+def _infer_from_data(runs: _Runs, examples: Examples, without_data: Exception | None) -> Outputs:
+    runs.run(examples, without_data)
+    failure = runs.failure(without_data)
     try:
-        raise failure
+        if failure is not None:
+            raise failure
+        return runs.outputs()
     finally:
-        del failure, failures, without_data  # their tracebacks hold this frame
+        del failure, without_data, runs  # the tracebacks hold this frame
 
 
-def _data_dependent(
-    name: str, key: tuple[Any, ...], operands: Sequence[Leaf], first: Outputs, second: Outputs
-) -> str:
+def _data_dependent(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
     return describe(
         f"The output shapes of {name} depend on the values of its inputs ({named_avals(key, operands)}).",
         expected="shapes that follow from the input shapes, which is all JAX knows when it traces",

@@ -47,10 +47,11 @@ def _or_else(example: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor
 def _made_up(operands: Sequence[Leaf]) -> Iterator[Values]:
     for inexact, integer, flag in _KINDS:
         yield [_filled(leaf, inexact, integer, flag) for leaf in operands]
-    slots = sum(math.prod(leaf.shape) for leaf in operands if _is_size(leaf))
-    for sizes in _sizes(operands, slots):
+    deciding = [leaf for leaf in operands if _is_size(leaf) and leaf.shape == ()]
+    deciding = deciding or [leaf for leaf in operands if _is_size(leaf)]
+    for sizes in _sizes(operands, sum(math.prod(leaf.shape) for leaf in deciding)):
         rest = iter(sizes)
-        yield [_of_sizes(leaf, rest) if _is_size(leaf) else _filled(leaf, _ramp, _ones, _ones) for leaf in operands]
+        yield [_of_sizes(leaf, rest) if leaf in deciding else _filled(leaf, _ramp, _ones, _ones) for leaf in operands]
 
 
 def _is_inexact(leaf: Leaf) -> bool:
@@ -79,12 +80,14 @@ def _ones(i: torch.Tensor) -> torch.Tensor:
 
 
 def _ramp(i: torch.Tensor) -> torch.Tensor:
-    return (i + 1 - 1) % 100 + 1
+    return i % 100 + 1
 
 
 def _mixed(i: torch.Tensor) -> torch.Tensor:
-    """2.5, -3.5, 4.5 ... 51.5: of both signs, and no whole numbers."""
-    return (i % 50 + 2.5) * (1 - 2 * (i % 2))
+    """Scattered between -52 and 52: of both signs, no whole numbers, and hardly a matrix of them is singular."""
+    scattered = i * 0x9E3779B1
+    scattered = (scattered ^ scattered >> 15) * 0x85EBCA77 & 0xFFFFFFFF
+    return ((scattered ^ scattered >> 13) % 50 + 2.5) * (1 - 2 * (i % 2))
 
 
 def _scalar_or(scalar: int, make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -105,32 +108,32 @@ def _of_sizes(leaf: Leaf, sizes: Iterator[int]) -> torch.Tensor:
 
 
 def _sizes(operands: Sequence[Leaf], slots: int) -> Iterator[list[int]]:
-    """Sizes that an array may be split into, for that many integers."""
+    """Sizes that an array may be split into or spread over, for that many integers."""
     if not 0 < slots <= _FEW:
         return
+    pairs = [pair for whole in _wholes(operands) for pair in _pairs(whole)] + [(5, 5), (9, 9)]
     seen: set[tuple[int, ...]] = set()
-    for whole in _wholes(operands):
-        low, high = _factors(whole)
-        smallest = _smallest_factor(whole)
-        pairs = [(whole, 1), (smallest, whole // smallest), (low, high)]
-        for found in itertools.chain.from_iterable((pair, pair[::-1]) for pair in pairs):
-            sizes = found[:slots] + (1,) * (slots - 2)
-            if sizes not in seen and max(sizes) <= _LARGEST:
-                seen.add(sizes)
-                yield list(sizes)
+    for found in itertools.chain.from_iterable((pair, pair[::-1]) for pair in pairs):
+        sizes = found[:slots] + (1,) * (slots - 2)
+        if sizes not in seen and max(sizes) <= _LARGEST:
+            seen.add(sizes)
+            yield list(sizes)
 
 
 def _wholes(operands: Sequence[Leaf]) -> list[int]:
-    """How many elements the largest operand has, and its outer sizes."""
-    largest = max((leaf.shape for leaf in operands if not _is_size(leaf)), key=math.prod, default=())
-    return [n for n in dict.fromkeys((math.prod(largest), *largest[-1:], *largest[:1])) if n > 1]
+    """How many elements the largest operand has, or its leading or trailing axes have."""
+    shape = max((leaf.shape for leaf in operands if not _is_size(leaf)), key=math.prod, default=())
+    parts = [math.prod(part) for i in range(len(shape)) for part in (shape[i:], shape[: i + 1])]
+    return [whole for whole in dict.fromkeys(parts) if whole > 1]
 
 
-def _factors(whole: int) -> tuple[int, int]:
-    """The two factors that are closest to each other."""
+def _pairs(whole: int) -> list[tuple[int, int]]:
+    """Pairs of sizes with `whole` as their product, and one for a repetition."""
     low = next(n for n in range(math.isqrt(whole), 0, -1) if whole % n == 0)
-    return low, whole // low
+    smallest, further = _smallest_factor(whole), _smallest_factor(low)
+    high = whole // low
+    return [(whole, 1), (smallest, whole // smallest), (low, high), (low // further, high * further), (2, whole)]
 
 
 def _smallest_factor(whole: int) -> int:
-    return next((n for n in range(2, math.isqrt(whole) + 1) if whole % n == 0), whole)
+    return next((n for n in range(2, math.isqrt(whole) + 1) if whole % n == 0), whole)  # 1 of 1

@@ -88,7 +88,7 @@ def named_avals(key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:
     """The first operands by their names: `args[0]: f32[8,3], args[1]: i32[] and 3 more`."""
     named = [f"{path}: {leaf}" for path, leaf in zip(argument_paths(key), operands, strict=True)]
     more = f" and {len(named) - _MANY} more" if len(named) > _MANY + 1 else ""
-    return f"{', '.join(named[: _MANY if more else None])}{more}" if named else "no arrays"
+    return ", ".join(named[: _MANY if more else None]) + more
 
 
 def leaf_of(shape: Sequence[int], dtype: Any, torch_dtype: torch.dtype | None = None) -> Leaf:

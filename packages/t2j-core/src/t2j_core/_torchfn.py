@@ -17,7 +17,7 @@ from ._dtypes import row_of_jax, row_of_torch
 from ._errors import OutputError, describe
 from ._pytree import PyTreeDef, Static, is_flat, merger, plain
 from ._redirect import Redirected
-from ._signature import Leaf, Signature, same_tree
+from ._signature import Leaf, Signature
 from ._trees import order
 
 _ids = itertools.count(1)
@@ -156,7 +156,7 @@ def _flatten_results(signature: Signature, answer: Any, orders: dict[PyTreeDef, 
     items, tree = jax.tree.flatten(plain(answer))
     if tree != outputs.tree:
         if tree not in orders:
-            orders[tree] = order(signature.name, outputs.tree, tree, same_tree(outputs))
+            orders[tree] = order(signature, tree)
         items = [items[place] for place in orders[tree]]
     tensors = []
     for item, static in zip(items, outputs.statics, strict=True):

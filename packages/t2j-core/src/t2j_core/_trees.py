@@ -10,15 +10,17 @@ import torch
 
 from ._errors import OutputError, describe
 from ._pytree import PyTreeDef
+from ._signature import Signature, same_tree
 
 
-def order(name: str, wanted: PyTreeDef, found: PyTreeDef, remedy: str) -> tuple[int, ...]:
-    """For each leaf of `wanted`, which leaf of `found` takes its place.
+def order(signature: Signature, found: PyTreeDef) -> tuple[int, ...]:
+    """For each leaf of the outputs, which leaf of the tree `found` takes its place.
 
     Sequences count as alike, and so do mappings. Raises `OutputError` at the first node that differs.
     """
+    wanted = signature.outputs.tree
     places = [0] * wanted.num_leaves
-    walk = _Walk(name, places, remedy)
+    walk = _Walk(signature, places)
     walk(jax.tree.unflatten(wanted, range(wanted.num_leaves)), jax.tree.unflatten(found, range(found.num_leaves)))
     return tuple(places)
 
@@ -26,8 +28,8 @@ def order(name: str, wanted: PyTreeDef, found: PyTreeDef, remedy: str) -> tuple[
 class _Walk:
     """Goes through both trees at once, whose leaves are numbered."""
 
-    def __init__(self, name: str, places: list[int], remedy: str) -> None:
-        self._name, self._places, self._remedy = name, places, remedy
+    def __init__(self, signature: Signature, places: list[int]) -> None:
+        self._signature, self._places = signature, places
 
     def __call__(self, wanted: Any, found: Any, path: str = "output") -> None:
         if type(wanted) is int:
@@ -35,33 +37,35 @@ class _Walk:
             self._places[wanted] = found
             return
         children, others = _children(wanted), _children(found)
-        alike = _kind(wanted) == _kind(found) and len(children) == len(others)
-        self._check(alike, path, wanted, found)
+        self._check(_kind(wanted) == _kind(found) and len(children) == len(others), path, wanted, found)
         if isinstance(wanted, Mapping):
             for key, child in wanted.items():
-                self._check(key in found, f"{path}[{key!r}]", child, _Missing(found))
+                self._check(key in found, f"{path}[{key!r}]", child, _Without(found))
                 self(child, found[key], f"{path}[{key!r}]")
             return
         for (step, child), (_, other) in zip(children, others, strict=True):
             self(child, other, path + step)
 
     def _check(self, alike: bool, path: str, wanted: Any, found: Any) -> None:
-        if not alike:
-            raise OutputError(
-                describe(
-                    f"{self._name} returned another tree than declared: {path} differs.",
-                    expected=_described(wanted),
-                    got=_described(found),
-                    remedy=self._remedy,
-                )
+        if alike:
+            return
+        outputs = self._signature.outputs
+        than = "declared" if outputs.is_declared else "when JAX traced it"
+        raise OutputError(
+            describe(
+                f"{self._signature.name} returned a different tree than {than}: {path} is different.",
+                expected=_described(wanted),
+                got=_described(found),
+                remedy=same_tree(outputs),
             )
+        )
 
 
-class _Missing:
+class _Without:
     """Stands for the value of a key that a mapping lacks."""
 
     def __init__(self, mapping: Mapping[Any, Any]) -> None:
-        self.keys = list(mapping)
+        self.keys = ", ".join(map(repr, mapping))
 
 
 def _kind(node: Any) -> Any:
@@ -80,11 +84,11 @@ def _children(node: Any) -> list[tuple[str, Any]]:
 
 def _described(node: Any) -> str:
     if type(node) is int:
-        return "one leaf, such as a tensor"
+        return "a tensor or a constant"
     if node is None:
         return "None"
-    if isinstance(node, _Missing):
-        return f"a mapping with the keys {', '.join(map(repr, node.keys))}"
+    if isinstance(node, _Without):
+        return f"nothing: the keys are {node.keys}"
     if isinstance(node, Mapping):
         return f"{type(node).__name__} with the keys {', '.join(map(repr, node))}"
     if isinstance(node, (tuple, list)):

@@ -232,10 +232,9 @@ class TorchFunction(Generic[P]):
         _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
         dtypes = self._torch_dtypes(data, key)
-        arrays = [to_jax(leaf) for leaf in data]
-        if any(isinstance(leaf, _compat.Tracer) for leaf in arrays):
-            return self._bind(arrays, key, dtypes)
-        return self._entry(key, dtypes, arrays)(*arrays)
+        is_traced = any(isinstance(leaf, _compat.Tracer) for leaf in data)
+        arrays = [to_jax(leaf, is_traced=is_traced) for leaf in data]
+        return self._bind(arrays, key, dtypes) if is_traced else self._entry(key, dtypes, arrays)(*arrays)
 
     def _entry(self, key: Any, dtypes: Any, arrays: Sequence[Any]) -> Any:
         """The compiled form for a call with constants, or with arrays of other libraries."""
@@ -360,7 +359,7 @@ class TorchFunction(Generic[P]):
         for index, leaf in enumerate(data):
             if isinstance(leaf, torch.Tensor) and canonical(dtype_t2j(leaf.dtype)) != dtype_t2j(leaf.dtype):
                 found[index] = leaf.dtype
-            elif index in found and canonical(dtype_t2j(found[index])) != leaf.dtype:
+            elif index in found and canonical(dtype_t2j(found[index])) != canonical(leaf.dtype):
                 del found[index]
         return tuple(found.items())
 

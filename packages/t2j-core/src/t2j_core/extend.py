@@ -8,6 +8,7 @@ from ._compat import DispatchMode as DispatchMode
 from ._compat import Tracer as Tracer
 from ._compat import batched_mesh_axes as batched_mesh_axes
 from ._compat import explicit_spec as explicit_spec
+from ._compat import hide_frames as hide_frames
 from ._compat import manual_axes as manual_axes
 from ._compat import numbers_in as numbers_in
 from ._compat import reshard as reshard
