@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._errors import T2jWarning, warn
-from ._frames import users_place
+from ._frames import Place, users_place
 from ._pytree import constants
 from ._signature import Leaf, Outputs, named_avals
 
@@ -61,13 +61,21 @@ def note_inference(
     note_numbers(error, key)
 
 
-def values_matter(without_data: Exception | None, with_data: Sequence[Exception]) -> bool:
+Kind = tuple[type[Exception], "Place | None"]
+
+
+def kind_of(error: Exception) -> Kind:
+    """What an exception is, and where the function raised it. Unlike the exception it holds no frame."""
+    return type(error), users_place(error)
+
+
+def values_matter(without_data: Kind | None, with_data: Sequence[Exception]) -> bool:
     """Whether a function that failed without data, and on made-up data, might work on real data.
 
     It would not where each run raises the same on the same line: shapes that do not fit, a missing argument.
     """
-    kinds = {(type(error), users_place(error)) for error in (without_data, *with_data) if error is not None}
-    return len(kinds) > 1 or len({_text(error) for error in with_data}) > 1
+    kinds = {*filter(None, [without_data]), *map(kind_of, with_data)}
+    return len(kinds) > 1 or len(set(map(_text, with_data))) > 1
 
 
 def _text(error: Exception) -> str:

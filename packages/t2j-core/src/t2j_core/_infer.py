@@ -18,7 +18,7 @@ import torch
 import torch.utils._pytree as torch_tree
 
 from . import _compat
-from ._advice import note_inference, values_matter
+from ._advice import Kind, kind_of, note_inference, values_matter
 from ._dtypes import aval_text, note_missing_width
 from ._errors import DataDependentShapeError, OutputError, T2jError, T2jWarning, describe, warn
 from ._garbage import collect
@@ -186,7 +186,7 @@ def infer_outputs(
         # unless they are many, or the import is done.
         modes.append((_compat.fake_mode(), str(_compat.torch_device())))
     obstacle = ""
-    failure: Exception | None = None
+    failure: Kind | None = None
     for mode, device in modes:
         try:
             with _inference(name):
@@ -198,15 +198,12 @@ def infer_outputs(
         except T2jError:
             raise
         except _NeedsDataError as reason:
-            obstacle, failure = f" ({reason})", reason
+            obstacle, failure = f" ({reason})", kind_of(reason)
             break
         except Exception as reason:
-            obstacle, failure = f" ({_first_line(reason)})", failure or reason
+            obstacle, failure = f" ({_first_line(reason)})", failure or kind_of(reason)
             logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
-    try:
-        outputs = _infer_from_data(_Runs(call, name, key, operands), examples, failure)
-    finally:
-        del failure  # its traceback holds this frame
+    outputs = _infer_from_data(_Runs(call, name, key, operands), examples, failure)
     on = "examples and made-up data" if any(example is not None for example in examples) else "made-up data"
     return dataclasses.replace(outputs, origin=f"inferred by runs on {on}{obstacle}")
 
@@ -241,7 +238,7 @@ class _Runs:
         self._answers: list[Outputs] = []
         self._failures: list[Exception] = []
 
-    def run(self, examples: Examples, without_data: Exception | None) -> None:
+    def run(self, examples: Examples, without_data: Kind | None) -> None:
         for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
             for count, tensors in enumerate(values(self._operands, examples), 1):
                 self._run_once(device, tensors)
@@ -249,6 +246,10 @@ class _Runs:
                     break
             if self._answers or self._is_settled():
                 return
+
+    def forget_failures(self) -> None:
+        """Their tracebacks refer to frames that refer to this."""
+        self._failures.clear()
 
     def _run_once(self, device: str, tensors: Values) -> None:
         try:
@@ -260,12 +261,17 @@ class _Runs:
     def _is_settled(self) -> bool:
         if self._failures and isinstance(self._failures[-1], T2jError):
             return True
-        return len(self._answers) == enough(self._operands) or self._differ()
+        count = enough(self._operands) if self._answers and not self._is_doubtful() else math.inf
+        return len(self._answers) >= count or self._differ()
+
+    def _is_doubtful(self) -> bool:
+        """Whether only further values would show elements: `x[x > 1000]`."""
+        return any(0 in leaf.shape for leaf in self._answers[0].leaves) and not _are_empty(self._operands)
 
     def _differ(self) -> bool:
         return any(_content(answer) != _content(self._answers[0]) for answer in self._answers)
 
-    def _may_work(self, without_data: Exception | None) -> bool:
+    def _may_work(self, without_data: Kind | None) -> bool:
         return bool(self._answers) or values_matter(without_data, self._failures)
 
     def outputs(self) -> Outputs:
@@ -274,9 +280,9 @@ class _Runs:
             raise DataDependentShapeError(_data_dependent(self._name, self._key, self._operands, first, last))
         if _content(last) != _content(first):
             raise OutputError(_changing_constant(self._name, self._key, self._operands, first))
-        return first
+        return dataclasses.replace(first, is_doubtful=self._is_doubtful())
 
-    def failure(self, without_data: Exception | None) -> Exception | None:
+    def failure(self, without_data: Kind | None) -> Exception | None:
         """The first exception, or that of t2j, with notes; None where a run succeeded."""
         if self._answers:
             return None
@@ -289,6 +295,10 @@ class _Runs:
         return failure
 
 
+def _are_empty(operands: Sequence[Leaf]) -> bool:
+    return all(0 in leaf.shape for leaf in operands)
+
+
 def _content(outputs: Outputs) -> tuple[Any, ...]:
     return outputs.leaves, outputs.tree, outputs.statics
 
@@ -296,7 +306,7 @@ def _content(outputs: Outputs) -> tuple[Any, ...]:
 _IN_VAIN = 4  # runs that fail in the same way, as on real data
 
 
-def _infer_from_data(runs: _Runs, examples: Examples, without_data: Exception | None) -> Outputs:
+def _infer_from_data(runs: _Runs, examples: Examples, without_data: Kind | None) -> Outputs:
     runs.run(examples, without_data)
     failure = runs.failure(without_data)
     try:
@@ -304,7 +314,8 @@ def _infer_from_data(runs: _Runs, examples: Examples, without_data: Exception | 
             raise failure
         return runs.outputs()
     finally:
-        del failure, without_data, runs  # the tracebacks hold this frame
+        runs.forget_failures()
+        del failure  # its traceback holds this frame
 
 
 def _data_dependent(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:

@@ -6,6 +6,7 @@ often (`a.reshape(n, -1)`), and few of them are valid: besides small ones, facto
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,9 @@ def _made_up(operands: Sequence[Leaf]) -> Iterator[Values]:
     for sizes in _sizes(operands, sum(math.prod(leaf.shape) for leaf in deciding)):
         rest = iter(sizes)
         yield [_of_sizes(leaf, rest) if leaf in deciding else _filled(leaf, _ramp, _ones, _ones) for leaf in operands]
+    for largest in (1e3, 1e6):
+        large = functools.partial(_large, largest=largest)
+        yield [_filled(leaf, large, _ramp, _ones) for leaf in operands]
 
 
 def _is_inexact(leaf: Leaf) -> bool:
@@ -88,6 +92,10 @@ def _mixed(i: torch.Tensor) -> torch.Tensor:
     scattered = i * 0x9E3779B1
     scattered = (scattered ^ scattered >> 15) * 0x85EBCA77 & 0xFFFFFFFF
     return ((scattered ^ scattered >> 13) % 50 + 2.5) * (1 - 2 * (i % 2))
+
+
+def _large(i: torch.Tensor, largest: float) -> torch.Tensor:
+    return _mixed(i) / 52 * largest
 
 
 def _scalar_or(scalar: int, make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -45,6 +45,9 @@ class Outputs:
     origin: str = field(default="", compare=False)  # how they became known
     is_declared: bool | None = field(default=None, compare=False)
     """Whether the user declared them, or they were inferred; None of derived functions and those of other processes."""
+    is_doubtful: bool = field(default=False, compare=False)
+    """Whether one without elements was seen on made-up values only. XLA drops calls whose results have no elements, and
+    would not notice that it has some for real values."""
 
     @property
     def single(self) -> bool:

@@ -110,8 +110,18 @@ class TorchFunction(Generic[P]):
         self._examples = ExampleValues()
         self._describe()
         self._start()
-        if examples is not None:
-            self._check_examples(*examples)
+        failure: Exception | None = None
+        try:
+            if examples is not None:
+                self._check_examples(*examples)
+        except Exception as error:
+            failure = error
+        if failure is not None:  # raised out here, as in `__call__`
+            hide_own_frames(failure)
+            try:
+                raise failure
+            finally:
+                del failure
 
     def _describe(self) -> None:
         """Take over what `fn` says of itself."""
@@ -212,7 +222,7 @@ class TorchFunction(Generic[P]):
             else:
                 outputs = self._call_any(args, kwargs)
         except Exception as error:
-            failure = original_of(error) or error if isinstance(error, _compat.XLA_ERRORS) else error
+            failure = _behind(error)
         if failure is not None:  # raised out here, its own `__cause__` and `__context__` stay
             if isinstance(failure, TensorEscapeError):
                 hold((args, kwargs))
@@ -264,7 +274,10 @@ class TorchFunction(Generic[P]):
         return self._bind_marked(key, self._torch_dtypes(arrays, key), *arrays)
 
     def _bind_marked(self, key: Any, dtypes: Any, *arrays: Any) -> Any:
-        return self._bind(list(arrays), key, dtypes, marked=True)
+        try:
+            return self._bind(list(arrays), key, dtypes, marked=True)
+        except Exception as error:
+            raise _CarrierError(error) from None
 
     def _bind(self, arrays: list[Any], key: Any, dtypes: Any, *, marked: bool = False) -> Any:
         if self.options.rng:
@@ -314,7 +327,7 @@ class TorchFunction(Generic[P]):
             outputs=self.options.outputs,
             passes=passes,
             aliases=aliases,
-            has_side_effect=self.options.has_side_effect,
+            has_side_effect=self.options.has_side_effect or signature.outputs.is_doubtful,
             name=self.options.name,
         )
 
@@ -398,6 +411,21 @@ def _remember(table: dict[Any, Any], key: Any, value: Any) -> Any:
     if len(table) > _KEPT_SIGNATURES:
         table.pop(next(iter(table)), None)
     return value
+
+
+class _CarrierError(Exception):
+    """Takes an exception of inference through `jax.jit`, which would add to its notes and its traceback."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _behind(error: Exception) -> BaseException:
+    """The exception that the user is to see."""
+    if isinstance(error, _CarrierError):
+        return error.error
+    return (original_of(error) if isinstance(error, _compat.XLA_ERRORS) else None) or error
 
 
 @jax.tree_util.register_static
