@@ -16,7 +16,7 @@ PACKAGE = Path(t2j_autodiff.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_config", "_compat"},
+    {"_errors", "_config", "_compat", "_keywords"},
     {"_shared", "_differentiate"},
     {"_batching"},
     {"_residuals", "_graph"},

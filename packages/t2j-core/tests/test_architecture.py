@@ -18,7 +18,7 @@ PACKAGE = Path(t2j_core.__file__).parent
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
     {"_errors", "_garbage", "_frames"},
-    {"_config", "_compat", "_clashes", "_options", "_jax_inside"},
+    {"_config", "_compat", "_clashes", "_options", "_jax_inside", "_keywords"},
     {"_dtypes", "_pytree", "_streams", "_rng"},
     {"_convert"},
     {"_signature"},
@@ -172,7 +172,7 @@ def test_the_names_for_sister_packages():
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
-            "hide_frames",
+            *("hide_frames", "Keywords"),
             *("describe", "warn", "grouped", "heading", "short_avals", "P"),
         ]
     )

@@ -6,7 +6,7 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from t2j_core import ArgumentError
 from t2j_core.extend import Options, P, Signature, TorchFn, TorchFunction, are_at, argument_paths, describe, functional
 
+from ._keywords import DiffKeywords
 from ._linearize import clones
 from ._rules import Rules
 from ._shared import DiffOptions, Shared
@@ -103,7 +104,12 @@ def torch2jax(
     return DifferentiableFunction(fn, options, examples, diff_options)
 
 
-def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any) -> DifferentiableFunction[P]:
+def torch2jax_with_vjp(
+    fn: Callable[P, Any],
+    *example_args: Any,
+    example_kw: Mapping[str, Any] | None = None,
+    **options: Unpack[DiffKeywords],
+) -> DifferentiableFunction[P]:
     """The deprecated name of `torch2jax`.
 
     >>> import warnings, jax.numpy as jnp, torch
@@ -114,7 +120,7 @@ def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any)
     [0.0, 0.0]
     """
     warnings.warn("`torch2jax_with_vjp` is now `torch2jax`, with the same arguments.", DeprecationWarning, stacklevel=2)
-    return torch2jax(fn, *example_args, **options)
+    return torch2jax(fn, *example_args, example_kw=example_kw, **options)
 
 
 class DifferentiableFunction(TorchFunction[P]):
@@ -227,7 +233,7 @@ def _explained(signature: str, shared: Shared) -> list[str]:
 
 
 def module2jax(
-    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
+    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Unpack[DiffKeywords]
 ) -> tuple[DifferentiableFunction[...], dict[str, dict[str, Any]]]:
     """An `nn.Module` as a pure, differentiable JAX function and its variables.
 

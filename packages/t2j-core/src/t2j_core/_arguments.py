@@ -54,7 +54,8 @@ class ExampleValues:
 
     def __init__(self, data: Sequence[Any] = (), operands: Sequence[Leaf] = ()) -> None:
         self._operands = tuple(operands)
-        self._values = [_value_of(leaf, like) for leaf, like in zip(data, operands, strict=True)]
+        with _compat.default_torch_state(("cpu",)):
+            self._values = [_value_of(leaf, like) for leaf, like in zip(data, operands, strict=True)]
 
     def matching(self, operands: Sequence[Leaf]) -> Sequence[torch.Tensor | None]:
         """The values, if the operands of a call have their shapes and dtypes."""

@@ -240,8 +240,8 @@ class _Runs:
 
     def run(self, examples: Examples, without_data: Kind | None) -> None:
         for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
-            for count, tensors in enumerate(values(self._operands, examples), 1):
-                self._run_once(device, tensors)
+            for count, make in enumerate(values(self._operands, examples), 1):
+                self._run_once(device, make)
                 if self._is_settled() or (count == _IN_VAIN and not self._may_work(without_data)):
                     break
             if self._answers or self._is_settled():
@@ -251,10 +251,10 @@ class _Runs:
         """Their tracebacks refer to frames that refer to this."""
         self._failures.clear()
 
-    def _run_once(self, device: str, tensors: Values) -> None:
+    def _run_once(self, device: str, make: Callable[[], Values]) -> None:
         try:
             with _inference(self._name):
-                self._answers.append(_run(self._call, self._key, [tensor.to(device) for tensor in tensors]))
+                self._answers.append(_run(self._call, self._key, [tensor.to(device) for tensor in make()]))
         except Exception as error:  # not all values need be valid input
             self._failures.append(error)
 

@@ -28,34 +28,40 @@ def enough(operands: Sequence[Leaf]) -> int:
     return 3 if any(not _is_inexact(leaf) for leaf in operands) else 2
 
 
-def values(operands: Sequence[Leaf], examples: Examples = ()) -> Iterator[Values]:
-    """Values for each run: one tensor for each operand, on the CPU.
+def values(operands: Sequence[Leaf], examples: Examples = ()) -> Iterator[Callable[[], Values]]:
+    """Makers of the values for each run: one tensor for each operand, on the CPU.
 
     The examples come first, with made-up values for those that are shapes only.
     """
-    known = dict(enumerate(examples))
     if any(example is not None for example in examples):
-        fillers = _made_up(operands)
-        for filler in itertools.islice(fillers, 1 if None not in examples else None):
-            yield [_or_else(known.get(index), tensor) for index, tensor in enumerate(filler)]
+        for make in itertools.islice(_made_up(operands), None if None in examples else 1):
+            yield functools.partial(_with_examples, examples, make)
     yield from _made_up(operands)
 
 
-def _or_else(example: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if example is None else example.detach().clone()
+def _with_examples(examples: Examples, make: Callable[[], Values]) -> Values:
+    pairs = zip(make(), examples, strict=True)
+    return [tensor if example is None else example.detach().clone() for tensor, example in pairs]
 
 
-def _made_up(operands: Sequence[Leaf]) -> Iterator[Values]:
+def _made_up(operands: Sequence[Leaf]) -> Iterator[Callable[[], Values]]:
     for inexact, integer, flag in _KINDS:
-        yield [_filled(leaf, inexact, integer, flag) for leaf in operands]
+        yield functools.partial(_all_filled, operands, inexact, integer, flag)
     deciding = [leaf for leaf in operands if _is_size(leaf) and leaf.shape == ()]
     deciding = deciding or [leaf for leaf in operands if _is_size(leaf)]
     for sizes in _sizes(operands, sum(math.prod(leaf.shape) for leaf in deciding)):
-        rest = iter(sizes)
-        yield [_of_sizes(leaf, rest) if leaf in deciding else _filled(leaf, _ramp, _ones, _ones) for leaf in operands]
+        yield functools.partial(_with_sizes, operands, deciding, sizes)
     for largest in (1e3, 1e6):
-        large = functools.partial(_large, largest=largest)
-        yield [_filled(leaf, large, _ramp, _ones) for leaf in operands]
+        yield functools.partial(_all_filled, operands, functools.partial(_large, largest=largest), _ramp, _ones)
+
+
+def _all_filled(operands: Sequence[Leaf], inexact: Any, integer: Any, flag: Any) -> Values:
+    return [_filled(leaf, inexact, integer, flag) for leaf in operands]
+
+
+def _with_sizes(operands: Sequence[Leaf], deciding: Sequence[Leaf], sizes: Sequence[int]) -> Values:
+    rest = iter(sizes)
+    return [_of_sizes(leaf, rest) if leaf in deciding else _filled(leaf, _ramp, _ones, _ones) for leaf in operands]
 
 
 def _is_inexact(leaf: Leaf) -> bool:

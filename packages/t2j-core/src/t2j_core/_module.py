@@ -10,7 +10,7 @@ import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import numpy as np
@@ -19,13 +19,14 @@ import torch
 from ._convert import j2t, t2j
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, describe
+from ._keywords import Keywords
 from ._wrap import TorchFunction, signature_of, torch2jax
 
 Variables = dict[str, dict[str, Any]]
 
 
 def module2jax(
-    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Any
+    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, **options: Unpack[Keywords]
 ) -> tuple[TorchFunction[...], Variables]:
     """An `nn.Module` as a pure JAX function and its variables.
 
@@ -86,6 +87,7 @@ def functional(
 
     call.__signature__ = signature_of(module, "variables")  # type: ignore[attr-defined]
     call.__name__ = type(module).__name__
+    call.made_by = "module2jax"  # type: ignore[attr-defined]  # for `repr`
     call.__doc__ = f"The module {type(module).__name__} as a function of its variables and arguments."
     return call, variables
 

@@ -171,7 +171,8 @@ class TorchFunction(Generic[P]):
         return types.MethodType(self, instance) if getattr(bound, "__func__", None) is self.fn else self
 
     def __repr__(self) -> str:
-        return f"torch2jax({', '.join(filter(None, (self.__name__, shown_options(*self._option_groups()))))})"
+        maker = getattr(self.fn, "made_by", "torch2jax")
+        return f"{maker}({', '.join(filter(None, (self.__name__, shown_options(*self._option_groups()))))})"
 
     def _option_groups(self) -> tuple[Any, ...]:
         """The dataclasses of options that `repr` shows."""
@@ -425,7 +426,8 @@ def _behind(error: Exception) -> BaseException:
     """The exception that the user is to see."""
     if isinstance(error, _CarrierError):
         return error.error
-    return (original_of(error) if isinstance(error, _compat.XLA_ERRORS) else None) or error
+    original = original_of(error) if isinstance(error, _compat.XLA_ERRORS) else None
+    return error if original is None else original
 
 
 @jax.tree_util.register_static

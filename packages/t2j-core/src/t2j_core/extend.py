@@ -22,6 +22,7 @@ from ._errors import warn as warn
 from ._explain import grouped as grouped
 from ._explain import heading as heading
 from ._explain import short_avals as short_avals
+from ._keywords import Keywords as Keywords
 from ._module import functional as functional
 from ._module import modules_in_use as modules_in_use
 from ._options import Options as Options
