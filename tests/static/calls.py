@@ -63,6 +63,15 @@ def calls_are_accepted(x: jax.Array, key: jax.Array) -> None:
     jax.vmap(f)(x)
 
 
+def options_are_known(module: torch.nn.Module) -> None:
+    """Misspelt options and values are found."""
+    t2j_core.torch2jax(softmax, outputs="none")  # type: ignore[call-overload, arg-type, unused-ignore]  # pyright: ignore[reportArgumentType]
+    t2j_autodiff.torch2jax(softmax, vmap_method="vmap", residuals="graph", vmap_randomness="same")
+    t2j_autodiff.module2jax(module, outputs="copy", depth=1)
+    t2j_autodiff.module2jax(module, deep=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    t2j_core.module2jax(module, output="copy")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
 def takes_a_function(fn: Callable[[jax.Array], jax.Array]) -> None:
     """A wrapped function is a function of arrays."""
 

@@ -17,11 +17,12 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage", "_in_flight", "_bounded", "_containers", "_indices"},
-    {"_config", "_compat", "_clashes"},
+    {"_errors", "_garbage", "_in_flight", "_bounded", "_containers", "_indices", "_frames"},
+    {"_config", "_compat", "_clashes", "_jax_inside", "_keywords"},
     {"_dtypes", "_pytree", "_streams", "_rng", "_randomness", "_orphans", "_originals", "_pointers"},
     {"_convert", "_variables"},
     {"_signature"},
+    {"_advice", "_made_up", "_constants", "_trees"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending", "_skeleton", "_once", "_options"},
     {"_torchfn"},
     {"_host", "_explain", "_in_place"},
@@ -172,7 +173,8 @@ def test_the_names_for_sister_packages():
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
             *("apart", "transposing_call", "check_choice", "checked_bool", "checked_integer", "checked_examples"),
-            *("describe", "warn", "grouped", "heading", "short_avals", "P", "remember", "turns", "refused"),
+            *("hide_frames", "Keywords", "refused"),
+            *("describe", "warn", "grouped", "heading", "short_avals", "P", "remember", "turns"),
         ]
     )
 

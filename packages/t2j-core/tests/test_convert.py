@@ -239,3 +239,36 @@ def test_a_sharded_array_is_refused_leaf_by_leaf():
     mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
     x = jax.device_put(jnp.arange(4.0), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("i")))
     assert j2t(x).tolist() == [0, 1, 2, 3]
+
+
+# --- via -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("via", ["host", "cpu", "numpy"])
+@pytest.mark.parametrize("name", SHARED)
+def test_via_the_host_copies(name, via):
+    x = ones(name)
+    tensor = j2t(x, via=via)
+    assert tensor.data_ptr() != x.unsafe_buffer_pointer()
+    assert tensor.dtype == j2t(x).dtype
+    assert torch.equal(tensor, j2t(x, via="dlpack"))
+    array = t2j(tensor, via=via)
+    assert array.unsafe_buffer_pointer() != tensor.data_ptr()
+    assert array.dtype == x.dtype
+    assert bool((array == x).all())
+
+
+def test_via_of_trees():
+    x = jnp.ones(256)
+    assert tree_j2t({"a": [x]})["a"][0].data_ptr() == x.unsafe_buffer_pointer()
+    assert tree_j2t({"a": [x]}, via="host")["a"][0].data_ptr() != x.unsafe_buffer_pointer()
+    tensor = torch.ones(256)
+    assert tree_t2j({"a": tensor, "b": 1}, "dlpack")["a"].unsafe_buffer_pointer() == tensor.data_ptr()
+    assert tree_t2j({"a": tensor, "b": 1}, "host")["a"].unsafe_buffer_pointer() != tensor.data_ptr()
+
+
+@pytest.mark.parametrize("convert", [lambda via: j2t(jnp.ones(3), via=via), lambda via: t2j(torch.ones(3), via=via)])
+@pytest.mark.parametrize("via", ["gpu", "", None])
+def test_an_unknown_via(convert, via):
+    with pytest.raises(ArgumentError, match=r"`via` of `\w+` is unknown(.|\n)*Expected:(.|\n)*Got:"):
+        convert(via)

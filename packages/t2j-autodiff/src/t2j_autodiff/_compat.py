@@ -17,10 +17,12 @@ import torch
 import torch.overrides
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
-from t2j_core.extend import DispatchMode, torch_gpus
+from t2j_core.extend import DispatchMode, hide_frames, torch_gpus
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
+
+hide_frames(__file__)
 
 Zero = ad.Zero
 

@@ -34,7 +34,7 @@ def in_forward_level(run: Callable[[], _R]) -> _R:
     it, it is waited for. Where it stays open (a function has entered it without leaving it, or this thread was
     interrupted within), `run` joins in, and runs again if the level was closed meanwhile.
     """
-    if _compat.in_forward_mode() or getattr(_inside, "depth", 0):  # this thread has the level
+    if _compat.in_forward_mode() or getattr(_inside, "depth", 0) > 0:  # this thread has the level
         return run()
     end = time.monotonic() + _LONGEST
     patience = _POLITE if _compat.forward_nesting() else _PAUSE
@@ -65,7 +65,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 
 @contextlib.contextmanager
 def _marked() -> Iterator[None]:
-    _inside.depth = getattr(_inside, "depth", 0) + 1
+    _inside.depth = getattr(_inside, "depth", 0) > 0 + 1
     _compat.count_forward_nesting(1)
     try:
         yield

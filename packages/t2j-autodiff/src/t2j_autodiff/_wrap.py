@@ -6,7 +6,7 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from t2j_core.extend import (
     remember,
 )
 
+from ._keywords import DiffKeywords
 from ._linearize import clones
 from ._rules import Rules
 from ._shared import DiffOptions, Shared
@@ -41,14 +42,14 @@ def torch2jax(
     output_shapes: Any = None,
     use_zeros: bool = True,
     use_torch_vjp: bool = True,
-    residuals: str = "auto",
-    vmap_method: str = "auto",
-    vmap_randomness: str | None = None,
+    residuals: Literal["auto", "recompute", "graph"] = "auto",
+    vmap_method: Literal["auto", "vmap", "sequential", "expand_dims", "broadcast_all"] = "auto",
+    vmap_randomness: Literal["same", "different", "error"] | None = None,
     vmap_chunk_size: int | None = None,
     mutable_argnums: int | Sequence[int] = (),
     rng: bool = False,
-    arguments: str = "auto",
-    outputs: str = "auto",
+    arguments: Literal["auto", "copy", "check"] = "auto",
+    outputs: Literal["auto", "copy", "out"] = "auto",
     has_side_effect: bool = False,
     name: str | None = None,
 ) -> DifferentiableFunction[P]:
@@ -119,7 +120,12 @@ def torch2jax(
     return DifferentiableFunction(fn, options, checked_examples(example_args, example_kw), diff_options)
 
 
-def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any) -> DifferentiableFunction[P]:
+def torch2jax_with_vjp(
+    fn: Callable[P, Any],
+    *example_args: Any,
+    example_kw: Mapping[str, Any] | None = None,
+    **options: Unpack[DiffKeywords],
+) -> DifferentiableFunction[P]:
     """The deprecated name of `torch2jax`.
 
     >>> import warnings, jax.numpy as jnp, torch
@@ -130,7 +136,7 @@ def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any)
     [0.0, 0.0]
     """
     warnings.warn("`torch2jax_with_vjp` is now `torch2jax`, with the same arguments.", DeprecationWarning, stacklevel=2)
-    return torch2jax(fn, *example_args, **options)
+    return torch2jax(fn, *example_args, example_kw=example_kw, **options)
 
 
 class DifferentiableFunction(TorchFunction[P]):
@@ -243,7 +249,12 @@ def _explained(signature: str, shared: Shared) -> list[str]:
 
 
 def module2jax(
-    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, copy: bool = False, **options: Any
+    module: torch.nn.Module,
+    *,
+    train: bool | None = None,
+    mutable: bool = False,
+    copy: bool = False,
+    **options: Unpack[DiffKeywords],
 ) -> tuple[DifferentiableFunction[...], dict[str, dict[str, Any]]]:
     """An `nn.Module` as a pure, differentiable JAX function and its variables.
 

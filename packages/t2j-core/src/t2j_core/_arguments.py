@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import torch
 
-from ._convert import t2j
+from . import _compat
+from ._convert import has_data, t2j
 from ._dtypes import dtype_j2t
 from ._errors import ArgumentError, DTypeError, describe
 from ._pytree import argument_paths
@@ -26,9 +27,9 @@ def leaves_of(arrays: Sequence[Any], dtypes: Any, name: str = "", key: Any = Non
     return tuple(_named(leaf, arrays, name, key))
 
 
-def arrays_of(data: Sequence[Any], name: str, key: Any) -> list[Any]:
+def arrays_of(data: Sequence[Any], name: str, key: Any, *, is_traced: bool) -> list[Any]:
     """The data of a call as JAX takes it. Errors say which argument of `name` they are about."""
-    return _named(lambda _, leaf: to_jax(leaf), data, name, key)
+    return _named(lambda _, leaf: to_jax(leaf, is_traced=is_traced), data, name, key)
 
 
 def _named(convert: Callable[[int, Any], Any], values: Sequence[Any], name: str, key: Any) -> list[Any]:
@@ -43,14 +44,17 @@ def _named(convert: Callable[[int, Any], Any], values: Sequence[Any], name: str,
     return results
 
 
-def to_jax(leaf: Any) -> Any:
-    """A tensor or a NumPy array as a JAX array. Raises for objects, strings, dates and foreign byte orders."""
+def to_jax(leaf: Any, *, is_traced: bool) -> Any:
+    """A tensor as a JAX array, and a NumPy array too where JAX traces; a compiled form takes it as it is.
+
+    Raises for objects, strings, dates and foreign byte orders.
+    """
     if isinstance(leaf, torch.Tensor):
         return t2j(leaf)
     if not isinstance(leaf, (np.ndarray, np.generic)):
         return leaf
     dtype_j2t(leaf.dtype)
-    return jax.numpy.asarray(leaf)
+    return jax.numpy.asarray(leaf) if is_traced else np.asarray(leaf)  # the former compiles a program for each shape
 
 
 class _ExampleArray(np.ndarray):  # type: ignore[type-arg,unused-ignore]
@@ -65,6 +69,42 @@ class _ExampleArray(np.ndarray):  # type: ignore[type-arg,unused-ignore]
 def as_data(leaf: Any) -> Any:
     """An example as something that counts as data."""
     return _ExampleArray(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+
+
+class ExampleValues:
+    """The values of the examples, for inference: one tensor for each operand, None for those that are shapes only."""
+
+    def __init__(self, data: Sequence[Any] = (), operands: Sequence[Leaf] = ()) -> None:
+        self._operands = tuple(operands)
+        with _compat.default_torch_state(("cpu",)):
+            self._values = [_value_of(leaf, like) for leaf, like in zip(data, operands, strict=True)]
+
+    def matching(self, operands: Sequence[Leaf]) -> Sequence[torch.Tensor | None]:
+        """The values, if the operands of a call have their shapes and dtypes."""
+        return self._values if self._operands == tuple(operands) else ()
+
+    def forget_large(self) -> None:
+        """Let go of values that would take memory for as long as the wrapped function lives."""
+        if sum(leaf.nbytes for leaf in self._operands) > _LARGEST_KEPT:
+            self._values = [None] * len(self._values)
+
+
+_LARGEST_KEPT = 1 << 20
+
+
+def _value_of(leaf: Any, like: Leaf) -> torch.Tensor | None:
+    if isinstance(leaf, torch.Tensor):
+        has_values = not leaf.is_meta and has_data(leaf)
+        return leaf.detach().to("cpu", like.torch_dtype) if has_values else None
+    if isinstance(leaf, (_ExampleArray, _compat.Tracer)) or not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+        return None
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return None
+    array = np.array(leaf, order="C")  # torch has no `from_numpy` for bfloat16: by its bytes
+    if array.size == 0:
+        return torch.empty(array.shape, dtype=like.torch_dtype)
+    tensor = torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype_j2t(array.dtype))
+    return tensor.reshape(array.shape).to(like.torch_dtype)
 
 
 def check_key_is_first(name: str, key: Any) -> None:

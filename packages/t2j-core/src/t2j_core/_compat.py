@@ -107,6 +107,24 @@ def forget_eager_primitives() -> None:
         clear()
 
 
+try:
+    from jax._src import source_info_util as _source_info
+    from jax._src import traceback_util as _traceback_util
+except ImportError:  # then tracebacks and the locations of operations show the frames of t2j too
+    _source_info = _traceback_util = None  # type: ignore[assignment]
+
+
+def hide_frames(module_file: str) -> None:
+    """Count the code of a package, which has that module, as internal: in tracebacks, and in locations in programs."""
+    directory = os.path.dirname(module_file) + os.sep
+    for module in (_source_info, _traceback_util):
+        if hasattr(module, "register_exclusion"):
+            module.register_exclusion(directory)
+
+
+hide_frames(__file__)
+
+
 def register_dce(primitive: Any, replace: Callable[[Sequence[bool], Any], Any]) -> None:
     """Let `replace(used, fn)` choose a cheaper function where the last results of a call are not used."""
 

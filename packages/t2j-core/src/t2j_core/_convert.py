@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import torch
@@ -11,18 +11,24 @@ from . import _compat
 from ._dtypes import canonical, dtype_j2t, row_of_torch
 from ._errors import ArgumentError, describe
 
+Via = Literal["dlpack", "host", "cpu", "numpy"]
 
-def j2t(array: jax.Array) -> torch.Tensor:
+
+def j2t(array: jax.Array, via: Via = "dlpack") -> torch.Tensor:
     """The JAX array as a torch tensor over the same memory.
 
     Args:
       array: a concrete JAX array on one device, of any shape and any dtype that torch has.
+      via: `"dlpack"` shares the memory; `"host"` copies through the host, to memory of the tensor's own (`"cpu"` and
+        `"numpy"` are other names of it).
 
     Returns:
-      A tensor of the same shape, dtype and device. JAX arrays are immutable, so do not write into it.
+      A tensor of the same shape, dtype and device. JAX arrays are immutable, so do not write into one that shares
+      their memory.
 
     Raises:
-      ArgumentError: for a tracer, an array spread over several devices, or something that is not a JAX array.
+      ArgumentError: for a tracer, an array spread over several devices, something that is not a JAX array, or an
+        unknown `via`.
 
     >>> import jax.numpy as jnp
     >>> j2t(jnp.arange(3.0))
@@ -50,6 +56,28 @@ def j2t(array: jax.Array) -> torch.Tensor:
                 remedy="Convert its shards: `[j2t(shard.data) for shard in array.addressable_shards]`.",
             )
         )
+    return _over_host(_shared(array)) if _is_copy("j2t", via) else _shared(array)
+
+
+def _over_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu", copy=True).to(tensor.device)
+
+
+def _is_copy(function: str, via: str) -> bool:
+    """Whether `via` asks for a copy. Raises for what it does not know."""
+    if via not in get_args(Via):
+        raise ArgumentError(
+            describe(
+                f"`via` of `{function}` is unknown.",
+                expected='"dlpack", which shares the memory, or "host", which copies',
+                got=repr(via),
+                remedy="Choose one.",
+            )
+        )
+    return via != "dlpack"
+
+
+def _shared(array: jax.Array) -> torch.Tensor:
     dtype = dtype_j2t(array.dtype)
     if _has_no_float8(dtype):
         return _from_dlpack(array.view("uint8")).view(dtype)
@@ -69,17 +97,18 @@ def _from_dlpack(array: jax.Array) -> torch.Tensor:
     return torch.utils.dlpack.from_dlpack(array)
 
 
-def t2j(tensor: torch.Tensor) -> jax.Array:
+def t2j(tensor: torch.Tensor, via: Via = "dlpack") -> jax.Array:
     """The torch tensor as a JAX array, over the same memory where it is contiguous and of a dtype JAX stores.
 
     Args:
       tensor: a dense tensor of any shape and any dtype that JAX has. Its autograd history is left behind.
+      via: `"dlpack"` shares the memory where it can; `"host"` (or `"cpu"`, `"numpy"`) copies through the host.
 
     Returns:
       An array of the same shape and device; 64-bit dtypes become 32-bit while x64 is off.
 
     Raises:
-      ArgumentError: for something that is not a dense torch tensor.
+      ArgumentError: for something that is not a dense torch tensor, or an unknown `via`.
       DTypeError: for a dtype JAX does not have.
 
     >>> t2j(torch.tensor([1, 2]))
@@ -95,7 +124,7 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
                 "`t2j` takes a dense torch tensor.", expected="torch.Tensor", got=got, remedy="Use `torch.as_tensor`."
             )
         )
-    if not _has_data(tensor):
+    if not has_data(tensor):
         raise ArgumentError(
             describe(
                 "`t2j` takes a tensor that holds data.",
@@ -106,6 +135,8 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
         )
     row = row_of_torch(tensor.dtype)
     tensor = tensor.detach().resolve_conj().resolve_neg()
+    if _is_copy("t2j", via):
+        tensor = _over_host(tensor)
     stored = dtype_j2t(canonical(row.jax))
     tensor = tensor.to(stored).contiguous()
     if _has_no_float8(stored):
@@ -113,27 +144,42 @@ def t2j(tensor: torch.Tensor) -> jax.Array:
     return _compat.array_over(tensor)
 
 
-def _has_data(tensor: torch.Tensor) -> bool:
+def has_data(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds values, unlike fake ones and those inside `torch.func`."""
     try:
         return tensor.numel() == 0 or tensor.data_ptr() != 0
     except RuntimeError:
         return False
 
 
-def tree_j2t(tree: Any) -> Any:
+def tree_j2t(tree: Any, via: Via = "dlpack") -> Any:
     """`j2t` on every JAX array of a pytree; other leaves stay as they are.
+
+    Args:
+      tree: any pytree.
+      via: as in `j2t`.
+
+    Returns:
+      The same tree with tensors in the places of its arrays.
 
     >>> import jax.numpy as jnp
     >>> tree_j2t({"w": jnp.ones(2), "name": "layer"})
     {'name': 'layer', 'w': tensor([1., 1.])}
     """
-    return jax.tree.map(lambda leaf: j2t(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+    return jax.tree.map(lambda leaf: j2t(leaf, via) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
-def tree_t2j(tree: Any) -> Any:
+def tree_t2j(tree: Any, via: Via = "dlpack") -> Any:
     """`t2j` on every tensor of a pytree; other leaves stay as they are.
+
+    Args:
+      tree: any pytree.
+      via: as in `t2j`.
+
+    Returns:
+      The same tree with arrays in the places of its tensors.
 
     >>> tree_t2j({"w": torch.ones(2), "name": "layer"})
     {'name': 'layer', 'w': Array([1., 1.], dtype=float32)}
     """
-    return jax.tree.map(lambda leaf: t2j(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
+    return jax.tree.map(lambda leaf: t2j(leaf, via) if isinstance(leaf, torch.Tensor) else leaf, tree)

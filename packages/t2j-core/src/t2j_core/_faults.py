@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
+from ._advice import note_numbers
 from ._bounded import remember
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
-from ._errors import DTypeError, OutputError, describe
+from ._errors import DataDependentShapeError, DTypeError, OutputError, describe
+from ._frames import hide_own_frames
+from ._jax_inside import as_jax_inside
 from ._originals import keep, tag
-from ._signature import Leaf, Signature
+from ._signature import Leaf, Signature, fixed_shapes, named_avals, same_tree
 
 logger = logging.getLogger("t2j_core")
 
@@ -34,7 +37,7 @@ def check_results(signature: Signature, answer: object) -> None:
             f"{signature.name} did not return what it should.",
             expected="one tensor" if signature.outputs.single else f"{n} tensors in the declared tree",
             got=got,
-            remedy="Correct `output_shapes`, or return the same tree for every input of a signature.",
+            remedy=same_tree(signature.outputs),
         )
     )
 
@@ -69,13 +72,25 @@ def check_output(signature: Signature, index: int, value: Any, device_type: int,
             )
         )
     if tuple(value.shape) != leaf.shape or not _stores_as(value.dtype, leaf):
-        got = f"{_short(value)}"
-        raise OutputError(
-            _wrong(
-                signature, path, str(leaf), got, "Correct `output_shapes`, or the shape and dtype the function returns."
-            )
-        )
+        raise _another_aval(signature, path, leaf, value)
     return value.as_subclass(torch.Tensor)
+
+
+def _another_aval(signature: Signature, path: str, leaf: Leaf, value: torch.Tensor) -> Exception:
+    """The error for an output of another shape or dtype than the signature has."""
+    got, is_declared = _short(value), signature.outputs.is_declared
+    if is_declared:
+        remedy = "Correct `output_shapes`, or the shape and dtype the function returns."
+        return OutputError(_wrong(signature, path, str(leaf), got, remedy))
+    if is_declared is False and tuple(value.shape) != leaf.shape:
+        what = f"The shape of {path} of {signature.name} depends on the values of its inputs"
+        what = f"{what} ({named_avals(signature.key, signature.operands)})."
+        expected = f"{leaf}, as it was {signature.outputs.origin}"
+        return DataDependentShapeError(
+            describe(what, expected=expected, got=f"{got} for these values", remedy=fixed_shapes(signature.operands))
+        )
+    remedy = "Return the same shapes and dtypes for every input of a signature."
+    return OutputError(_wrong(signature, path, str(leaf), got, remedy))
 
 
 def _wrong(signature: Signature, path: str, expected: str, got: str, remedy: str) -> str:
@@ -138,9 +153,13 @@ def note_several_devices(name: str) -> None:
 
 def report(signature: Signature | None, error: BaseException) -> tuple[int, str]:
     """Keep an exception for `last_error` and word it for XLA: (status code, message)."""
+    if signature is not None:
+        error = as_jax_inside(signature.name, error) or error
+        note_numbers(error, signature.key)
     note_missing_width(error)
-    text, summary = _worded(error)
     _clear_frames(error)
+    hide_own_frames(error)
+    text, summary = _worded(error)
     number = keep(error)
     if len(text) > _LIMIT:
         text = f"{text[: _LIMIT // 2]}\n  [...]\n{text[-_LIMIT // 2 :]}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import itertools
 import logging
 import math
 import types
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,22 +18,17 @@ import torch
 import torch.utils._pytree as torch_tree
 
 from . import _compat
+from ._advice import Kind, kind_of, note_inference, values_matter
 from ._dtypes import aval_text, note_missing_width
-from ._errors import (
-    DataDependentShapeError,
-    JaxInsideTorchError,
-    OutputError,
-    T2jError,
-    T2jWarning,
-    describe,
-    warn,
-)
+from ._errors import DataDependentShapeError, OutputError, T2jError, T2jWarning, describe, warn
 from ._garbage import collect
 from ._indices import expands_index
+from ._jax_inside import as_jax_inside, jax_inside
+from ._made_up import Examples, Values, enough, values
 from ._pytree import Static, merger, plain
 from ._randomness import Draws, Watch, generator_states
 from ._rng import turns
-from ._signature import Leaf, Outputs, output_leaf
+from ._signature import Leaf, Outputs, fixed_shapes, named_avals, output_leaf
 
 logger = logging.getLogger("t2j_core")
 
@@ -187,10 +181,13 @@ def infer_outputs(
     name: str,
     key: tuple[Any, ...],
     operands: Sequence[Leaf],
+    examples: Examples = (),
     *,
     notes_random: bool = False,
 ) -> Outputs:
-    """Run the function without data, once, and read its outputs off; where that fails, run it on made-up data.
+    """Run the function without data, once, and read its outputs off; where that fails, run it on data.
+
+    The data are the examples, if there are any, and made-up values.
 
     If `notes_random`, a function that draws random numbers is run once more, to tell whether it always does.
     Raises `DataDependentShapeError` where a shape depends on values, and the function's own exception where it raises.
@@ -203,6 +200,7 @@ def infer_outputs(
         # unless they are many, or the import is done.
         modes.append((_compat.fake_mode(), str(_compat.torch_device())))
     obstacle = ""
+    failure: Kind | None = None
     for mode, device in modes:
         try:
             with _inference(name):
@@ -221,13 +219,15 @@ def infer_outputs(
         except T2jError:
             raise
         except _NeedsDataError as reason:
-            obstacle = f" ({reason})"
+            obstacle, failure = f" ({reason})", kind_of(reason)
             break
         except Exception as reason:
-            obstacle = f" ({_first_line(reason)})"
+            obstacle, failure = f" ({_first_line(reason)})", failure or kind_of(reason)
             logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
-    outputs = _infer_from_data(call, name, key, operands, notes_random)
-    return dataclasses.replace(outputs, origin=f"inferred by runs on made-up data{obstacle}")
+    runs = _Runs(call, name, key, operands, notes_random=notes_random)
+    outputs = _infer_from_data(runs, examples, failure)
+    on = "examples and made-up data" if any(example is not None for example in examples) else "made-up data"
+    return dataclasses.replace(outputs, origin=f"inferred by runs on {on}{obstacle}")
 
 
 def _first_line(error: Exception) -> str:
@@ -274,85 +274,128 @@ def _keeps_state(name: str) -> str:
     )
 
 
-def _infer_from_data(
-    call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], notes_random: bool
-) -> Outputs:
-    def run(make: Callable[[Leaf], torch.Tensor], device: str) -> Outputs:
-        with _inference(name):
-            before = generator_states()
-            outputs = _run(call, key, [make(leaf).to(device) for leaf in operands])
-            drew = not all(map(torch.equal, before, generator_states()))
-        return dataclasses.replace(outputs, is_random=drew)
+class _Runs:
+    """Runs of a function on different values: enough of them to tell whether shapes depend on values."""
 
-    answers: list[Outputs] = []
-    failure: Exception | None = None
-    devices = dict.fromkeys((str(_compat.torch_device()), "cpu"))  # kernels and weights may be of a GPU alone
-    for device, make in itertools.product(devices, (_zeros, _ramp, _ones)):
-        if isinstance(failure, T2jError) or len(answers) == 2 or (answers and make is _zeros):
-            break  # some need not be valid input; two answers tell whether values matter
+    def __init__(
+        self, call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], *, notes_random: bool
+    ) -> None:
+        self._call, self._name, self._key, self._operands = call, name, key, operands
+        self._notes_random = notes_random
+        self._drew_on: tuple[Callable[[], Values], str] | None = None  # values of a run that drew random numbers
+        self._answers: list[Outputs] = []
+        self._failures: list[Exception] = []
+
+    def run(self, examples: Examples, without_data: Kind | None) -> None:
+        for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
+            for count, make in enumerate(values(self._operands, examples), 1):
+                self._run_once(device, make)
+                if self._is_settled() or (count == _IN_VAIN and not self._may_work(without_data)):
+                    break
+            if self._answers or self._is_settled():
+                return
+
+    def forget_failures(self) -> None:
+        """Their tracebacks refer to frames that refer to this."""
+        self._failures.clear()
+
+    def _run_once(self, device: str, make: Callable[[], Values]) -> None:
         try:
-            answers.append(run(make, device))
-            works = make, device
-        except Exception as error:
-            failure = failure or error
-    if failure is not None and not answers:
-        if not isinstance(failure, T2jError):
-            failure.add_note(
-                f"Raised while t2j inferred the outputs of {name} for ({', '.join(map(str, operands))}). "
-                "If the function works on real data, declare its outputs with `output_shapes=`."
-            )
-            note_missing_width(failure)
-        try:
+            with _inference(self._name):
+                before = generator_states()
+                self._answers.append(self._run(device, make))
+                if not all(map(torch.equal, before, generator_states())):
+                    self._drew_on = make, device
+        except Exception as error:  # not all values need be valid input
+            self._failures.append(error)
+
+    def _run(self, device: str, make: Callable[[], Values]) -> Outputs:
+        return _run(self._call, self._key, [tensor.to(device) for tensor in make()])
+
+    def _is_random(self) -> bool:
+        if self._drew_on is None or not self._notes_random:
+            return False
+        make, device = self._drew_on
+
+        def again(draws: Draws) -> None:
+            with Watch(draws):
+                self._run(device, make)
+
+        return _is_random(self._name, again)
+
+    def _is_settled(self) -> bool:
+        if self._failures and isinstance(self._failures[-1], T2jError):
+            return True
+        count = enough(self._operands) if self._answers and not self._is_doubtful() else math.inf
+        return len(self._answers) >= count or self._differ()
+
+    def _is_doubtful(self) -> bool:
+        """Whether only further values would show elements: `x[x > 1000]`."""
+        return any(0 in leaf.shape for leaf in self._answers[0].leaves) and not _are_empty(self._operands)
+
+    def _differ(self) -> bool:
+        return any(_content(answer) != _content(self._answers[0]) for answer in self._answers)
+
+    def _may_work(self, without_data: Kind | None) -> bool:
+        return bool(self._answers) or values_matter(without_data, self._failures)
+
+    def outputs(self) -> Outputs:
+        first, last = self._answers[0], self._answers[-1]
+        if last.leaves != first.leaves:
+            raise DataDependentShapeError(_data_dependent(self._name, self._key, self._operands, first, last))
+        if _content(last) != _content(first):
+            raise OutputError(_changing_constant(self._name, self._key, self._operands, first))
+        return dataclasses.replace(first, is_doubtful=self._is_doubtful(), is_random=self._is_random())
+
+    def failure(self, without_data: Kind | None) -> Exception | None:
+        """The first exception, or that of t2j, with notes; None where a run succeeded."""
+        if self._answers:
+            return None
+        of_t2j = [error for error in self._failures if isinstance(error, T2jError)]
+        if of_t2j:
+            return of_t2j[0]
+        failure, matter = self._failures[0], self._may_work(without_data)
+        note_inference(failure, self._name, self._key, self._operands, values_matter=matter)
+        note_missing_width(failure)
+        return failure
+
+
+def _are_empty(operands: Sequence[Leaf]) -> bool:
+    return all(0 in leaf.shape for leaf in operands)
+
+
+def _content(outputs: Outputs) -> tuple[Any, ...]:
+    return outputs.leaves, outputs.tree, outputs.statics
+
+
+_IN_VAIN = 4  # runs that fail in the same way, as on real data
+
+
+def _infer_from_data(runs: _Runs, examples: Examples, without_data: Kind | None) -> Outputs:
+    runs.run(examples, without_data)
+    failure = runs.failure(without_data)
+    try:
+        if failure is not None:
             raise failure
-        finally:
-            del failure  # its traceback holds this frame
-    if answers[-1].leaves != answers[0].leaves:
-        raise DataDependentShapeError(_data_dependent(name, operands, answers[0], answers[-1]))
-    if (answers[-1].tree, answers[-1].statics) != (answers[0].tree, answers[0].statics):
-        raise OutputError(_changing_constant(name, operands, answers[0]))
-    if not (notes_random and answers[-1].is_random):
-        return dataclasses.replace(answers[0], is_random=False)
-    make, device = works
-
-    def again(draws: Draws) -> None:
-        with Watch(draws):
-            _run(call, key, [make(leaf).to(device) for leaf in operands])
-
-    return dataclasses.replace(answers[0], is_random=_is_random(name, again))
+        return runs.outputs()
+    finally:
+        runs.forget_failures()
+        del failure  # its traceback holds this frame
 
 
-def _zeros(leaf: Leaf) -> torch.Tensor:
-    return torch.zeros(leaf.shape, dtype=leaf.torch_dtype)
-
-
-def _ones(leaf: Leaf) -> torch.Tensor:
-    return torch.ones(leaf.shape, dtype=leaf.torch_dtype)
-
-
-def _ramp(leaf: Leaf) -> torch.Tensor:
-    count = torch.arange(1, 1 + int(np.prod(leaf.shape, dtype=np.int64))) % 100
-    return count.reshape(leaf.shape).to(leaf.torch_dtype)
-
-
-def _data_dependent(name: str, operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
-    remedy = "Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries."
-    if any(leaf.shape == () and not jax.numpy.issubdtype(leaf.dtype, np.inexact) for leaf in operands):
-        remedy = (
-            "A number among the arguments of a `jax.jit` of your own is data. If the shapes depend on it, make it a "
-            f"constant with `static_argnums` or `static_argnames` of that `jax.jit`. Otherwise: {remedy}"
-        )
+def _data_dependent(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
     return describe(
-        f"The output shapes of {name} depend on the values of its inputs ({', '.join(map(str, operands))}).",
+        f"The output shapes of {name} depend on the values of its inputs ({named_avals(key, operands)}).",
         expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
         got=f"({', '.join(map(str, first.leaves))}) for one input, ({', '.join(map(str, second.leaves))}) for another",
-        remedy=remedy,
+        remedy=fixed_shapes(operands),
     )
 
 
-def _changing_constant(name: str, operands: Sequence[Leaf], outputs: Outputs) -> str:
+def _changing_constant(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], outputs: Outputs) -> str:
     kinds = sorted({static.kind.__name__ for static in outputs.statics if static is not None})
     return describe(
-        f"{name} returns a constant that depends on the values of its inputs ({', '.join(map(str, operands))}).",
+        f"{name} returns a constant that depends on the values of its inputs ({named_avals(key, operands)}).",
         expected="tensors, and constants that are the same for every input of a signature",
         got=f"another {' or '.join(kinds) or 'tree'} for another input",
         remedy="Return values that change from call to call as tensors: `x.sum()` instead of `x.sum().item()`.",
@@ -362,9 +405,10 @@ def _changing_constant(name: str, operands: Sequence[Leaf], outputs: Outputs) ->
 @contextlib.contextmanager
 def _inference(name: str) -> Any:
     def refuse(operation: str) -> Exception:
-        return jax_inside(name, operation)
+        return jax_inside(name, f"the operation `{operation}`")
 
     _compat.close_abandoned_forward_level()  # one that another function has left
+    found: Exception | None = None
     with (
         turns,
         _compat.default_torch_state(("cpu",)),
@@ -372,11 +416,18 @@ def _inference(name: str) -> Any:
         _compat.without_compilation(),
         _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),
+        np.errstate(all="ignore"),  # of made-up values
     ):
         try:
             yield
+        except Exception as error:
+            found = as_jax_inside(name, error)
+            if found is None:
+                raise
         finally:
             is_left = _compat.close_abandoned_forward_level()
+    if found is not None:
+        raise found
     if is_left:
         warn(_leaves_level(name), T2jWarning)
 
@@ -392,18 +443,6 @@ apart = _inference
 """For sister packages: within, a function that is tried out neither sees nor changes the state of a real call."""
 
 
-def jax_inside(name: str, operation: str) -> JaxInsideTorchError:
-    """The error for JAX called inside a torch function."""
-    return JaxInsideTorchError(
-        describe(
-            f"The torch function {name} calls JAX (the operation `{operation}`), which can deadlock inside an XLA "
-            "program.",
-            expected="only PyTorch (and NumPy) inside the function",
-            remedy="Compute with JAX before or after the call and pass arrays as arguments.",
-        )
-    )
-
-
 def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
     args, kwargs = merger(key)(tensors)
     versions = [t._version for t in tensors]
@@ -414,7 +453,8 @@ def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Ten
     statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(item) for item in items)
     results = [item for item in items if isinstance(item, torch.Tensor)]
     returned = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
-    return Outputs(tree, tuple(output_leaf(_sizes(t), t.dtype) for t in results), statics, mutated, returned)
+    leaves = tuple(output_leaf(_sizes(t), t.dtype) for t in results)
+    return Outputs(tree, leaves, statics, mutated, returned, is_declared=False)
 
 
 def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
@@ -426,12 +466,19 @@ def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
         if inspect.iscoroutine(item):
             item.close()
     else:
-        parts = item.values() if isinstance(item, dict) else item if isinstance(item, (list, tuple)) else ()
-        for part in parts:
+        for part in _parts(item):
             _check_containers(part, (*outer, id(item)))
         return
     text = f"The function returns {what}."
     raise OutputError(describe(text, expected="a finite tree of tensors", got=type(item).__name__, remedy=remedy))
+
+
+def _parts(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return item.values()
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return [getattr(item, field.name, None) for field in dataclasses.fields(item)]
+    return item if isinstance(item, (list, tuple)) else ()
 
 
 def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ._convert import j2t, t2j
 from ._errors import ArgumentError, DTypeError, describe
+from ._keywords import Keywords
 from ._skeleton import Skeletons
 from ._variables import NUMBERS, Layout
 from ._wrap import TorchFunction, signature_of, torch2jax
@@ -20,7 +21,12 @@ Variables = dict[str, dict[str, Any]]
 
 
 def module2jax(
-    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, copy: bool = False, **options: Any
+    module: torch.nn.Module,
+    *,
+    train: bool | None = None,
+    mutable: bool = False,
+    copy: bool = False,
+    **options: Unpack[Keywords],
 ) -> tuple[TorchFunction[...], Variables]:
     """An `nn.Module` as a pure JAX function and its variables.
 
@@ -79,6 +85,7 @@ def functional(
 
     call.__signature__ = signature_of(module, "variables")  # type: ignore[attr-defined]
     call.__name__ = type(module).__name__
+    call.made_by = "module2jax"  # type: ignore[attr-defined]  # for `repr`
     call.__doc__ = f"The module {type(module).__name__} as a function of its variables and arguments."
     call.check_arguments = lambda *args, **_: layout.check(*args[:1]) if args else None  # type: ignore[attr-defined]
     return call, variables

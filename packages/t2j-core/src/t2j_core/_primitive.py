@@ -19,7 +19,7 @@ from ._errors import ShardingError, TransformError, describe
 from ._export import refused
 from ._host import host_call
 from ._in_flight import hold_until_ready
-from ._infer import jax_inside
+from ._jax_inside import jax_inside
 from ._once import on_first_device
 from ._originals import original_of, raises_originals
 from ._signature import Signature
@@ -44,7 +44,8 @@ def _enter_state(first: bool, signature: Signature) -> contextlib.ExitStack:
     stack.enter_context(_compat.default_torch_state(_AUTOCAST_DEVICES))
     stack.enter_context(_compat.profiled(signature.name))
     if first:
-        stack.enter_context(_compat.refusing_jax(lambda operation: jax_inside(signature.name, operation)))
+        name = signature.name
+        stack.enter_context(_compat.refusing_jax(lambda operation: jax_inside(name, f"the operation `{operation}`")))
     return stack
 
 

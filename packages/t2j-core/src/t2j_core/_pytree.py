@@ -141,28 +141,32 @@ def constants(key: tuple[Any, ...]) -> dict[str, Any]:
     return {argument_path(path): statics[i].value for path, i in named if statics[i] is not None}
 
 
-def plain(output: Any) -> Any:
+def plain(output: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     """Turn containers that JAX does not know into ones it does.
 
     A dataclass or mapping that is not a registered pytree becomes a dict. Fields that are None are dropped from a
-    mapping that is a dataclass too (the convention of Hugging Face's `ModelOutput`).
+    mapping that is a dataclass too (the convention of Hugging Face's `ModelOutput`). What `is_leaf` accepts stays.
     """
     if isinstance(output, torch.Tensor):
         return output
-    return jax.tree.map(_plain_leaf, output)
+    if is_leaf is None:
+        return jax.tree.map(_plain_leaf, output)
+    return jax.tree.map(functools.partial(_plain_leaf, is_leaf=is_leaf), output, is_leaf=is_leaf)
 
 
-def _plain_leaf(leaf: Any) -> Any:
+def _plain_leaf(leaf: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    if is_leaf is not None and is_leaf(leaf):
+        return leaf
     if isinstance(leaf, tuple) and not isinstance(leaf, torch.Size):  # such as `torch.return_types.max`
         names = getattr(type(leaf), "__match_args__", ())
-        items = [plain(item) for item in leaf]
+        items = [plain(item, is_leaf) for item in leaf]
         return _named_tuple(type(leaf).__name__, names)(*items) if len(names) == len(items) > 0 else tuple(items)
     if isinstance(leaf, list):
-        return [plain(item) for item in leaf]
+        return [plain(item, is_leaf) for item in leaf]
     if isinstance(leaf, Mapping):
-        return {key: plain(value) for key, value in leaf.items()}
+        return {key: plain(value, is_leaf) for key, value in leaf.items()}
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-        return {field.name: plain(getattr(leaf, field.name)) for field in dataclasses.fields(leaf)}
+        return {field.name: plain(getattr(leaf, field.name), is_leaf) for field in dataclasses.fields(leaf)}
     return leaf
 
 

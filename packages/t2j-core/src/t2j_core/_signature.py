@@ -12,7 +12,7 @@ import torch
 
 from ._dtypes import aval_text, canonical, dtype_j2t, dtype_t2j, row_of_jax
 from ._errors import ArgumentError, DTypeError, describe
-from ._pytree import PyTreeDef, Size, Static, argument_paths
+from ._pytree import PyTreeDef, Size, Static, argument_paths, plain
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Outputs:
     expands_indices: bool | None = field(default=None, compare=False)  # of int32, in gathers; None where not known
     origin: str = field(default="", compare=False)  # how they became known
     is_random: bool = field(default=False, compare=False)  # the function draws from torch's default generators
+    is_declared: bool | None = field(default=None, compare=False)
+    """Whether the user declared them, or they were inferred; None of derived functions and those of other processes."""
+    is_doubtful: bool = field(default=False, compare=False)
+    """Whether one without elements was seen on made-up values only. XLA drops calls whose results have no elements, and
+    would not notice that it has some for real values."""
 
     @property
     def single(self) -> bool:
@@ -81,6 +86,16 @@ class Signature:
         return f"{self.name}({left}) -> ({', '.join(map(str, self.outputs.leaves))})"
 
 
+_MANY = 4
+
+
+def named_avals(key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:
+    """The first operands by their names: `args[0]: f32[8,3], args[1]: i32[] and 3 more`."""
+    named = [f"{path}: {leaf}" for path, leaf in zip(argument_paths(key), operands, strict=True)]
+    more = f" and {len(named) - _MANY} more" if len(named) > _MANY + 1 else ""
+    return ", ".join(named[: _MANY if more else None]) + more
+
+
 def leaf_of(shape: Sequence[int], dtype: Any, torch_dtype: torch.dtype | None = None) -> Leaf:
     """A `Leaf` from a JAX dtype. Raises for dtypes torch lacks and for symbolic sizes."""
     row = row_of_jax(dtype)
@@ -104,6 +119,24 @@ def flat_signature(name: str, operands: Sequence[Leaf], results: Sequence[Leaf])
     return Signature(name, key, tuple(operands), outputs)
 
 
+def fixed_shapes(operands: Sequence[Leaf]) -> str:
+    """What to do where shapes depend on values."""
+    remedy = "Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries."
+    if any(leaf.shape == () and not jax.numpy.issubdtype(leaf.dtype, np.inexact) for leaf in operands):
+        return (
+            "A number among the arguments of a `jax.jit` of your own is data. If the shapes depend on it, make it a "
+            f"constant with `static_argnums` or `static_argnames` of that `jax.jit`. Otherwise: {remedy}"
+        )
+    return remedy
+
+
+def same_tree(outputs: Outputs) -> str:
+    """What to do where a function returned another tree than its signature has."""
+    if outputs.is_declared:
+        return "Correct `output_shapes`, or return the tree that it declares."
+    return "Return the same tree for every input of a signature."
+
+
 # --- declared outputs ---------------------------------------------------------------------------------------------
 
 
@@ -114,9 +147,9 @@ def declared_outputs(output_shapes: Any, operands: Sequence[Leaf]) -> Outputs:
     """
     floating = next((leaf for leaf in operands if leaf.torch_dtype.is_floating_point), None)
     default = floating.torch_dtype if floating else torch.float32
-    items, tree = jax.tree.flatten(output_shapes, is_leaf=_is_shape)
-    leaves = tuple(_declared(item, default) for item in items)
-    return Outputs(tree, leaves, (None,) * len(items), origin="declared by `output_shapes`")
+    named, tree = jax.tree_util.tree_flatten_with_path(plain(output_shapes, is_leaf=_is_shape), is_leaf=_is_shape)
+    leaves = tuple(_declared(item, default, jax.tree_util.keystr(path)) for path, item in named)
+    return Outputs(tree, leaves, (None,) * len(leaves), origin="declared by `output_shapes`", is_declared=True)
 
 
 def _is_shape(item: Any) -> bool:
@@ -129,22 +162,22 @@ def _is_integer(n: Any) -> bool:
     return isinstance(n, (int, np.integer)) and not isinstance(n, bool)
 
 
-def _declared(item: Any, default: torch.dtype) -> Leaf:
+def _declared(item: Any, default: torch.dtype, path: str) -> Leaf:
     shape, dtype = (item, default) if _is_shape(item) else (getattr(item, name, None) for name in ("shape", "dtype"))
     if not isinstance(shape, (tuple, list)) or dtype is None:
-        raise _not_an_array(type(item).__name__ if not isinstance(item, type) else f"the type {item.__name__}")
+        raise _not_an_array(path, type(item).__name__ if not isinstance(item, type) else f"the type {item.__name__}")
     if any(_is_integer(n) and not 0 <= n < 1 << 63 for n in shape):
-        raise _not_an_array(f"the shape {tuple(shape)}")
+        raise _not_an_array(path, f"the shape {tuple(shape)}")
     try:
         return output_leaf(tuple(shape), dtype_j2t(dtype))
     except DTypeError as error:
         raise DTypeError(f"In `output_shapes`: {error}") from None
 
 
-def _not_an_array(got: str) -> ArgumentError:
+def _not_an_array(path: str, got: str) -> ArgumentError:
     return ArgumentError(
         describe(
-            "`output_shapes` holds something that does not describe an array.",
+            f"`output_shapes` holds something that does not describe an array{f' at {path}' if path else ''}.",
             expected="a pytree of Size, tuple of int, jax.ShapeDtypeStruct, array or tensor",
             got=got,
             remedy="Describe each output by `Size(shape)` or `jax.ShapeDtypeStruct(shape, dtype)`.",

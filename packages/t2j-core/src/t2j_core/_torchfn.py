@@ -16,9 +16,10 @@ from ._dtypes import row_of_jax, row_of_torch
 from ._errors import OutputError, describe
 from ._lending import BORROW, Lending
 from ._orphans import Origin
-from ._pytree import Static, is_flat, merger, plain
+from ._pytree import PyTreeDef, Static, is_flat, merger, plain
 from ._redirect import Redirected
 from ._signature import Leaf, Signature
+from ._trees import order
 
 _ids = itertools.count(1)
 # Without a lock: a signal handler or a finalizer may run in the middle of each of these functions and call them again.
@@ -102,10 +103,11 @@ class TorchFn:
         if self.is_flat:
             return call
         merge = merger(signature.key)
+        orders: dict[PyTreeDef, tuple[int, ...]] = {}
 
         def run(*tensors: torch.Tensor, **extra: Any) -> tuple[Any, ...]:
             args, kwargs = merge(tensors)
-            return tuple(_flatten_results(signature, call(*args, **kwargs, **extra)))
+            return tuple(_flatten_results(signature, call(*args, **kwargs, **extra), orders))
 
         return run
 
@@ -223,8 +225,11 @@ def strong(fn: TorchFn | WeakFn) -> TorchFn:
     return fn.fn if isinstance(fn, WeakFn) else fn
 
 
-def _flatten_results(signature: Signature, answer: Any) -> list[Any]:
-    """The tensors of an answer, after its tree and constants were compared with the signature."""
+def _flatten_results(signature: Signature, answer: Any, orders: dict[PyTreeDef, tuple[int, ...]]) -> list[Any]:
+    """The tensors of an answer, after its tree and constants were compared with the signature.
+
+    `orders` remembers trees that are like that of the signature but for their containers.
+    """
     import jax
 
     outputs = signature.outputs
@@ -232,14 +237,9 @@ def _flatten_results(signature: Signature, answer: Any) -> list[Any]:
         return [answer]
     items, tree = jax.tree.flatten(plain(answer))
     if tree != outputs.tree:
-        raise OutputError(
-            describe(
-                f"{signature.name} returned another tree than it should.",
-                expected=f"{outputs.tree}",
-                got=f"{tree}",
-                remedy="Correct `output_shapes`, or return the same tree for every input of a signature.",
-            )
-        )
+        if tree not in orders:
+            orders[tree] = order(signature, tree)
+        items = [items[place] for place in orders[tree]]
     tensors = []
     for item, static in zip(items, outputs.statics, strict=True):
         if static is None:

@@ -8,19 +8,22 @@ import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 import jax
 import numpy as np
 import torch
 
 from . import _compat
-from ._arguments import arrays_of, as_data, check_key_is_first, key_data, leaves_of
+from ._advice import tell_without_arrays
+from ._arguments import ExampleValues, arrays_of, as_data, check_key_is_first, key_data, leaves_of
 from ._bounded import remember as _remember
+from ._constants import Watch
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, T2jError, T2jWarning, TensorEscapeError, describe, warn
 from ._explain import explained, heading, shown_options
 from ._faults import hold
+from ._frames import hide_own_frames
 from ._in_place import handed_over
 from ._indices import with_long_indices
 from ._infer import infer_outputs
@@ -28,7 +31,7 @@ from ._options import Options, checked_examples
 from ._originals import original_of, raises_originals
 from ._orphans import Signatures, let_go
 from ._primitive import torch_call
-from ._pytree import Static, merger, split
+from ._pytree import Static, is_flat, merger, split
 from ._randomness import told
 from ._rng import seeded, turns
 from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
@@ -51,8 +54,8 @@ def torch2jax(
     output_shapes: Any = None,
     mutable_argnums: int | Sequence[int] = (),
     rng: bool = False,
-    arguments: str = "auto",
-    outputs: str = "auto",
+    arguments: Literal["auto", "copy", "check"] = "auto",
+    outputs: Literal["auto", "copy", "out"] = "auto",
     has_side_effect: bool = False,
     name: str | None = None,
 ) -> TorchFunction[P]:
@@ -114,10 +117,21 @@ class TorchFunction(Generic[P]):
         self.options = options
         self._example_tree: Any = None
         self._example_dtypes: dict[int, torch.dtype] = {}
+        self._examples = ExampleValues()
         self._describe()
         self._start()
-        if examples is not None:
-            self._check_examples(*examples)
+        failure: Exception | None = None
+        try:
+            if examples is not None:
+                self._check_examples(*examples)
+        except Exception as error:
+            failure = error
+        if failure is not None:  # raised out here, as in `__call__`
+            hide_own_frames(failure)
+            try:
+                raise failure
+            finally:
+                del failure
 
     def _describe(self) -> None:
         """Take over what `fn` says of itself."""
@@ -136,6 +150,7 @@ class TorchFunction(Generic[P]):
         self._array_entries: dict[Any, Any] = {}  # the same where all leaves are JAX arrays, by the tree
         self._array_type: type | None = None
         self._flat = jax.jit(self._call_arrays)
+        self._constants_seen = Watch()
         self._has_constant_outputs = False
         self._told: set[str] = set()  # the warnings that were given, for the function and its variants
         if self.options.name is not None:
@@ -150,7 +165,7 @@ class TorchFunction(Generic[P]):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along; all else follows from it."""
-        return {name: vars(self)[name] for name in ("fn", "options", "_example_tree", "_example_dtypes")}
+        return {name: vars(self)[name] for name in _KEPT_IN_COPIES}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
@@ -166,7 +181,8 @@ class TorchFunction(Generic[P]):
         return types.MethodType(self, instance) if getattr(bound, "__func__", None) is self.fn else self
 
     def __repr__(self) -> str:
-        return f"torch2jax({', '.join(filter(None, (self.__name__, shown_options(*self._option_groups()))))})"
+        maker = getattr(self.fn, "made_by", "torch2jax")
+        return f"{maker}({', '.join(filter(None, (self.__name__, shown_options(*self._option_groups()))))})"
 
     def _option_groups(self) -> tuple[Any, ...]:
         """The dataclasses of options that `repr` shows."""
@@ -209,20 +225,18 @@ class TorchFunction(Generic[P]):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
     @raises_originals
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        failure = None
+        failure: BaseException | None = None
         try:
-            known = self._array_type
-            if not kwargs and set(map(type, args)) == {known}:
+            if not kwargs and set(map(type, args)) == {self._array_type}:
                 outputs = self._flat(*args)
             else:
                 outputs = self._call_any(args, kwargs)
-        except _compat.XLA_ERRORS as error:
-            failure = original_of(error)
-            if failure is None:
-                raise
+        except Exception as error:
+            failure = _behind(error)
         if failure is not None:  # raised out here, its own `__cause__` and `__context__` stay
             if isinstance(failure, TensorEscapeError):
                 hold((args, kwargs))
+            hide_own_frames(failure)
             try:
                 raise failure
             finally:
@@ -231,24 +245,36 @@ class TorchFunction(Generic[P]):
 
     def _call_any(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
-        if set(map(type, leaves)) == {self._array_type}:
-            entry = self._array_entries.get(tree)
-            if entry is None:
-                entry = _remember(self._array_entries, tree, jax.jit(functools.partial(self._call_tree, tree)))
-            return entry(*leaves)
+        if self._array_type is None:
+            self._array_type = next((type(leaf) for leaf in leaves if _compat.is_concrete_array(leaf)), None)
+        if leaves and set(map(type, leaves)) == {self._array_type}:
+            return self._entry_of_arrays(tree, len(leaves))(*leaves)
         _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
-        arrays = arrays_of(data, self.__name__, key)
         dtypes = self._torch_dtypes(data, key)
-        if any(isinstance(leaf, _compat.Tracer) for leaf in arrays):
-            return self._bind(arrays, key, dtypes)
-        if self._array_type is None and arrays:
-            self._array_type = type(arrays[0])
+        is_traced = any(isinstance(leaf, _compat.Tracer) for leaf in data)
+        arrays = arrays_of(data, self.__name__, key, is_traced=is_traced)
+        return self._bind(arrays, key, dtypes) if is_traced else self._entry(key, dtypes, arrays)(*arrays)
+
+    def _entry(self, key: Any, dtypes: Any, arrays: Sequence[Any]) -> Any:
+        """The compiled form for a call with constants, or with arrays of other libraries."""
+        tree, statics = key
+        if arrays and len(arrays) == len(statics) and dtypes == self._torch_dtypes(arrays, key):
+            return self._entry_of_arrays(tree, len(arrays))  # as if they had been JAX arrays
         entry = self._entries.get((key, dtypes))
         if entry is None:
             entry = jax.jit(functools.partial(self._bind_marked, key, dtypes))
             _remember(self._entries, (key, dtypes), entry)
-        return entry(*arrays)
+        return entry
+
+    def _entry_of_arrays(self, tree: Any, count: int) -> Any:
+        """The compiled form for a call with JAX arrays alone."""
+        entry = self._array_entries.get(tree)
+        if entry is None:
+            flat = is_flat((tree, (None,) * count))
+            entry = self._flat if flat else jax.jit(functools.partial(self._call_tree, tree))
+            _remember(self._array_entries, tree, entry)
+        return entry
 
     def _call_arrays(self, *arrays: Any) -> Any:
         return self._call_tree(jax.tree.structure((arrays, {})), *arrays)
@@ -258,7 +284,10 @@ class TorchFunction(Generic[P]):
         return self._bind_marked(key, self._torch_dtypes(arrays, key), *arrays)
 
     def _bind_marked(self, key: Any, dtypes: Any, *arrays: Any) -> Any:
-        return self._bind(list(arrays), key, dtypes, marked=True)
+        try:
+            return self._bind(list(arrays), key, dtypes, marked=True)
+        except Exception as error:
+            raise _CarrierError(error) from None
 
     def _bind(self, arrays: list[Any], key: Any, dtypes: Any, *, marked: bool = False) -> Any:
         if self.options.rng:
@@ -285,7 +314,10 @@ class TorchFunction(Generic[P]):
         let_go()
         with turns if self.options.output_shapes is None else contextlib.nullcontext():  # threads infer once together
             fn = self._fns.get(full)
-            return fn or _remember(self._fns, full, self._build(self._signature(key, operands)))
+            if fn is None:
+                fn = _remember(self._fns, full, self._build(self._signature(key, operands)))
+                self._constants_seen.note(self.__name__, key, operands)
+            return fn
 
     def _check_arguments(self, key: Any, operands: Sequence[Leaf]) -> None:
         """Let `fn` refuse arguments by their shapes, once for each signature. `module2jax` checks variables so."""
@@ -301,11 +333,14 @@ class TorchFunction(Generic[P]):
         else:
             extra = {"out": None} if self.options.outputs == "out" else {}
             silent = self.options.rng or self.options.has_side_effect or "random" in self._told
+            examples = self._examples.matching(operands)
             call = functools.partial(self._callable(), **extra)
-            outputs = infer_outputs(call, self.__name__, key, operands, notes_random=not silent)
+            outputs = infer_outputs(call, self.__name__, key, operands, examples, notes_random=not silent)
             if outputs.is_random:
                 warn(told(self.__name__), T2jWarning)
                 self._told.add("random")
+        if not operands:
+            tell_without_arrays(self.__name__, key, outputs)
         return Signature(self.__name__, key, operands, outputs)
 
     def _callable(self) -> Callable[..., Any]:
@@ -324,7 +359,7 @@ class TorchFunction(Generic[P]):
             told=self._told,
             passes=passes,
             aliases=aliases,
-            has_side_effect=self.options.has_side_effect,
+            has_side_effect=self.options.has_side_effect or signature.outputs.is_doubtful,
             name=self.options.name,
         )
 
@@ -344,9 +379,12 @@ class TorchFunction(Generic[P]):
         for index, leaf in enumerate(data):
             if self.options.rng and index == 0:
                 leaf = jax.eval_shape(key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+                data[0] = leaf
             stored = dtype_t2j(leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf.dtype
             operands.append(leaf_of(leaf.shape, canonical(stored), dict(dtypes).get(index)))
+        self._examples = ExampleValues(data, operands)
         self._check_signature(key, tuple(operands))
+        self._examples.forget_large()
 
     def _check_signature(self, key: Any, operands: tuple[Leaf, ...]) -> None:
         self._torch_fn(key, operands)
@@ -366,7 +404,7 @@ class TorchFunction(Generic[P]):
         for index, leaf in enumerate(data):
             if isinstance(leaf, torch.Tensor) and canonical(dtype_t2j(leaf.dtype)) != dtype_t2j(leaf.dtype):
                 found[index] = leaf.dtype
-            elif index in found and canonical(dtype_t2j(found[index])) != leaf.dtype:
+            elif index in found and canonical(dtype_t2j(found[index])) != canonical(leaf.dtype):
                 del found[index]
         return tuple(found.items())
 
@@ -394,6 +432,24 @@ def _refuse_after_fork(self: TorchFunction[...], /, *_args: Any, **_kwargs: Any)
 
 
 _compat.after_fork(functools.partial(setattr, TorchFunction, "__call__", _refuse_after_fork))
+
+_KEPT_IN_COPIES = ("fn", "options", "_example_tree", "_example_dtypes", "_examples")
+
+
+class _CarrierError(Exception):
+    """Takes an exception of inference through `jax.jit`, which would add to its notes and its traceback."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _behind(error: Exception) -> BaseException:
+    """The exception that the user is to see."""
+    if isinstance(error, _CarrierError):
+        return error.error
+    original = original_of(error) if isinstance(error, _compat.XLA_ERRORS) else None
+    return error if original is None else original
 
 
 @jax.tree_util.register_static

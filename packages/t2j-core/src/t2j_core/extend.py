@@ -9,6 +9,7 @@ from ._compat import DispatchMode as DispatchMode
 from ._compat import Tracer as Tracer
 from ._compat import batched_mesh_axes as batched_mesh_axes
 from ._compat import explicit_spec as explicit_spec
+from ._compat import hide_frames as hide_frames
 from ._compat import manual_axes as manual_axes
 from ._compat import numbers_in as numbers_in
 from ._compat import reshard as reshard
@@ -24,6 +25,7 @@ from ._explain import grouped as grouped
 from ._explain import heading as heading
 from ._explain import short_avals as short_avals
 from ._infer import apart as apart
+from ._keywords import Keywords as Keywords
 from ._lending import CLONE as CLONE
 from ._module import functional as functional
 from ._options import Options as Options

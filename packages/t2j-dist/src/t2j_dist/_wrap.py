@@ -25,6 +25,7 @@ from t2j_core.extend import (
     describe,
     functional,
     heading,
+    hide_frames,
     leaves_of,
     remember,
     split,
@@ -42,6 +43,8 @@ except ModuleNotFoundError as error:
     _HAS_AUTODIFF = False
 else:
     _HAS_AUTODIFF = True
+
+hide_frames(__file__)
 
 _OF_AUTODIFF = (
     *("depth", "nondiff_argnums", "nondiff_mask", "use_zeros", "use_torch_vjp", "residuals"),
@@ -296,13 +299,15 @@ class ShardedFunction(TorchFunction[P]):
         if wanted is not None and wanted.in_specs is None and not wanted.hints:
             return  # how examples without shardings are split is known when they arrive
         self._check_arguments(key, operands)
-        plan = None if wanted is None else decide(self.__name__, wanted, key, operands)
+        if wanted is None:
+            super()._check_signature(key, operands)
+            return
+        plan = decide(self.__name__, wanted, key, operands)
         local = local_leaves(plan, key, operands)
         fn = self._of_shard(plan, local)._torch_fn(key, local)
         if plan is not None and plan.axes:
             plan.out_specs(fn.signature.outputs)
-        if wanted is not None:
-            self._note(plan, key, operands, fn)
+        self._note(plan, key, operands, fn)
 
 
 if _HAS_AUTODIFF:

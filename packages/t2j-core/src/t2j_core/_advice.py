@@ -1,0 +1,97 @@
+"""What is said along with an exception that the user's function raises, or of a call that is not what it seems."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ._errors import T2jWarning, warn
+from ._frames import Place, users_place
+from ._pytree import constants
+from ._signature import Leaf, Outputs, named_avals
+
+_OF_A_NUMBER = re.compile(r"\b(int|float|complex|list|tuple)\b")  # "must be Tensor, not float", "'int' object has no"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception of the user's, whose class may forbid it."""
+    with contextlib.suppress(Exception):
+        BaseException.add_note(error, note)
+
+
+def numbers(key: tuple[Any, ...]) -> list[str]:
+    """The names of the constants of a call that are numbers."""
+    return [path for path, value in constants(key).items() if type(value) in (int, float, complex)]
+
+
+def note_numbers(error: BaseException, key: tuple[Any, ...]) -> None:
+    """Tell what to do where the function got a Python number and needs a tensor."""
+    with contextlib.suppress(Exception):  # its text is the user's
+        if type(error) in (TypeError, AttributeError) and _OF_A_NUMBER.search(str(error)) and (names := numbers(key)):
+            add_note(
+                error,
+                f"The function gets Python numbers as they are, here {_listed(names)}. Where it needs a tensor, pass "
+                "an array: `jnp.asarray(...)`.",
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _MANY else f"{', '.join(names[:_MANY])} and {len(names) - _MANY} more"
+
+
+_MANY = 4
+
+
+def note_inference(
+    error: Exception, name: str, key: tuple[Any, ...], operands: Sequence[Leaf], *, values_matter: bool
+) -> None:
+    """Tell that the outputs were being inferred; and, if real data might work, how to go without."""
+    given = named_avals(key, operands) or "a call without arrays"
+    text = f"Raised while t2j inferred the outputs of {name} for {given}."
+    if values_matter:
+        text += " If the function works on real data, declare its outputs with `output_shapes=`."
+        if any(leaf.shape == () and not leaf.torch_dtype.is_floating_point for leaf in operands):
+            text += (
+                " A number among the arguments of a `jax.jit` is data: if a shape depends on it, make it a constant "
+                "with `static_argnums`."
+            )
+    add_note(error, text)
+    note_numbers(error, key)
+
+
+Kind = tuple[type[Exception], "Place | None"]
+
+
+def kind_of(error: Exception) -> Kind:
+    """What an exception is, and where the function raised it. Unlike the exception it holds no frame."""
+    return type(error), users_place(error)
+
+
+def values_matter(without_data: Kind | None, with_data: Sequence[Exception]) -> bool:
+    """Whether a function that failed without data, and on made-up data, might work on real data.
+
+    It would not where each run raises the same on the same line: shapes that do not fit, a missing argument.
+    """
+    kinds = {*filter(None, [without_data]), *map(kind_of, with_data)}
+    return len(kinds) > 1 or len(set(map(_text, with_data))) > 1
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def tell_without_arrays(name: str, key: tuple[Any, ...], outputs: Outputs) -> None:
+    """Warn of a call of numbers alone that returns no tensor: PyTorch had nothing to do."""
+    names = numbers(key)
+    if names and not outputs.leaves:
+        warn(
+            f"{name} was called without any array, and returned no tensor. Python numbers are constants, also those in "
+            f"lists: the function gets {_listed(names)} as they are. To compute with them, pass an array: "
+            "`jnp.asarray(...)`.",
+            T2jWarning,
+        )

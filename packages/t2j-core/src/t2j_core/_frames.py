@@ -1,0 +1,73 @@
+"""Tracebacks: which frames are the user's, and leaving out those that are not."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import sys
+import traceback
+import types
+from typing import NamedTuple
+
+import jax
+
+_INTERNAL = ("jax", "jaxlib", "t2j_core", "t2j_autodiff", "t2j_dist")
+_FRAMEWORKS = (*_INTERNAL, "torch", "contextlib", "functools")
+
+
+def _package(frame: types.FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+class Place(NamedTuple):
+    """A line of the user's code."""
+
+    filename: str
+    line: int
+
+    @property
+    def text(self) -> str:
+        """The code of the line, if its file can be read."""
+        return linecache.getline(self.filename, self.line).strip()
+
+
+def users_place(error: BaseException) -> Place | None:
+    """The innermost line of an exception that is neither torch's nor JAX's nor t2j's; None where there is none."""
+    places = [
+        Place(frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if _package(frame) not in _FRAMEWORKS
+    ]
+    return places[-1] if places else None
+
+
+def hide_own_frames(error: BaseException) -> None:
+    """Take the frames of JAX and t2j out of the traceback of an exception, and of those behind it.
+
+    What the caller is handling is left alone. `jax.config.jax_traceback_filtering = "off"` keeps all, as in JAX.
+    """
+    if jax.config.jax_traceback_filtering == "off":  # type: ignore[attr-defined]
+        return
+    seen = {id(sys.exception())}
+    queue: list[BaseException | None] = [error]
+    while queue:
+        item = queue.pop()
+        if item is None or id(item) in seen:
+            continue
+        seen.add(id(item))
+        with contextlib.suppress(Exception):  # a class of the user's may refuse
+            item.__traceback__ = _shortened(item.__traceback__)
+        queue += [item.__cause__, item.__context__]
+        if isinstance(item, BaseExceptionGroup):
+            queue += item.exceptions
+
+
+def _shortened(found: types.TracebackType | None) -> types.TracebackType | None:
+    kept = []
+    while found is not None:
+        if _package(found.tb_frame) not in _INTERNAL:
+            kept.append(found)
+        found = found.tb_next
+    for entry in reversed(kept):
+        found = types.TracebackType(found, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return found

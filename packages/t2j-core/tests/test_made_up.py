@@ -1,0 +1,151 @@
+"""Outputs inferred on data: shapes that follow from values are found out, and examples serve where they have values."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from t2j_core import DataDependentShapeError, OutputError, Size, last_error, torch2jax
+
+line = jnp.arange(10.0)
+block = jnp.arange(24.0).reshape(2, 3, 4)
+
+FROM_VALUES = {
+    "reshape": (lambda a, n: a.reshape(n, -1), line, 5),
+    "reshape of a prime": (lambda a, n: a.reshape(n, -1), jnp.arange(7.0), 7),
+    "reshape by two": (lambda a, n, m: a.reshape(n, m), line, 5, 2),
+    "view by two of three": (lambda a, n, m: a.view(2, n, m), block, 6, 2),
+    "reshape by an array": (lambda a, shape: a.reshape(tuple(shape.tolist())), line, jnp.array([2, 5])),
+    "reshape by a part": (lambda a, n: a.view(n // 2, -1), line, 4),
+    "permute by an array": (lambda a, axes: a.permute(tuple(axes)), block, jnp.array([2, 0, 1])),
+    "zeros": (lambda n: torch.zeros(int(n)), 5),
+    "slice": (lambda a, n: a[:n], line, 3),
+    "arange": (lambda n: torch.arange(n), 4),
+    "repeat": (lambda a, n: torch.repeat_interleave(a, n), line, 3),
+    "repeats": (torch.repeat_interleave, line, jnp.arange(10)),
+    "mask": (lambda a, mask: a[mask], line, line > 2),
+    "negative ones": (lambda a: a[a < 0], line - 3),
+    "where": (lambda a: torch.where(a > 0.5)[0], line),
+    "chunk": (lambda a, n: a.chunk(int(n)), line, 3),
+    "transpose": (lambda a, axis: a.transpose(0, int(axis)), block, 2),
+    "sum over an axis": (lambda a, axis: a.sum(int(axis)), block, 1),
+    "narrow": (lambda a, n: a.narrow(0, 0, n), line, 4),
+    "one_hot": (lambda i, n: F.one_hot(i.long(), int(n)), jnp.array([0, 1, 2]), 4),
+    "broadcast": (lambda a, shape: a.broadcast_to(tuple(shape.tolist())), line, jnp.array([4, 10])),
+    "pad": (lambda a, n: F.pad(a, (int(n), 0)), line, 3),
+    "a float": (lambda n: torch.zeros(int(n)), 3.5),
+    "the largest": (lambda a: torch.zeros(int(a.max())), line),
+    "NumPy": (lambda a, n: torch.from_numpy(np.resize(a.numpy(), int(n))), line, 4),
+    "rare ones": (lambda a: a[a > 1000], line),
+    "a list of tensors": (lambda a, n: [a] * int(n), line, 3),
+}
+
+
+@pytest.mark.parametrize("name", FROM_VALUES)
+def test_a_shape_that_follows_from_a_value_is_an_error_of_the_trace(name):
+    function, *args = FROM_VALUES[name]
+    with pytest.raises(DataDependentShapeError, match="depend on the values of its inputs") as error:
+        jax.jit(torch2jax(function)).lower(*args)
+    assert "output_shapes" not in str(error.value)
+
+
+FIXED = {
+    "roll": (lambda a, n: a.roll(int(n)), line, 3),
+    "gather": (lambda a, i: torch.from_numpy(a.numpy()[i.numpy()]), block, jnp.array([0, 1])),
+    "one of several": (lambda a, n: a[int(n)], block, 1),
+    "branch": (lambda a: a if a.sum() > 0 else -a, line),
+    "sort": (lambda a: torch.from_numpy(np.sort(a.numpy())), line),
+    "permute a cube": (lambda a, axes: a.permute(tuple(axes)), block[:2, :2, :2], jnp.array([2, 0, 1])),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_value_that_decides_no_shape_is_free(name):
+    function, *args = FIXED[name]
+    expected = function(*(torch.from_numpy(np.array(a)) for a in args))
+    np.testing.assert_array_equal(jax.jit(torch2jax(function))(*args), expected)
+
+
+def larger(t):
+    return t[t > 1e7]
+
+
+def test_a_shape_that_only_real_data_shows_is_not_blamed_on_output_shapes():
+    f = torch2jax(larger)
+    assert f(line).shape == (0,)
+    with pytest.raises(DataDependentShapeError, match=r"Got: +f32\[10\] for these values") as error:
+        f(line + 2e7)
+    assert "output_shapes" not in str(error.value)
+    with pytest.raises(Exception, match="DataDependentShapeError"):
+        jax.block_until_ready(jax.jit(f)(line + 2e7))
+    assert isinstance(last_error(), DataDependentShapeError)
+    with pytest.raises(OutputError, match="Correct `output_shapes`"):
+        torch2jax(larger, output_shapes=Size(3))(line + 2e7)
+
+
+# --- examples ------------------------------------------------------------------------------------------------------
+
+
+def only_near_two(t):
+    if abs(float(t.mean()) - 2) > 0.1:
+        raise ValueError("out of range")
+    return t * 2
+
+
+EXAMPLES = {
+    "tensor": torch.full((3,), 2.0),
+    "wide tensor": torch.full((3,), 2.0, dtype=torch.float64),
+    "array": jnp.full(3, 2.0),
+    "NumPy": np.full(3, 2, np.float32),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_with_values_serve_inference(name):
+    f = torch2jax(only_near_two, EXAMPLES[name])
+    for other in (f, copy.deepcopy(f), pickle.loads(pickle.dumps(f))):
+        np.testing.assert_array_equal(other(jnp.full(3, 2.05)), np.full(3, 4.1, np.float32))
+    assert "inferred by runs on examples and made-up data" in f.explain()
+    with pytest.raises(ValueError, match="out of range"):
+        f(jnp.full(4, 2.0))  # for other shapes values are made up
+
+
+def test_an_example_without_values_beside_one_with():
+    def function(t, n):
+        if int(n) != 17:
+            raise ValueError("not with that")
+        return t * 2
+
+    f = torch2jax(function, jax.ShapeDtypeStruct((3,), jnp.float32), np.int32(17))
+    np.testing.assert_array_equal(f(jnp.ones(3), jnp.int32(17)), np.full(3, 2))
+
+
+def test_an_example_is_not_changed_by_inference():
+    def function(t):
+        t.numpy()[:] += 1
+        return t.clone()
+
+    example = torch.ones(3)
+    torch2jax(function, example)
+    assert example.tolist() == [1, 1, 1]
+
+
+def test_an_example_in_bfloat16_and_one_without_elements():
+    def function(t, empty):
+        if float(t[0]) != 2:
+            raise ValueError("out of range")
+        return t * 2, empty
+
+    f = torch2jax(function, jnp.full(3, 2, jnp.bfloat16), jnp.zeros((0, 2)))
+    assert f(jnp.full(3, 2, jnp.bfloat16), jnp.zeros((0, 2)))[0].dtype == jnp.bfloat16
+
+
+def test_a_shape_that_follows_from_the_values_of_an_example():
+    with pytest.raises(DataDependentShapeError):
+        torch2jax(lambda t: t[t > 2], torch.arange(5.0))
