@@ -308,6 +308,8 @@ def _changing_constant(name: str, operands: Sequence[Leaf], outputs: Outputs) ->
 
 @contextlib.contextmanager
 def _inference(name: str) -> Any:
+    """Within, the function `name` is tried out: it neither sees nor changes the state of a real call."""
+
     def refuse(operation: str) -> Exception:
         return jax_inside(name, operation)
 
@@ -322,8 +324,7 @@ def _inference(name: str) -> Any:
         yield
 
 
-apart = _inference
-"""For sister packages: within, a function that is tried out neither sees nor changes the state of a real call."""
+apart = _inference  # for sister packages, which try out functions too
 
 
 def jax_inside(name: str, operation: str) -> JaxInsideTorchError:
