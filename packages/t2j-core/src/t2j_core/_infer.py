@@ -404,6 +404,8 @@ def _changing_constant(name: str, key: tuple[Any, ...], operands: Sequence[Leaf]
 
 @contextlib.contextmanager
 def _inference(name: str) -> Any:
+    """Within, the function `name` is tried out: it neither sees nor changes the state of a real call."""
+
     def refuse(operation: str) -> Exception:
         return jax_inside(name, f"the operation `{operation}`")
 
@@ -439,8 +441,7 @@ def _leaves_level(name: str) -> str:
     )
 
 
-apart = _inference
-"""For sister packages: within, a function that is tried out neither sees nor changes the state of a real call."""
+apart = _inference  # for sister packages, which try out functions too
 
 
 def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
