@@ -41,14 +41,14 @@ def test_a_call_is_compiled_once(compiled):
     assert counts_of(lambda: apply(variables, x), compiled) == [1, 0, 0]
 
 
-@pytest.mark.parametrize("transform", [jax.grad, jax.vmap, jax.hessian, jax.jit])
+@pytest.mark.parametrize("transform", [jax.grad, jax.vmap, jax.jit])
 def test_a_transformation_is_compiled_at_its_first_call_only(transform, compiled):
     runs = []
     f = torch2jax(lambda t: (runs.append(t.device.type), t.sin().sum())[1])
     argument = jnp.stack([x, x]) if transform is jax.vmap else x
     first, *rest = counts_of(lambda: transform(f)(argument), compiled)
     assert first > 0
-    assert rest == [0, 0] if transform is not jax.hessian else True  # JAX's own `vmap` of it compiles again
+    assert rest == [0, 0]
     assert runs.count("meta") == 1
 
 
@@ -57,4 +57,4 @@ def test_derivatives_through_declared_containers():
     value, gradient = jax.value_and_grad(lambda a: f(a)["b"].sum() + 3 * f(a)["a"][0].sum())(x)
     assert jnp.allclose(value, jnp.sin(x).sum() + 6 * x.sum())
     assert jnp.allclose(gradient, jnp.cos(x) + 6)
-    assert jnp.allclose(jax.vmap(f)(jnp.stack([x, x]))["b"], jnp.sin(x))
+    assert jnp.allclose(jax.vmap(f)(jnp.stack([x, x]))["b"][1], jnp.sin(x))
