@@ -42,7 +42,9 @@ TRANSFORMS = {
     "checkpoint": lambda f, p: jax.grad(jax.checkpoint(loss(f)))(p),
     "checkpoint with a policy": lambda f, p: jax.grad(jax.checkpoint(loss(f), policy=checkpoint_policy))(p),
     "vmap of grad": lambda f, p: jax.vmap(jax.grad(lambda x: f({"params": p}, x).sum()))(jnp.ones((3, 64))),
-    "grad of vmap": lambda f, p: jax.grad(lambda p: jax.vmap(lambda x: f({"params": p}, x))(jnp.ones((3, 64))).sum())(p),
+    "grad of vmap": lambda f, p: jax.grad(lambda p: jax.vmap(lambda x: f({"params": p}, x))(jnp.ones((3, 64))).sum())(
+        p
+    ),
     "jit of grad": lambda f, p: jax.jit(jax.grad(loss(f)))(p),
     "a failure": fail,
 }
@@ -126,7 +128,7 @@ def test_one_large_function_in_eager_control_flow_goes_when_the_next_is_made(mon
     module = torch.nn.Linear(64, 64)
     alive = weakref.ref(module)
     f = torch2jax(lambda t, module=module: module(t))
-    jax.lax.scan(lambda c, _: (f(c), None), X, None, 3)
+    CONTROL_FLOW["scan"](f, X)
     del module, f
     collect(passes=2)
     torch2jax(torch.sin)(X)

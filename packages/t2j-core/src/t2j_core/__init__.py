@@ -22,10 +22,10 @@ from ._errors import T2jWarning as T2jWarning
 from ._errors import TensorEscapeError as TensorEscapeError
 from ._errors import TensorMutationError as TensorMutationError
 from ._errors import TransformError as TransformError
-from ._originals import last_error as last_error
 from ._info import environment_info as environment_info
 from ._module import load_variables as load_variables
 from ._module import module2jax as module2jax
+from ._originals import last_error as last_error
 from ._pytree import Size as Size
 from ._wrap import TorchFunction as TorchFunction
 from ._wrap import torch2jax as torch2jax

@@ -38,7 +38,7 @@ _own = _OfThread()
 
 def raises_originals(function: _F) -> _F:
     """Mark a function that raises the exceptions of the torch functions that it calls as `original_of` finds them."""
-    _eager.add(function.__code__)  # type: ignore[attr-defined]
+    _eager.add(function.__code__)
     return function
 
 
