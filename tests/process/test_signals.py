@@ -34,3 +34,73 @@ def test_a_system_exit_ends_the_program_with_its_code(run):
         """
     )
     assert done.returncode == 5, done.stderr
+
+
+CALLS = {
+    "jit of grad": "jax.jit(jax.grad(f))",
+    "grad": "jax.grad(f)",
+    "jvp": "lambda x: jax.jvp(f, (x,), (x,))[1]",
+    "vmap": "lambda x: jax.vmap(f)(x[None])",
+    "a plain call": "f",
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_signal_handler_may_call_and_differentiate(run, call):
+    """At random moments, in the middle of everything; each handler asks for the next signal when it has ended."""
+    done = run(
+        f"""
+        import random
+        from t2j_autodiff import torch2jax
+        w = torch.linspace(-1, 1, 1600).reshape(40, 40)
+        f = torch2jax(lambda t: (t @ w).tanh().sin().cos().sin().cos().sin().cos().sin().cos().sin().cos().sin().sum())
+        g = {call}
+        x = jnp.linspace(-1, 1, 1600).reshape(40, 40)
+        right = np.asarray(g(x))
+        wrong, handled = [], []
+
+        def check():
+            if not np.allclose(g(x), right, rtol=1e-4, atol=1e-5):
+                wrong.append(1)
+
+        def handler(*_):
+            check()
+            handled.append(1)
+            if len(handled) < 300:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 1e-3)
+        while len(handled) < 300:
+            check()
+        print("handled", len(handled), "wrong", len(wrong))
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "handled 300 wrong 0\n"
+
+
+def test_handlers_that_interrupt_each_other_without_end_raise(run):
+    """XLA would wait for ever for one of the programs that it runs at once to end."""
+    done = run(
+        """
+        def slow(x):
+            if not x.is_meta:
+                signal.raise_signal(signal.SIGUSR1)
+            return x * 2
+
+        f = jax.jit(torch2jax(slow))
+        x = jnp.ones(3)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        f(x)
+        signal.signal(signal.SIGUSR1, lambda *_: f(x))
+        try:
+            f(x)
+        except Exception as error:
+            print("nested in each other on one thread" in str(error))
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        print(f(x).tolist())
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True\n[2.0, 2.0, 2.0]\n"

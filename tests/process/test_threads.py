@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 
 def test_sixteen_threads_on_one_function(run):
     done = run(
@@ -105,3 +107,47 @@ def test_collectives_around_calls_beside_a_thread_that_hogs_the_gil(run):
     )
     assert done.returncode == 0, done.stderr
     assert "'escaped_calls': 0, 'calls_in_flight': 0" in done.stdout
+
+
+@pytest.mark.parametrize("kept", ["0", "1"])
+def test_exceptions_of_many_threads_keep_their_type(run, monkeypatch, kept):
+    monkeypatch.setenv("T2J_KEPT_ERRORS", kept)
+    done = run(
+        """
+        from t2j_autodiff import torch2jax
+
+        class Boom(Exception):
+            pass
+
+        together = threading.Barrier(40)
+
+        def fail(t):
+            raise Boom(threading.get_ident())
+
+        shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+        f = torch2jax(fail, output_shapes=shape)
+        jitted = jax.jit(torch2jax(fail, output_shapes=shape))
+        calls = [f, lambda x: jax.vmap(f)(x[None]), lambda x: jax.jvp(f, (x,), (x,)), jitted]
+        lost = []
+
+        def work(call):
+            together.wait(60)
+            for _ in range(25):
+                try:
+                    call(jnp.ones(3))
+                except Boom as error:
+                    if error.args != (threading.get_ident(),):
+                        lost.append("of another thread")
+                except BaseException as error:
+                    if call is not jitted:
+                        lost.append(repr(error)[:200])
+
+        threads = [threading.Thread(target=work, args=(calls[i % 4],)) for i in range(40)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        from t2j_core import _originals
+        print("lost", lost, "kept", len(_originals._kept) <= int(os.environ["T2J_KEPT_ERRORS"]))
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "lost [] kept True\n"

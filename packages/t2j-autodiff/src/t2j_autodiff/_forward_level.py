@@ -20,7 +20,12 @@ _LONGEST = 60.0  # seconds for all of it
 _POLITE = 0.1  # how long somebody else's `torch.func.jvp` may take before this one joins in
 _PAUSE = 1e-4
 
-_inside = threading.local()
+
+class _Inside(threading.local):
+    depth: int = 0  # how many runs of this thread are nested in each other
+
+
+_inside = _Inside()
 
 
 class _LostLevelError(Exception):
@@ -34,7 +39,7 @@ def in_forward_level(run: Callable[[], _R]) -> _R:
     it, it is waited for. Where it stays open (a function has entered it without leaving it, or this thread was
     interrupted within), `run` joins in, and runs again if the level was closed meanwhile.
     """
-    if _compat.in_forward_mode() or getattr(_inside, "depth", 0) > 0:  # this thread has the level
+    if _compat.in_forward_mode() or _inside.depth:  # this thread has the level
         return run()
     end = time.monotonic() + _LONGEST
     patience = _POLITE if _compat.forward_nesting() else _PAUSE
@@ -65,7 +70,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 
 @contextlib.contextmanager
 def _marked() -> Iterator[None]:
-    _inside.depth = getattr(_inside, "depth", 0) > 0 + 1
+    _inside.depth += 1
     _compat.count_forward_nesting(1)
     try:
         yield
@@ -77,13 +82,13 @@ def _marked() -> Iterator[None]:
 @contextlib.contextmanager
 def _own_level() -> Iterator[None]:
     """A level that is closed when everybody who joined in is out again."""
-    _compat.open_forward_level()
-    try:
-        with _marked():
+    with _marked():  # first, so that nobody who interrupts this takes the level for an abandoned one
+        _compat.open_forward_level()
+        try:
             yield
             _wait(lambda: _compat.forward_nesting() == 1, _LONGEST)
-    finally:
-        _compat.close_forward_level()
+        finally:
+            _compat.close_forward_level()
 
 
 @contextlib.contextmanager

@@ -622,13 +622,16 @@ def close_abandoned_forward_level() -> bool:
 _ENTERS_LEVEL = frozenset({"dual_level", "enter_dual_level"})
 
 
-def _running_codes() -> Iterator[Any]:
-    for top in sys._current_frames().values():
-        frame = top
-        while frame is not None:
-            if frame.f_globals.get("__name__") != __name__:
-                yield frame.f_code
-            frame = frame.f_back  # type: ignore[assignment]
+def _running_codes() -> list[Any]:
+    codes = []
+    for frame in sys._current_frames().values():
+        below: Any = frame
+        while below is not None:
+            if below.f_globals.get("__name__") != __name__:
+                codes.append(below.f_code)
+            below = below.f_back
+        del frame, below  # which hold the arguments of the functions that run
+    return codes
 
 
 def profiled(name: str) -> contextlib.AbstractContextManager[Any]:

@@ -110,7 +110,8 @@ def _storage_of(tensor: torch.Tensor) -> dict[int, int]:
 
 def _parts(part: Any) -> Iterable[Any]:
     if isinstance(part, types.FunctionType):  # not its globals, which are everybody's
-        return [cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell)]
+        cells = [cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell)]
+        return [*cells, *(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
     if isinstance(part, types.MethodType):
         return [part.__func__, part.__self__]
     if isinstance(part, functools.partial):

@@ -136,7 +136,7 @@ class TorchFunction(Generic[P]):
     def _describe(self) -> None:
         """Take over what `fn` says of itself."""
         fn, options = self.fn, self.options
-        self.__name__: str = str(options.name or getattr(fn, "__name__", type(fn).__name__))
+        self.__name__: str = _compat.utf8(str(options.name or getattr(fn, "__name__", type(fn).__name__)))
         self.__doc__: str | None = getattr(fn, "__doc__", None)
         self.__wrapped__ = fn
         self.__signature__: inspect.Signature = signature_of(
