@@ -18,6 +18,7 @@ PACKAGE = Path(t2j_autodiff.__file__).parent
 FLOORS = [
     {"_errors", "_config", "_compat"},
     {"_shared", "_differentiate"},
+    {"_forward_mode"},
     {"_batching"},
     {"_residuals", "_graph"},
     {"_linearize"},
