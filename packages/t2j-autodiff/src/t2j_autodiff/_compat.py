@@ -194,11 +194,10 @@ class RandomOperations(DispatchMode):
 # --- what torch.func.vmap gets wrong -------------------------------------------------------------------------------
 
 # Each was found by running torch's own samples in a batch in which one operand alone has the batch axis, and one by
-# one. torch 2.13: of `_cdist_backward` with the gradient alone batched most is zero (the fallback gets an expanded
-# tensor of strides 0), of `as_strided_scatter` the gradient does not know of the batch axis (`as_strided` of a
-# batch), and a batch of values for `index_fill` writes all into one expanded tensor.
-_WRONG_IN_BATCHES = {"aten._cdist_backward.default", "aten.as_strided_scatter.default", "aten.index_fill_.int_Tensor"}
-_WRONG_NODES = {"CdistBackward0", "AsStridedScatterBackward0"}
+# one. torch 2.13: of `_cdist_backward` with the gradient alone batched most is zero, and a batch of values for
+# `index_fill` is written into one expanded tensor.
+_WRONG_IN_BATCHES = {"aten._cdist_backward.default", "aten.index_fill_.int_Tensor"}
+_WRONG_NODES = {"CdistBackward0"}
 
 
 class WrongInBatches(DispatchMode):
@@ -214,7 +213,7 @@ class WrongInBatches(DispatchMode):
 
 def is_wrong_in_batches(edges: Iterable[Any]) -> bool:
     """Whether a graph has a backward that `torch.func.vmap` batches wrongly over cotangents."""
-    return any(type(node).__name__.removeprefix("struct ") in _WRONG_NODES for node in _nodes(edges))
+    return any(type(node).__name__ in _WRONG_NODES for node in _nodes(edges))
 
 
 def _nodes(roots: Iterable[Any]) -> Iterator[Any]:
@@ -233,14 +232,16 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
     """Notes what a function does that depends on `requires_grad`, which `torch.func.vmap` hides from it.
 
     In a batch that is recorded by autograd, a tensor says that it requires no gradient, takes a hook that is never
-    called, and an embedding forgets which index is padding (`torch._functorch` has no such tensor at its level).
+    called, and an embedding forgets which index is padding. A checkpoint would run its part again outside of the batch.
     """
 
     found: str | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_question = func in _QUESTIONS or _is_special_embedding(func, args, kwargs or {})
-        if is_question and not _asker().startswith(("t2j_", "torch._functorch.")):
+        asker, is_question = _asker(), func in _QUESTIONS or _is_special_embedding(func, args, kwargs or {})
+        if asker == "torch.utils.checkpoint":
+            self.found = "checkpoints"
+        elif is_question and not asker.startswith(("t2j_", "torch._functorch.")):
             self.found = getattr(getattr(func, "__self__", None), "__name__", None) or func.__name__
         return func(*args, **(kwargs or {}))
 

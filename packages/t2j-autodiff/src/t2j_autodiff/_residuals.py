@@ -262,7 +262,7 @@ class LiveGraphs:
         ins: Sequence[int],
         cotangents: Mapping[int, torch.Tensor],
         size: int | None,
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor, ...] | None:
         """The cotangents of `ins`; `size` is how many cotangents of each output there are, along axis 0."""
         outs = [(*graph.outs[i], ct) for i, ct in cotangents.items() if i in graph.outs]
         pairs = [(edge, _compat.conj(ct).to(dtype)) for edge, dtype, ct in outs]
@@ -271,6 +271,9 @@ class LiveGraphs:
         try:
             if pairs:
                 grads = _grad(graph, ins, pairs) if size is None else self._pull_many(graph, ins, pairs, size)
+        except Exception as error:  # if the backward itself is at fault, it raises again after another forward
+            self.give_up(f"the backward of a kept graph failed, {first_line(error)}")
+            return None
         finally:
             graph.operands.clear()
         shape = () if size is None else (size,)
