@@ -162,6 +162,15 @@ def test_a_way_that_is_taken_only_where_gradients_are_required():
     close(jax.vmap(jax.jacfwd(lambda x: f(x).sum()))(X), jnp.cos(X))
 
 
+def test_an_operation_of_torch_that_loses_its_tangent():
+    # `scatter_reduce_jvp` returns nothing for "prod", which `torch.func.jvp` takes for zero.
+    indices = torch.tensor([[0, 1, 0], [2, 2, 1]])
+    f = torch2jax(lambda x: torch.scatter_reduce(x, 0, indices, torch.full((2, 3), 2.0), "prod"))
+    jacobian = jax.jacrev(f)(X)
+    close(jax.jvp(f, (X,), (T,))[1], jnp.tensordot(jacobian, T, 2))
+    close(jax.jacfwd(f)(X), jacobian)
+
+
 def test_what_is_constant_stays_in_forward_mode():
     f = torch2jax(lambda x: (x.sum(), x.detach() * 2, torch.ones(3)))
     for _ in range(5):
