@@ -19,6 +19,7 @@ FLOORS = [
     {"_errors", "_config", "_compat", "_kept", "_keywords"},
     {"_shared", "_forward_level"},
     {"_differentiate"},
+    {"_forward_mode"},
     {"_batching"},
     {"_residuals", "_graph"},
     {"_linearize"},

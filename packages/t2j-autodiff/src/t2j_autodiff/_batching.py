@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,8 +11,8 @@ from typing import Any
 import jax
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
-from t2j_core import PerformanceWarning
-from t2j_core.extend import Leaf, batched_mesh_axes, explicit_spec, manual_axes, reshard, warn
+from t2j_core import PerformanceWarning, dtype_t2j
+from t2j_core.extend import Leaf, batched_mesh_axes, canonical, explicit_spec, manual_axes, reshard, warn
 
 from . import _compat
 from ._differentiate import Flat, first_line
@@ -66,42 +67,20 @@ class LeadingAxes:
         return LeadingAxes(self.f, (*self.levels, (size, dims)), self.results, expand=self.expand)
 
 
-def batched(f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool) -> Flat:
-    """`f` for `size` examples at once; every output has the examples along axis 0."""
+class _NotFaithfulError(Exception):
+    """`torch.func.vmap` would compute something else than the examples one after another."""
 
-    def in_turn(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        # An example of its own memory, not a view: some operations read the memory from its beginning.
-        def example(i: int) -> list[torch.Tensor]:
-            return [t if d is None else t[i].clone() for t, d in zip(x, dims, strict=True)]
 
-        answers = [f(*example(i)) for i in range(size)]
-        return tuple(torch.stack(column) for column in zip(*answers, strict=True))
+def batched(
+    f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool, kind: str = ""
+) -> Flat:
+    """`f` for `size` examples at once; every output has the examples along axis 0.
 
-    def with_vmap(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return torch.func.vmap(f, dims, randomness=randomness, chunk_size=options.vmap_chunk_size)(*x)
-
-    def with_vmap_or_in_turn(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if shared.vmap_failure is not None:
-            return in_turn(*x)
-        try:
-            return with_vmap(*x)
-        except Exception as error:
-            if _compat.in_transform():  # the outermost batch decides
-                raise
-            if options.vmap_randomness == "error" and "randomness" in str(error):  # which was asked for
-                raise
-            answers = in_turn(*x)
-            shared.vmap_failure = first_line(error)
-        warn(_in_turn(shared.name, size, shared.vmap_failure), PerformanceWarning)
-        return answers
-
-    def empty(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return _zeros(results, (0,), x[0].device)
-
+    `kind` is "value", "vjp" or "jvp": what cannot be batched of one may be batched of another.
+    """
     options = shared.options
     method = options.vmap_method
     key_is_batched = shared.has_key and dims[0] is not None
-    randomness = options.vmap_randomness or ("same" if shared.has_key else "error")
     if method in ("expand_dims", "broadcast_all"):
         if isinstance(f, LeadingAxes):
             return f.over(size, dims)
@@ -109,11 +88,104 @@ def batched(f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Sha
             return LeadingAxes(f, ((size, dims),), results, expand=method == "broadcast_all")
         method = "auto"  # a derivative would be summed over the examples
     if size == 0:
-        return empty
-    if method == "auto":
-        # Each example of a batch of keys draws the numbers that it draws alone, so they take turns.
-        return in_turn if key_is_batched and options.vmap_randomness is None else with_vmap_or_in_turn
-    return with_vmap if method == "vmap" else in_turn
+        return lambda *x: _zeros(results, (0,), x[0].device)
+    in_turn = _InTurn(f, size, dims)
+    if method == "sequential":
+        return in_turn
+    if method == "auto" and key_is_batched and options.vmap_randomness is None:
+        return in_turn  # each example of a batch of keys draws the numbers that it draws alone
+    kind = kind or ("derivative" if is_derivative else "value")
+    at_once = _AtOnce(f, results, size, dims, shared, is_derivative=is_derivative)
+    return at_once if method == "vmap" else _AtOnceOrInTurn(at_once, in_turn, kind)
+
+
+class _InTurn:
+    """One example after another."""
+
+    def __init__(self, f: Flat, size: int, dims: Dims) -> None:
+        self.f, self.size, self.dims = f, size, dims
+
+    def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        answers = [self.f(*self._example(x, i)) for i in range(self.size)]
+        return tuple(torch.stack(column) for column in zip(*answers, strict=True))
+
+    def _example(self, x: Sequence[torch.Tensor], i: int) -> list[torch.Tensor]:
+        # Of its own memory, not a view: some operations read the memory from its beginning.
+        return [t if d is None else t[i].clone() for t, d in zip(x, self.dims, strict=True)]
+
+
+class _AtOnce:
+    """`torch.func.vmap`. Its first run is watched for operations that it gets wrong without an error."""
+
+    def __init__(
+        self, f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool
+    ) -> None:
+        self.results, self.size, self.shared = results, size, shared
+        self.shows_gradients = is_derivative  # within, `torch.func.vjp` shows the function what `vmap` hides
+        randomness = shared.options.vmap_randomness or ("same" if shared.has_key else "error")
+        chunk = shared.options.vmap_chunk_size
+        self.run = torch.func.vmap(f, dims, randomness=randomness, chunk_size=chunk)
+        self.was_watched = {True: False, False: False}  # where it is recorded by autograd, and where it is not
+
+    def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hides = not self.shows_gradients and is_recorded(x)
+        answers = self.run(*x) if self.was_watched[hides] else self._watched(x, hides)
+        self.was_watched[hides] = True
+        return tuple(self._as_declared(y, leaf) for y, leaf in zip(answers, self.results, strict=True))
+
+    def _watched(self, x: Sequence[torch.Tensor], hides: bool) -> tuple[torch.Tensor, ...]:
+        questions, wrong = _compat.GradientQuestions(), _compat.WrongInBatches()
+        with questions if hides else contextlib.nullcontext(), wrong:
+            answers = self.run(*x)
+        if questions.found is not None:
+            raise _NotFaithfulError(f"it hides `requires_grad` from the function, which uses {questions.found}")
+        if wrong.found is not None:
+            raise _NotFaithfulError(f"it batches {wrong.found} wrongly")
+        return answers
+
+    def _as_declared(self, y: torch.Tensor, leaf: Leaf) -> torch.Tensor:
+        """An output in the dtype of one example: rules of torch may promote, and autocast does not reach them all."""
+        if y.shape != (self.size, *leaf.shape):
+            raise _NotFaithfulError(f"an example is of shape {tuple(y.shape[1:])}, not {leaf.shape}")
+        if canonical(dtype_t2j(y.dtype)) == leaf.dtype:
+            return y
+        if _kind_of(y.dtype) != _kind_of(leaf.torch_dtype):
+            raise _NotFaithfulError(f"an example is {y.dtype}, not {leaf.torch_dtype}")
+        return y.to(leaf.torch_dtype)
+
+
+class _AtOnceOrInTurn:
+    """`torch.func.vmap`, until it fails."""
+
+    def __init__(self, at_once: _AtOnce, in_turn: _InTurn, kind: str) -> None:
+        self.at_once, self.in_turn, self.kind = at_once, in_turn, kind
+
+    def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shared = self.at_once.shared
+        kind = "recorded value" if self.kind == "value" and is_recorded(x) else self.kind
+        if shared.vmap_failure(kind) is not None:
+            return self.in_turn(*x)
+        try:
+            return self.at_once(*x)
+        except Exception as error:
+            if _compat.in_transform():  # the outermost batch decides
+                raise
+            if shared.options.vmap_randomness == "error" and "randomness" in str(error):  # which was asked for
+                raise
+            reason = str(error) if isinstance(error, _NotFaithfulError) else first_line(error)
+        answers = self.in_turn(*x)
+        shared.vmap_failures[kind] = reason
+        warn(_slow(shared.name, self.at_once.size, reason), PerformanceWarning)
+        return answers
+
+
+def is_recorded(x: Sequence[torch.Tensor]) -> bool:
+    """Whether autograd records what is done with the tensors."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in x)
+
+
+def _kind_of(dtype: torch.dtype) -> str:
+    return "complex" if dtype.is_complex else "float" if dtype.is_floating_point else "integer"
 
 
 def over_devices(call: Callable[[int, Sequence[Any]], Any], size: int, operands: Sequence[Any], dims: Dims) -> Any:
@@ -145,7 +217,7 @@ def _zeros(results: Sequence[Leaf], sizes: tuple[int, ...], device: torch.device
     return tuple(torch.zeros((*sizes, *leaf.shape), dtype=leaf.torch_dtype, device=device) for leaf in results)
 
 
-def _in_turn(name: str, size: int, reason: str) -> str:
+def _slow(name: str, size: int, reason: str) -> str:
     return (
         f"`torch.func.vmap` cannot batch {name} ({reason}), so the {size} examples run one after another. "
         'Pass `vmap_method="sequential"` to choose that.'

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import jax
 import torch
 import torch.overrides
+import torch.utils._pytree
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
 from t2j_core.extend import DispatchMode, hide_frames, torch_gpus
@@ -96,22 +99,50 @@ def forward_canary() -> Callable[[], bool]:
     return lambda: forward_ad.unpack_dual(dual, level=0).tangent is not None
 
 
-class _NoGradInForwardMode(torch.overrides.TorchFunctionMode):
-    """Lets `torch.no_grad` stop forward mode too, which by itself it does not: JAX's two modes must agree."""
+class _FaithfulForwardMode(torch.overrides.TorchFunctionMode):
+    """Mends two things of torch's forward mode.
+
+    `torch.no_grad` does not stop it, and JAX's two modes must agree. A custom operator whose backward comes from
+    `torch.library.register_autograd` loses tangents without a word: `torch._library.autograd.make_autograd_impl` goes
+    through its backward only for arguments that require gradients.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is torch._C._set_grad_enabled:
             torch._C._set_fwd_grad_enabled(args[0])
+        elif _is_custom_operator(func) and _loses_tangents((args, kwargs), result):
+            raise NotImplementedError(f"The custom operator {func} has no forward mode.")
         return result
 
 
+def _loses_tangents(given: Any, result: Any) -> bool:
+    if not torch._C._is_fwd_grad_enabled():  # as it should
+        return False
+    return any(map(has_tangent, _inexact(given))) and not all(map(has_tangent, _inexact(result)))
+
+
+def _is_custom_operator(func: Any) -> bool:
+    is_operator = isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+    return is_operator and not str(func).startswith(("aten.", "prims."))
+
+
+def _inexact(tree: Any) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    return [t for t in leaves if isinstance(t, torch.Tensor) and (t.is_floating_point() or t.is_complex())]
+
+
+def has_tangent(t: torch.Tensor) -> bool:
+    """Whether forward mode, which is running, has a tangent for a tensor."""
+    return forward_ad.unpack_dual(t).tangent is not None
+
+
 @contextlib.contextmanager
-def no_grad_stops_forward_mode() -> Iterator[None]:
-    """Within, what runs under `torch.no_grad` has no tangents."""
+def faithful_forward_mode() -> Iterator[None]:
+    """Within, what runs under `torch.no_grad` has no tangents, and operators that would lose tangents raise."""
     before = torch._C._is_fwd_grad_enabled()
     try:
-        with _NoGradInForwardMode():
+        with _FaithfulForwardMode():
             yield
     finally:
         torch._C._set_fwd_grad_enabled(before)
@@ -131,16 +162,7 @@ def is_once_differentiable(results: Iterable[torch.Tensor]) -> bool:
 
     Such a backward is cut off from what it came from, so that autograd takes its derivative for zero.
     """
-    queue, seen = [t.grad_fn for t in results], set()
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        if type(node).__name__ == "Error":
-            return True
-        seen.add(node)
-        queue += [edge for edge, _ in node.next_functions]
-    return False
+    return any(type(node).__name__ == "Error" for node in _nodes(t.grad_fn for t in results))
 
 
 def conj(tensor: torch.Tensor) -> torch.Tensor:
@@ -174,3 +196,88 @@ class RandomOperations(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.found |= torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
         return func(*args, **(kwargs or {}))
+
+
+# --- what torch.func.vmap gets wrong -------------------------------------------------------------------------------
+
+# Each was found by running torch's own samples in a batch in which one operand alone has the batch axis, and one by
+# one. torch 2.13: of `_cdist_backward` with the gradient alone batched most is zero, and a batch of values for
+# `index_fill` is written into one expanded tensor.
+_WRONG_IN_BATCHES = {"aten._cdist_backward.default", "aten.index_fill_.int_Tensor"}
+_WRONG_NODES = {"CdistBackward0"}
+
+
+class WrongInBatches(DispatchMode):
+    """Notes an operation that `torch.func.vmap` batches wrongly, without an error."""
+
+    found: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func) in _WRONG_IN_BATCHES:
+            self.found = str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def is_wrong_in_batches(edges: Iterable[Any]) -> bool:
+    """Whether a graph has a backward that `torch.func.vmap` batches wrongly over cotangents."""
+    return any(type(node).__name__ in _WRONG_NODES for node in _nodes(edges))
+
+
+def _nodes(roots: Iterable[Any]) -> Iterator[Any]:
+    """The nodes of a graph."""
+    queue, seen = list(roots), set()
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        queue += [edge for edge, _ in node.next_functions]
+
+
+class GradientQuestions(torch.overrides.TorchFunctionMode):
+    """Notes what a function does that depends on `requires_grad`, which `torch.func.vmap` hides from it.
+
+    In a batch that is recorded by autograd, a tensor says that it requires no gradient, takes a hook that is never
+    called, and an embedding forgets which index is padding. A checkpoint would run its part again outside of the batch.
+    """
+
+    found: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asker, is_question = _asker(), func in _QUESTIONS or _is_special_embedding(func, args, kwargs or {})
+        if asker == "torch.utils.checkpoint":
+            self.found = "checkpoints"
+        elif is_question and not asker.startswith(("t2j_", "torch._functorch.")):
+            self.found = getattr(getattr(func, "__self__", None), "__name__", None) or func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+def _asker() -> str:
+    """The module whose code calls torch under a mode of this file."""
+    return str(sys._getframe(2).f_globals.get("__name__", ""))
+
+
+_TENSOR: Any = torch.Tensor
+_QUESTIONS = {
+    _TENSOR.requires_grad.__get__,
+    _TENSOR.grad_fn.__get__,
+    _TENSOR.is_leaf.__get__,
+    torch.Tensor.register_hook,
+    torch.Tensor.retain_grad,
+    torch.nn.functional.embedding_bag,
+    torch.embedding_bag,
+}
+_NO_PADDING = {torch.nn.functional.embedding: None, torch.embedding: -1}
+_EMBEDDINGS = {
+    torch.nn.functional.embedding: inspect.signature(torch.nn.functional.embedding),
+    torch.embedding: inspect.signature(lambda weight, indices, padding_idx=-1, scale_grad_by_freq=0, sparse=0: None),
+}
+
+
+def _is_special_embedding(func: Any, args: Any, kwargs: Any) -> bool:
+    if func not in _EMBEDDINGS:
+        return False
+    given = _EMBEDDINGS[func].bind(*args, **kwargs).arguments
+    no_padding = _NO_PADDING[func]
+    return given.get("padding_idx", no_padding) != no_padding or bool(given.get("scale_grad_by_freq"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from t2j_core.extend import Leaf, TorchFn, flat_signature, remember
 
 from . import _compat
 from ._batching import Levels, batched, with_all_levels
-from ._differentiate import Flat, jvp, one_at_a_time, vjp
+from ._differentiate import Flat, vjp
+from ._forward_mode import ForwardMode, jvp, one_at_a_time
 from ._graph import Graphs
 from ._residuals import LiveGraphs, warn_if_random
 from ._shared import Shared
@@ -65,9 +67,11 @@ class Linearized:
         self.operands = source.signature.operands
         self.results = source.signature.outputs.leaves
         self.outs = tuple(i for i, leaf in enumerate(self.results) if is_inexact(leaf))
+        self.linear = self._linear_operands()
         self.residuals: LiveGraphs | Graphs | None = None
         method = shared.options.residuals
         label = str(source.signature)
+        self.forward_mode = ForwardMode(functools.partial(shared.forward_modes.__setitem__, label))
         if method == "auto" and source.signature.outputs.is_quick:
             remember(shared.residuals, label, "recompute (few operations on small tensors)")
         elif keeps and self.outs and method != "recompute":
@@ -76,6 +80,11 @@ class Linearized:
             self.residuals = self.residuals or LiveGraphs(ins, shared, label)
         elif keeps:
             shared.residuals[label] = "recompute" if self.outs else "no output can be differentiated"
+
+    def _linear_operands(self) -> tuple[int, ...]:
+        """The operands that the function is linear in, if it is itself a derivative."""
+        first = self.source.rules.linear_from
+        return () if first is None else tuple(range(first, len(self.operands)))
 
     @property
     def residual_leaves(self) -> tuple[Leaf, ...]:
@@ -87,24 +96,20 @@ class Linearized:
         """The operands of a linear map that it is not linear in."""
         return (*self.operands, *self.residual_leaves)
 
-    def batched_flat(self, levels: Levels, *, all_of_ins: bool) -> Flat:
-        """The function over batch axes; with `all_of_ins`, the inputs `ins` have every axis."""
+    def batched_flat(self, levels: Levels) -> Flat:
+        """The function over batch axes."""
         flat = self.flat
         for k, (size, dims) in enumerate(levels):
-            dims = dims[: len(self.operands)]
-            if all_of_ins:
-                dims = tuple(0 if i in self.ins else d for i, d in enumerate(dims))
             leaves = [with_all_levels(leaf, levels[:k]) for leaf in self.results]
-            flat = batched(flat, leaves, size, dims, self.shared, is_derivative=False)
+            flat = batched(flat, leaves, size, dims[: len(self.operands)], self.shared, is_derivative=False)
         return flat
 
     def forward_call(self, levels: Levels) -> Flat:
-        """The flat function that answers outputs and residuals."""
-        plain = self.batched_flat(levels, all_of_ins=False)
+        """The flat function that returns outputs and residuals."""
+        plain = self.batched_flat(levels)
         if isinstance(self.residuals, Graphs):
             return self.residuals.forward(plain, levels)
-        recorded = self.batched_flat(levels, all_of_ins=True) if levels else self.flat
-        return self.residuals.forward(plain, recorded, levels)  # type: ignore[union-attr]
+        return self.residuals.forward(plain)  # type: ignore[union-attr]
 
     # --- linear maps -----------------------------------------------------------------------------------------------
 
@@ -116,24 +121,22 @@ class Linearized:
     def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
         """A linear map without residuals: it runs the forward again, and torch can differentiate it."""
         f, n, shared = self.flat, len(self.operands), self.shared
-        is_of_derivative = self.source.rules.is_derivative
+        known, linear = self.forward_mode, self.linear
 
         def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            known = shared.jvp_failure is None
-            answer, failure = jvp(f, a[:n], ins, a[n:], outs, has_forward_mode=known)
-            if failure is not None:
-                shared.jvp_failure = failure
-            return answer
+            return jvp(f, a[:n], ins, a[n:], outs, known, linear=linear)
 
         def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            cotangents = dict(zip(outs, a[n:], strict=True))
-            return vjp(f, a[:n], ins, cotangents, is_of_derivative=is_of_derivative)
+            return vjp(f, a[:n], ins, dict(zip(outs, a[n:], strict=True)), linear=linear)
 
+        if linear:
+            pull = under_math_attention(pull)  # its backward too, which may run forwards again (checkpoints)
         taken, answered = self.map_leaves(direction, ins, outs)
         flat: Flat = warn_if_random(push if direction == "jvp" else pull, shared)
         for k, (size, dims) in enumerate(levels):
             leaves = [with_all_levels(leaf, levels[:k]) for leaf in answered]
-            flat = batched(flat, leaves, size, (*dims[:n], *(0 for _ in taken)), shared, is_derivative=True)
+            dims = (*dims[:n], *(0 for _ in taken))
+            flat = batched(flat, leaves, size, dims, shared, is_derivative=True, kind=direction)
         return flat
 
     def map_call(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import torch
 from t2j_core import T2jWarning
 from t2j_core.extend import Leaf, modules_in_use, numbers_in, remember, storage_uses, warn
 
 from . import _compat
-from ._batching import Levels, with_batch_axes
+from ._batching import Levels
 from ._config import residual_bytes
 from ._differentiate import Flat, first_line
 from ._kept import KeptGraphs, Shelf
@@ -29,12 +29,14 @@ from ._shared import Shared
 logger = logging.getLogger("t2j_autodiff")
 
 NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
-_MUCH = 16
 _NO_GRAPH = 0
 _LEAST_BYTES = 4096  # what a graph weighs at least
 _CHECKS = 3  # how many runs are watched for random numbers
 
-Edges = list[Any]
+_IN_BATCHES = "recompute (`torch.func.vmap` hides `requires_grad` from a function that is recorded)"
+
+Pairs = list[tuple[torch.autograd.graph.GradientEdge, torch.Tensor]]
+"""Where a backward begins, and with what."""
 
 
 @dataclass
@@ -42,7 +44,6 @@ class _Graph:
     """A recorded forward. It refers to no memory of XLA: saved inputs are rebuilt from the operands of the backward."""
 
     owner: LiveGraphs
-    sizes: tuple[int, ...]  # of the batch axes
     ins: dict[int, Any] = field(default_factory=dict)  # input -> its gradient edge
     outs: dict[int, tuple[Any, torch.dtype]] = field(default_factory=dict)  # output -> its gradient edge, its dtype
     operands: list[torch.Tensor] = field(default_factory=list)  # filled while the forward or the backward runs
@@ -109,43 +110,35 @@ class LiveGraphs:
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, plain: Flat, f: Flat, levels: Levels) -> Flat:
-        """A flat function that answers the outputs of `plain` and the number of a kept graph.
-
-        `f` is what is recorded; it takes the inputs `ins` with all batch axes, so that each example has a gradient of
-        its own.
-        """
-        sizes = tuple(size for size, _ in reversed(levels))
+    def forward(self, f: Flat) -> Flat:
+        """A flat function that returns the outputs of `f` and the number of a kept graph."""
 
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             wanted = self.reason_not_kept is None and not (self.is_pushed and not self.is_reversed)
-            wanted = wanted and not self._repeats_much(x, levels)
             number, y = _NO_GRAPH, None
             if wanted and not _compat.in_transform():
-                number, y = self._record(f, x, levels, sizes)
-            answer = plain(*x) if y is None else y
-            return (*answer, torch.full(sizes, number, dtype=torch.int32, device=x[0].device))
+                number, y = self._record(f, x)
+            answer = f(*x) if y is None else y
+            return (*answer, torch.full((), number, dtype=torch.int32, device=x[0].device))
 
         return run
 
-    def _repeats_much(self, x: Sequence[torch.Tensor], levels: Levels) -> bool:
-        """Whether recording for a batch multiplies each small example by its own copy of large weights.
+    def number_for_batches(self) -> Any:
+        """The number that says that no graph is kept, and so the only residual of a batch.
 
-        Running the forward again in the backward is quicker then: there one product with the weights does for all.
+        `torch.func.vmap` of tensors that require gradients hides that from the function, which may then take another
+        way, lose its hooks, or forget the padding of an embedding. The backward of a batch runs the forward again,
+        under `torch.func.vjp`, which shows it.
         """
-        if not levels:
-            return False
-        has_axis = [any(dims[i] is not None for _, dims in levels) for i in range(len(x))]
-        shared = max((x[i].numel() for i in self.ins if not has_axis[i]), default=0)
-        count = math.prod(size for size, _ in levels)
-        own = max((t.numel() // count for t, batched in zip(x, has_axis, strict=True) if batched), default=0)
-        return shared > _MUCH * own
+        if self.reason_not_kept is None:
+            self.shared.residuals[f"{self.label} in batches"] = _IN_BATCHES
+        return jnp.full((), _NO_GRAPH, jnp.int32)
 
-    def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
-        graph = _Graph(self, sizes)
+    def _record(self, f: Flat, x: Sequence[torch.Tensor]) -> tuple[int, Any]:
+        graph = _Graph(self)
         uses = [storage_uses(t.untyped_storage()) for t in x]
         try:
-            y = self._run_recorded(f, x, levels, graph)
+            y = self._run_recorded(f, x, graph)
         except Exception as error:  # if the function itself is at fault, it raises again without recording
             self.give_up(f"recording failed, {first_line(error)}")
             return _NO_GRAPH, None
@@ -158,7 +151,7 @@ class LiveGraphs:
             return _NO_GRAPH, y
         return _keep(graph), y
 
-    def _run_recorded(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, graph: _Graph) -> Any:
+    def _run_recorded(self, f: Flat, x: Sequence[torch.Tensor], graph: _Graph) -> Any:
         lent = {t.untyped_storage().data_ptr(): i for i, t in enumerate(x) if t.numel()}
         dtypes = [t.dtype for t in x]
         offsets = [t.storage_offset() for t in x]
@@ -166,12 +159,16 @@ class LiveGraphs:
         operands, storages = graph.operands, graph.storages
 
         def pack(t: torch.Tensor) -> Any:
+            if not t.numel():  # of its own: an empty operand is no memory, but its tensor counts as kept
+                t = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
             storage = t.untyped_storage()
             index = lent.get(storage.data_ptr())
             if index is None or t.dtype != dtypes[index]:
                 if not _is_parameter(t):
                     storages[storage._cdata] = storage.nbytes()
-                return t, t._version
+                # A result that its own node saves comes here with that node as its `grad_fn`
+                # (`SavedVariable::SavedVariable` in torch/csrc/autograd): a cycle that no collector sees.
+                return t.detach(), t._version
             offset = int(t.storage_offset() - offsets[index])
             return _OfInput(index, tuple(t.shape), t.stride(), offset, t.is_conj())
 
@@ -199,7 +196,7 @@ class LiveGraphs:
                 modules_in_use(until_the_end=False) as use,
             ):
                 for i in self.ins:
-                    leaves[i] = with_batch_axes(x[i], i, levels).detach().requires_grad_()
+                    leaves[i] = x[i].detach().requires_grad_()
                     handles[i] = leaves[i].view_as(leaves[i])
                 y = f(*handles)
         finally:
@@ -228,15 +225,9 @@ class LiveGraphs:
         if graph is None:
             return None
         position = len(x)  # of the number among the operands
-        outer_first = list(reversed(levels))
-        extra = [k for k, (_, dims) in enumerate(outer_first) if dims[position] is None]
-        of_graph = tuple(size for size, dims in outer_first if dims[position] is not None)
-        if of_graph != graph.sizes or len(extra) > self.can_batch:
-            return None
-        axis = extra[0] if extra else None
-        if axis is not None and any(outer_first[axis][1][i] is not None for i in range(len(x))):
-            return None
-        return self._pull(graph, x, ins, cotangents, axis, levels)
+        if len(levels) > 1 or any(dims[i] is not None for _, dims in levels for i in range(position + 1)):
+            return None  # more than one batch of cotangents, or a batch of operands
+        return self._pull(graph, x, ins, cotangents, levels[0][0] if levels else None)
 
     def _pull(
         self,
@@ -244,37 +235,37 @@ class LiveGraphs:
         x: Sequence[torch.Tensor],
         ins: Sequence[int],
         cotangents: Mapping[int, torch.Tensor],
-        axis: int | None,
-        levels: Levels,
+        size: int | None,
     ) -> tuple[torch.Tensor, ...] | None:
-        pairs = [
-            (graph.outs[i][0], _conj_with_front(ct, axis).to(graph.outs[i][1]))
-            for i, ct in cotangents.items()
-            if i in graph.outs
-        ]
+        """The cotangents of `ins`; `size` is how many cotangents of each output there are, along axis 0."""
+        outs = [(*graph.outs[i], ct) for i, ct in cotangents.items() if i in graph.outs]
+        pairs = [(edge, _compat.conj(ct).to(dtype)) for edge, dtype, ct in outs]
         grads: Sequence[torch.Tensor | None] = [None] * len(ins)
         graph.operands.extend(x)
         try:
             if pairs:
-                grads = torch.autograd.grad(
-                    [p[0] for p in pairs],
-                    [graph.ins[i] for i in ins],
-                    [p[1] for p in pairs],
-                    allow_unused=True,
-                    is_grads_batched=axis is not None,
-                )
-        except Exception as error:
-            if axis is None:
-                raise
-            logger.info("%s: the kept graph cannot be batched (%s)", self.label, first_line(error))
-            self.can_batch = False
+                grads = _grad(graph, ins, pairs) if size is None else self._pull_many(graph, ins, pairs, size)
+        except Exception as error:  # if the backward itself is at fault, it raises again after another forward
+            self.give_up(f"the backward of a kept graph failed, {first_line(error)}")
             return None
         finally:
             graph.operands.clear()
+        shape = () if size is None else (size,)
         return tuple(
-            torch.zeros_like(with_batch_axes(x[i], i, levels)) if g is None else _conj_with_back(g, axis)
+            x[i].new_zeros((*shape, *x[i].shape)) if g is None else _compat.conj(_compat.materialised(g))
             for i, g in zip(ins, grads, strict=True)
         )
+
+    def _pull_many(self, graph: _Graph, ins: Sequence[int], pairs: Pairs, size: int) -> Sequence[torch.Tensor | None]:
+        """The gradients for many cotangents: at once, or one after another where torch cannot batch the backward."""
+        if self.can_batch and not _compat.is_wrong_in_batches(edge.node for edge, _ in pairs):
+            try:
+                return _grad(graph, ins, pairs, retain_graph=True, is_grads_batched=True)
+            except Exception as error:
+                logger.info("%s: the kept graph cannot be batched (%s)", self.label, first_line(error))
+                self.can_batch = False
+        rows = [_grad(graph, ins, [(edge, ct[k]) for edge, ct in pairs], retain_graph=True) for k in range(size)]
+        return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
 
     def drop(self, residuals: Sequence[torch.Tensor]) -> None:
         """Forward mode needs no residuals: from now on they are kept only once a backward is asked for."""
@@ -304,14 +295,9 @@ def _is_parameter(t: torch.Tensor) -> bool:
     return base.is_leaf and base.requires_grad
 
 
-def _conj_with_front(t: torch.Tensor, axis: int | None) -> torch.Tensor:
-    t = _compat.conj(t)
-    return t if axis is None else t.movedim(axis, 0)
-
-
-def _conj_with_back(t: torch.Tensor, axis: int | None) -> torch.Tensor:
-    t = _compat.conj(_compat.materialised(t))
-    return t if axis is None else t.movedim(0, axis)
+def _grad(graph: _Graph, ins: Sequence[int], pairs: Pairs, **options: Any) -> Sequence[torch.Tensor | None]:
+    edges, cotangents = zip(*pairs, strict=True)
+    return torch.autograd.grad(edges, [graph.ins[i] for i in ins], cotangents, allow_unused=True, **options)
 
 
 def _draws(f: Flat, x: Sequence[torch.Tensor]) -> bool:

@@ -19,6 +19,7 @@ from ._differentiate import Flat
 from ._errors import DepthError
 from ._linear import LinearFunction, Verdict, judged, not_linear
 from ._linearize import Linearized, Memo, derived, is_inexact, under_math_attention
+from ._residuals import LiveGraphs
 from ._shared import Shared
 
 torch_linear_p = call_primitive("torch_linear")
@@ -27,11 +28,12 @@ torch_linear_p = call_primitive("torch_linear")
 class Rules:
     """How JAX transforms a function. `flat` is what torch differentiates and batches."""
 
-    def __init__(self, flat: Flat, depth: float, shared: Shared, *, is_derivative: bool = False) -> None:
+    def __init__(self, flat: Flat, depth: float, shared: Shared, *, linear_from: int | None = None) -> None:
         self.flat = flat
         self.depth = depth  # how many more times it may be differentiated
         self.shared = shared
-        self.is_derivative = is_derivative  # derivatives of derivatives keep no residuals
+        self.linear_from = linear_from  # the first of the operands that a derivative is linear in
+        self.is_derivative = linear_from is not None  # derivatives of derivatives keep no residuals
         self.unbatched: TorchFn | None = None  # what this one is a batch of
         self._memo = Memo()
 
@@ -52,7 +54,7 @@ class Rules:
             results = fn.signature.outputs.leaves
             flat = batched(self.flat, results, size, dims, self.shared, is_derivative=self.is_derivative)
             operands = [with_levels(leaf, i, level) for i, leaf in enumerate(fn.signature.operands)]
-            rules = Rules(flat, self.depth, self.shared, is_derivative=self.is_derivative)
+            rules = Rules(flat, self.depth, self.shared, linear_from=self.linear_from)
             rules.unbatched = self.unbatched or fn
             answered = [with_all_levels(leaf, level) for leaf in results]
             made = derived("vmap", fn, flat, operands, answered, _outputs(fn), rules)
@@ -153,7 +155,7 @@ class ForwardRules(Rules):
     """Rules of a forward that answers residuals after its outputs."""
 
     def __init__(self, linearized: Linearized, levels: Levels, depth: float) -> None:
-        super().__init__(linearized.batched_flat(levels, all_of_ins=False), depth, linearized.shared)
+        super().__init__(linearized.batched_flat(levels), depth, linearized.shared)
         self.linearized_source = linearized
         self.levels = levels
 
@@ -185,7 +187,11 @@ class ForwardRules(Rules):
         return results, [*moved, *(_compat.zero_tangent(r) for r in results[n:])]
 
     def batch(self, operands: Any, dims: Any, *, fn: TorchFn) -> Any:
-        """Batching rule: a forward of the batched function."""
+        """Batching rule: a forward of the batched function. Of one that keeps no graphs for batches, the values."""
+        if isinstance(self.linearized_source.residuals, LiveGraphs):
+            plain = self.plain(fn)
+            results, out_dims = plain.rules.batch(operands, dims, fn=plain)
+            return [*results, self.linearized_source.residuals.number_for_batches()], [*out_dims, None]
         size, operands, dims = _batch_in_front(operands, dims)
 
         def call(size: int, operands: Sequence[Any]) -> list[Any]:
@@ -218,7 +224,7 @@ class LinearRules(Rules):
         depth: float,
     ) -> None:
         flat = under_math_attention(linearized.map_flat(direction, ins, outs, levels))
-        super().__init__(flat, depth, linearized.shared, is_derivative=True)
+        super().__init__(flat, depth, linearized.shared, linear_from=len(linearized.operands))
         self.source = linearized
         self.direction, self.ins, self.outs, self.levels = direction, ins, outs, levels
         self.n_operands, self.n_constants = len(linearized.operands), len(linearized.constants)
@@ -228,7 +234,7 @@ class LinearRules(Rules):
 
         def make() -> TorchFn:
             operands = self._without_residuals(fn.signature.operands)
-            rules = Rules(self.flat, self.depth, self.shared, is_derivative=True)
+            rules = Rules(self.flat, self.depth, self.shared, linear_from=self.n_operands)
             source = self.source.source
             return derived(
                 self.direction, source, self.flat, operands, fn.signature.outputs.leaves, _outputs(source), rules

@@ -71,7 +71,14 @@ class Shared:
     options: DiffOptions
     has_key: bool = False  # the first operand is a JAX key
     paths: tuple[str, ...] = ()  # what the operands are called
-    vmap_failure: str | None = None  # why `torch.func.vmap` is not used
-    jvp_failure: str | None = None  # why forward mode is not used
+    vmap_failures: dict[str, str] = field(default_factory=dict)  # why `torch.func.vmap` is not used, for each kind
+    forward_modes: dict[str, str] = field(default_factory=dict)  # what takes the place of `torch.func.jvp`, and why
     is_random: bool = False  # it was seen to draw unseeded random numbers
     residuals: dict[str, str] = field(default_factory=dict)  # how derivatives of each signature get their residuals
+
+    def vmap_failure(self, kind: str) -> str | None:
+        """Why a batch of values ("value"), pullbacks ("vjp") or pushforwards ("jvp") runs in turn.
+
+        What cannot be batched itself has derivatives that cannot be either; the reverse is not true.
+        """
+        return self.vmap_failures.get(kind, self.vmap_failures.get("value"))

@@ -234,18 +234,27 @@ class DifferentiableFunction(TorchFunction[P]):
         return [flag for flag, static in zip(flags, statics, strict=True) if static is None]
 
 
+_VMAPS = {
+    "recorded value": "reverse mode of vmap",
+    "vjp": "vmap of reverse mode",
+    "jvp": "vmap of forward mode",
+    "derivative": "vmap of derivatives",
+}
+
+
 def _explained(signature: str, shared: Shared) -> list[str]:
-    lines = []
-    for label, what in shared.residuals.items():
-        where = "" if label == signature else f" of {label}"
-        lines.append(f"reverse mode{where}: {what}")
-    if shared.jvp_failure is None:
+    lines = [f"reverse mode{_of(label, signature)}: {what}" for label, what in shared.residuals.items()]
+    if signature not in shared.forward_modes:
         lines.append("forward mode: torch.func.jvp")
-    else:
-        lines.append(f"forward mode: transposed reverse mode ({shared.jvp_failure})")
-    method = shared.options.vmap_method
-    reason = "" if shared.vmap_failure is None else f", one after another ({shared.vmap_failure})"
-    return [*lines, f"vmap: {method}{reason}"]
+    lines += [f"forward mode{_of(label, signature)}: {what}" for label, what in shared.forward_modes.items()]
+    reason = shared.vmap_failures.get("value")
+    lines.append(f"vmap: {shared.options.vmap_method}{'' if reason is None else f', one after another ({reason})'}")
+    failures = {title: shared.vmap_failures[kind] for kind, title in _VMAPS.items() if kind in shared.vmap_failures}
+    return [*lines, *(f"{title}: one after another ({why})" for title, why in failures.items())]
+
+
+def _of(label: str, signature: str) -> str:
+    return label.removeprefix(signature) if label.startswith(signature) else f" of {label}"
 
 
 def module2jax(

@@ -662,9 +662,11 @@ def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
         if torch._C._functorch.peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
         if _has_saved_tensors_hooks():
-            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_same, _same))  # only the top pair counts
+            # Only the top pair counts. A result that its own node saves comes with that node: a cycle of no collector.
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _same))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device_type in device_types:
-            stack.enter_context(torch.autocast(device_type, enabled=False))
+            # Without the cache: it is emptied when the outermost context ends, and until then holds casts of arguments.
+            stack.enter_context(torch.autocast(device_type, enabled=False, cache_enabled=False))
         yield

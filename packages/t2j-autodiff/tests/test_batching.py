@@ -1,0 +1,153 @@
+"""Derivatives of batches and batches of derivatives, against one example after another in plain torch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from t2j_autodiff import PerformanceWarning, module2jax, torch2jax
+
+pytestmark = pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
+
+X = jnp.linspace(0.1, 1.0, 12).reshape(4, 3)
+W = jnp.linspace(0.1, 1.0, 15).reshape(5, 3)
+INDICES = jnp.array([[0, 1, 2], [3, 0, 0], [1, 1, 1]])
+
+
+def close(got, expected, tolerance=1e-4):
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def many(h):
+    """More operations than are run again because they are quick."""
+    for _ in range(14):
+        h = torch.sin(h)
+    return h
+
+
+def asks_requires_grad(x):
+    h = torch.sin(x)
+    if h.requires_grad:
+        h.register_hook(lambda g: g.clamp(-0.1, 0.1))
+    return many(h).sum()
+
+
+def registers_a_hook(x):
+    h = torch.sin(x)
+    if torch.is_grad_enabled() and h.grad_fn is not None:
+        h.register_hook(lambda g: 2 * g)
+    return many(h).sum()
+
+
+def differentiates_inside(x):
+    y = x if x.requires_grad else x.detach().requires_grad_()
+    return (torch.autograd.grad((y**4).sum(), y, create_graph=True)[0] * many(x)).sum()
+
+
+def checkpoints(x):
+    return torch.utils.checkpoint.checkpoint(many, x, use_reentrant=False).sum()
+
+
+LOOKING = [asks_requires_grad, registers_a_hook, differentiates_inside, checkpoints]
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute"])
+@pytest.mark.parametrize("fn", LOOKING)
+def test_a_batch_sees_what_one_example_sees(fn, residuals):
+    leaves = [torch.tensor(np.array(row), requires_grad=True) for row in X]
+    expected = np.stack([torch.autograd.grad(fn(leaf), leaf)[0].numpy() for leaf in leaves])
+    wrapped = lambda: torch2jax(fn, residuals=residuals)
+    close(jax.vmap(jax.grad(wrapped()))(X), expected)
+    close(jax.jit(jax.vmap(jax.vmap(jax.grad(wrapped()))))(X.reshape(2, 2, 3)).reshape(4, 3), expected)
+    f, g = wrapped(), wrapped()
+    close(jax.grad(lambda x: jax.vmap(f)(x).sum())(X), expected)
+    close(jax.jit(jax.grad(lambda x: jax.vmap(jax.vmap(g))(x).sum()))(X.reshape(2, 2, 3)).reshape(4, 3), expected)
+
+
+EMBEDDINGS = [{"padding_idx": 0}, {"padding_idx": -5}, {"scale_grad_by_freq": True}, {"sparse": True}, {}]
+
+
+@pytest.mark.parametrize("options", EMBEDDINGS, ids=str)
+def test_embeddings(options):
+    fn = lambda w, i: many(F.embedding(i, w, **options)).sum()
+    rows = []
+    for i in INDICES:
+        w = torch.tensor(np.array(W), requires_grad=True)
+        rows.append(torch.autograd.grad(fn(w, torch.tensor(np.array(i))), w)[0].to_dense().numpy())
+    expected = np.stack(rows)
+    close(jax.vmap(jax.grad(torch2jax(fn)), (None, 0))(W, INDICES), expected)
+    close(jax.vmap(jax.grad(torch2jax(fn)))(jnp.stack([W] * 3), INDICES), expected)
+    f = torch2jax(fn)
+    close(jax.grad(lambda w: jax.vmap(f, (None, 0))(w, INDICES).sum())(W), expected.sum(0))
+    close(jax.grad(torch2jax(fn))(W, INDICES[0]), expected[0])
+
+
+def test_explain_tells_why_a_batch_runs_the_forward_again():
+    f = torch2jax(lambda x: many(x).sum())
+    jax.vmap(jax.grad(f))(X)
+    assert "reverse mode: kept autograd graph" in f.explain()
+    assert "reverse mode in batches: recompute (`torch.func.vmap` hides `requires_grad`" in f.explain()
+
+
+def test_grad_of_vmap_is_one_run_for_a_function_that_does_not_ask():
+    f = torch2jax(lambda x: many(x).sum())
+    jax.grad(lambda x: jax.vmap(f)(x).sum())(X)
+    assert "one after another" not in f.explain()
+    g = torch2jax(asks_requires_grad)
+    with pytest.warns(PerformanceWarning, match="hides `requires_grad` from the function, which uses requires_grad"):
+        jax.grad(lambda x: jax.vmap(g)(x).sum())(X)
+    assert "reverse mode of vmap: one after another" in g.explain()
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
+def test_a_jacobian_of_distances(p, residuals):
+    # `torch.func.vmap` of `_cdist_backward` with the gradient alone batched is mostly zero.
+    fn = lambda x, y: torch.cdist(x, y, p)
+    x, y = X, X[:2] + 1
+    expected = torch.autograd.functional.jacobian(lambda x: fn(x, torch.tensor(np.array(y))), torch.tensor(np.array(x)))
+    close(jax.jacrev(torch2jax(fn, residuals=residuals))(x, y), expected)
+    f = torch2jax(lambda x, y: many(fn(x, y)), residuals=residuals)
+    close(jax.jit(jax.jacrev(f))(x, y), jax.jacfwd(f)(x, y))
+
+
+def test_a_batch_of_values_for_index_fill():
+    f = torch2jax(lambda x, v: torch.index_fill(x, 0, torch.tensor([0, 1]), v))
+    close(jax.vmap(f, (None, 0))(X, jnp.arange(3.0)), jnp.stack([f(X, v) for v in jnp.arange(3.0)]))
+
+
+def test_a_batch_under_autocast_has_the_dtype_of_an_example():
+    linear = torch.nn.Linear(3, 2)
+
+    def fn(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return linear(x)
+
+    for method in ("auto", "vmap", "sequential"):
+        y = jax.vmap(torch2jax(fn, vmap_method=method))(X)
+        assert y.dtype == jnp.bfloat16
+        close(y.astype(jnp.float32), linear(torch.tensor(np.array(X))).detach(), 0.05)
+
+
+def test_a_rule_that_gives_another_shape_runs_in_turn():
+    # The tolerance of `pinv` broadcasts against the batch of matrices.
+    f = torch2jax(lambda a, tolerance: torch.linalg.pinv(a, atol=tolerance))
+    a, tolerances = jnp.stack([X[:3], X[1:]]), jnp.array([0.0, 0.5, 1.0])
+    got = jax.vmap(f, (None, 0))(a, tolerances)
+    close(got, jnp.stack([f(a, t) for t in tolerances]), 1e-3)
+
+
+def test_parameters_of_an_encoder_layer_in_eval_mode():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    apply, variables = module2jax(layer, train=False)
+    x = jax.random.normal(jax.random.key(0), (2, 1, 4, 8))
+    of = lambda params, x: (apply({**variables, "params": params}, x) ** 2).sum()
+    mine = jax.grad(lambda p: jax.vmap(of, (None, 0))(p, x).sum())(variables["params"])
+    expected = jax.grad(lambda p: sum(of(p, row) for row in x))(variables["params"])
+    jax.tree.map(lambda a, b: close(a, b, 1e-3), mine, expected)
+    each = jax.vmap(jax.grad(of), (None, 0))(variables["params"], x)
+    jax.tree.map(lambda a, b: close(a.sum(0), b, 1e-3), each, expected)

@@ -1,0 +1,217 @@
+"""Forward mode is right or an error: against reverse mode, or the same function in jnp."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from t2j_autodiff import NonDifferentiableError, module2jax, torch2jax
+
+pytestmark = pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
+
+X = jnp.linspace(0.1, 1.0, 12).reshape(4, 3)
+T = jnp.cos(X)
+
+
+def close(got, expected, tolerance=1e-4):
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+class Detached(torch.autograd.Function):
+    """No part of its backward is seen by autograd."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x.detach().clone()
+        return x.detach() ** 3
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * ctx.x**2 * g.detach()
+
+
+class ThroughNumPy(Detached):
+    @staticmethod
+    def backward(ctx, g):
+        return torch.from_numpy(3 * ctx.x.numpy() ** 2 * g.numpy(force=True))
+
+
+class HalfDetached(Detached):
+    """Its derivative is wrong, but not zero."""
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.x**2 * g.detach() + ctx.x**2 * g
+
+
+class WithVmapRule(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * ctx.saved_tensors[0] ** 2 * g.detach()
+
+
+CUT = [Detached, ThroughNumPy, HalfDetached, WithVmapRule]
+
+
+@pytest.mark.parametrize("function", CUT)
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_backward_that_autograd_does_not_see(function, jitted):
+    f = torch2jax(function.apply)
+    wrap = jax.jit if jitted else lambda f: f
+    close(wrap(lambda x, t: jax.jvp(f, (x,), (t,))[1])(X, T), 3 * X**2 * T)
+    close(wrap(jax.jacfwd(lambda x: f(x).sum()))(X), 3 * X**2)
+    close(wrap(jax.vmap(jax.jacfwd(lambda x: f(x).sum())))(X), 3 * X**2)
+    close(jax.jvp(jax.vmap(f), (X,), (T,))[1], 3 * X**2 * T)
+    assert "rows of the Jacobian" in f.explain()
+
+
+@pytest.mark.parametrize("function", CUT)
+def test_too_many_outputs_for_rows_are_an_error(function):
+    f, x = torch2jax(function.apply), jnp.linspace(0.1, 1.0, 300)
+    with pytest.raises(NonDifferentiableError, match=r"(?s)Forward mode failed:.*contradicts the backward"):
+        jax.jvp(f, (x,), (x,))
+
+
+def test_rows_of_complex_outputs():
+    class Conjugate(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            ctx.z = z.detach().clone()
+            return z * z + 2 * z.conj()
+
+        @staticmethod
+        def backward(ctx, g):
+            g = g.detach()
+            return 2 * ctx.z.conj() * g + 2 * g.conj()
+
+    z, t = jax.lax.complex(X[0], X[1]), jax.lax.complex(T[0], -T[1])
+    close(jax.jvp(torch2jax(Conjugate.apply), (z,), (t,))[1], 2 * z * t + 2 * jnp.conj(t))
+
+
+def test_no_random_number_of_the_user_is_drawn():
+    f = torch2jax(Detached.apply)
+    state = torch.get_rng_state()
+    jax.jvp(f, (X,), (T,))
+    jax.jvp(f, (X,), (T,))
+    jax.jvp(torch2jax(lambda x: (x, x.detach())), (X,), (T,))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+LABELS = torch.tensor([0, 1, 2, 0])
+LOSSES = {
+    "multi_margin": lambda x: F.multi_margin_loss(x, LABELS, reduction="none"),
+    "multilabel_margin": lambda x: F.multilabel_margin_loss(x, torch.tensor([[0, 1, -1]] * 4)),
+    "ctc": lambda x: F.ctc_loss(
+        x.log_softmax(-1)[:, None], torch.tensor([[1, 2]]), torch.tensor([4]), torch.tensor([2])
+    ),
+    "cdist": lambda x: torch.cdist(x, x[:2] + 1),
+    "pdist": F.pdist,
+    "embedding_bag": lambda x: F.embedding_bag(torch.tensor([[0, 1]]), x, mode="max"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_has_neither_forward_mode_nor_double_backward(name):
+    f = torch2jax(LOSSES[name])
+    jacobian = jax.jacrev(f)(X)
+    close(jax.jvp(f, (X,), (T,))[1], jnp.tensordot(jacobian, T, 2))
+    close(jax.jit(jax.jacfwd(f))(X), jacobian)
+    pushed = jax.vmap(lambda t: jax.jvp(f, (X,), (t,))[1])(jnp.stack([T, 2 * T]))
+    close(pushed[1], jnp.tensordot(jacobian, 2 * T, 2))
+
+
+@torch.library.custom_op("t2j_tests::cube", mutates_args=())
+def cube(x: torch.Tensor) -> torch.Tensor:
+    return x**3
+
+
+cube.register_fake(torch.empty_like)
+cube.register_autograd(
+    lambda ctx, g: 3 * ctx.saved_tensors[0] ** 2 * g,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+def test_a_custom_operator_does_not_lose_tangents():
+    # Under plain `torch.func.jvp` it does: its backward is skipped for arguments that do not require gradients.
+    f = torch2jax(lambda x: cube(x) + x)
+    close(jax.jvp(f, (X,), (T,))[1], (3 * X**2 + 1) * T)
+    close(jax.vmap(jax.jacfwd(lambda x: f(x).sum()))(X), 3 * X**2 + 1)
+    close(jnp.diagonal(jax.hessian(lambda x: f(x).sum())(X[0])), 6 * X[0])
+
+
+def test_a_way_that_is_taken_only_where_gradients_are_required():
+    def fn(x):
+        return torch.sin(x) if x.requires_grad else torch.sin(x.detach())
+
+    f = torch2jax(fn)
+    close(jax.jvp(f, (X,), (T,))[1], jnp.cos(X) * T)
+    close(jax.vmap(jax.jacfwd(lambda x: f(x).sum()))(X), jnp.cos(X))
+
+
+def test_an_operation_of_torch_that_loses_its_tangent():
+    # `scatter_reduce_jvp` returns nothing for "prod", which `torch.func.jvp` takes for zero.
+    indices = torch.tensor([[0, 1, 0], [2, 2, 1]])
+    f = torch2jax(lambda x: torch.scatter_reduce(x, 0, indices, torch.full((2, 3), 2.0), "prod"))
+    jacobian = jax.jacrev(f)(X)
+    close(jax.jvp(f, (X,), (T,))[1], jnp.tensordot(jacobian, T, 2))
+    close(jax.jacfwd(f)(X), jacobian)
+
+
+def test_what_is_constant_stays_in_forward_mode():
+    f = torch2jax(lambda x: (x.sum(), x.detach() * 2, torch.ones(3)))
+    for _ in range(5):
+        moved = jax.jvp(f, (X,), (T,))[1]
+        for got, expected in zip(moved, (T.sum(), jnp.zeros_like(X), jnp.zeros(3)), strict=True):
+            close(got, expected)
+    close(jax.jacfwd(torch2jax(torch.sign))(X[0]), np.zeros((3, 3)))
+    assert "forward mode: torch.func.jvp" in f.explain()
+
+
+def energy(x):
+    return jnp.cos(x).prod() + (x**4).sum()
+
+
+def force(x):
+    x.requires_grad_(True)
+    return torch.autograd.grad(torch.cos(x).prod() + (x**4).sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        jax.jacfwd,
+        jax.jacrev,
+        lambda f: jax.jit(jax.jacfwd(jax.jacfwd(f))),
+        lambda f: jax.hessian(lambda x: f(x).sum()),
+        lambda f: lambda x: jax.vmap(jax.jacfwd(f))(jnp.stack([x, 2 * x])),
+        lambda f: lambda x: jax.grad(lambda x: jax.vmap(f)(x).sum())(jnp.stack([x, 2 * x])),
+    ],
+    ids=["jacfwd", "jacrev", "jacfwd twice", "hessian", "vmap of jacfwd", "grad of vmap"],
+)
+def test_a_function_that_differentiates_inside(transform):
+    close(transform(torch2jax(force))(X[0]), transform(jax.grad(energy))(X[0]), 1e-3)
+
+
+def test_an_encoder_layer_in_eval_mode():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    apply, variables = module2jax(layer, train=False)
+    x = jax.random.normal(jax.random.key(0), (2, 1, 4, 8))
+    loss = lambda x: (apply(variables, x) ** 2).sum()
+    push = lambda x: jax.jvp(loss, (x,), (jnp.cos(x),))[1]
+    expected = [(jax.grad(loss)(row) * jnp.cos(row)).sum() for row in x]
+    close(push(x[0]), expected[0], 1e-3)
+    close(jax.vmap(push)(x), jnp.stack(expected), 1e-3)
