@@ -17,8 +17,8 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage", "_containers"},
-    {"_config", "_compat", "_clashes", "_options"},
+    {"_errors", "_garbage", "_parts", "_module_use"},
+    {"_config", "_compat", "_clashes", "_options", "_containers"},
     {"_dtypes", "_pytree", "_streams", "_rng", "_randomness"},
     {"_convert", "_variables"},
     {"_signature"},
