@@ -19,8 +19,8 @@ PACKAGE = Path(t2j_core.__file__).parent
 FLOORS = [
     {"_errors", "_garbage", "_parts", "_module_use"},
     {"_config", "_compat", "_clashes", "_options", "_containers"},
-    {"_dtypes", "_pytree", "_streams", "_rng", "_randomness"},
-    {"_convert", "_variables"},
+    {"_dtypes", "_pytree", "_streams", "_rng"},
+    {"_convert", "_variables", "_randomness"},
     {"_signature"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments", "_skeleton"},
     {"_torchfn"},

@@ -31,7 +31,7 @@ from ._errors import (
 )
 from ._garbage import collect
 from ._pytree import Static, merger, plain
-from ._randomness import Draws, Watch, generator_states
+from ._randomness import Draws, Watch, WatchReads, generator_states
 from ._rng import turns
 from ._signature import Leaf, Outputs, output_leaf
 
@@ -79,16 +79,19 @@ class _OnMeta(_compat.DispatchMode):
         return not tensor.is_meta and tensor.untyped_storage().data_ptr() in self._made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = self._run(func, args, dict(kwargs or {}))
+        self._draws.note(func, args, kwargs or {}, result)
+        return result
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if _compat.autocast_depth() > self._autocast_depth:
             raise NotImplementedError("autocast acts by device, and tensors without data have none")
         if func.name().startswith("aten::quantize"):
             raise _NeedsDataError("tensors without data are never quantised")
-        kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         self._operations += 1
         self._largest = max(self._largest, *(t.numel() for t in tensors), 0)
         self._is_random |= torch.Tag.nondeterministic_seeded in func.tags
-        self._draws.note(func, args, kwargs)
         writes = func._schema.is_mutable
         makes = not writes and not any(r.alias_info for r in func._schema.returns)
         if all(not t.is_meta for t in tensors) and (not writes or all(map(self._is_made, tensors))):
@@ -244,7 +247,8 @@ def _is_random_without_data(
     mode: Any, device: str, name: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]
 ) -> bool:
     def run(draws: Draws) -> None:
-        _run_in(_OnMeta(draws) if device == "meta" else mode, device, call, key, operands, draws)
+        watched = lambda *args, **kwargs: draws.returned(call(*args, **kwargs))
+        _run_in(_OnMeta(draws) if device == "meta" else mode, device, watched, key, operands, draws)
 
     return _is_random(name, run)
 
@@ -254,7 +258,8 @@ def _is_random(name: str, run: Callable[[Draws], object]) -> bool:
     try:
         with _inference(name):
             draws = Draws.with_private_seed()
-            run(draws)
+            with WatchReads(draws):
+                run(draws)
             return draws.any()
     except Exception as reason:  # what ran once need not run twice, nor in a dispatch mode
         logger.info("cannot tell whether %s draws random numbers (%s)", name, _first_line(reason))
@@ -309,8 +314,9 @@ def _infer_from_data(
     make, device = works
 
     def again(draws: Draws) -> None:
+        watched = lambda *args, **kwargs: draws.returned(call(*args, **kwargs))
         with Watch(draws):
-            _run(call, key, [make(leaf).to(device) for leaf in operands])
+            _run(watched, key, [make(leaf).to(device) for leaf in operands])
 
     return dataclasses.replace(answers[0], is_random=_is_random(name, again))
 
