@@ -133,26 +133,31 @@ class Snapshot:
             for name in attributes.keys() - before.keys():
                 del attributes[name]
 
-    def apart(self, output: Any, depth: int = 0) -> Any:
+    def apart(self, output: Any) -> Any:
         """`output` with copies of those containers and objects that `restore` would change."""
+        return output if isinstance(output, torch.Tensor) else self._apart(output, {}, 0)
+
+    def _apart(self, output: Any, done: dict[int, Any], depth: int) -> Any:
         if isinstance(output, (torch.Tensor, torch.nn.Module)) or depth > _DEEPEST:
             return output
+        if id(output) in done:
+            return done[id(output)]
         if type(output) is tuple:
-            return tuple(self.apart(item, depth + 1) for item in output)
-        attributes = attributes_of(output)
+            return tuple(self._apart(item, done, depth + 1) for item in output)
+        own, attributes = output, attributes_of(output)
         if id(output) in self._ids or (attributes is not None and id(attributes) in self._ids):
-            output = copy.copy(output)
-            attributes = attributes_of(output)
-        for container in (attributes, output if isinstance(output, (dict, list)) else None):
+            own = copy.copy(output)
+            attributes = attributes_of(own)
+        done[id(output)] = own  # before its parts, among which it may be itself
+        for container in (attributes, own if isinstance(own, (dict, list)) else None):
             if container is not None:
-                items = list(container.items() if isinstance(container, dict) else enumerate(container))
-                for key, item in items:
-                    if (own := self.apart(item, depth + 1)) is not item:
-                        container[key] = own
-        return output
+                for key, item in list(container.items() if isinstance(container, dict) else enumerate(container)):
+                    if (replaced := self._apart(item, done, depth + 1)) is not item:
+                        container[key] = replaced
+        return own
 
 
-_DEEPEST = 100  # a container may contain itself
+_DEEPEST = 100
 _version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
 
 
