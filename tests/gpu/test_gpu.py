@@ -199,6 +199,14 @@ def test_arrays_on_the_cpu_while_a_gpu_is_the_default():
         np.testing.assert_allclose(out, np.sin(np.ones(8)), rtol=1e-6)
 
 
+def test_arrays_over_tensors_stay_on_their_device(gpu):
+    host, device = t2j(torch.ones(8)), t2j(torch.ones(8, device="cuda"))
+    assert (host + 1).devices() == {jax.devices("cpu")[0]}  # an array that is not committed would move here
+    assert (device + 1).devices() == {gpu.jax}
+    assert host.committed
+    assert not device.committed
+
+
 def test_one_function_on_both_devices(gpu):
     f = jax.jit(torch2jax(lambda t: torch.sin(t) + 1))
     for device in (gpu.jax, jax.devices("cpu")[0], gpu.jax):

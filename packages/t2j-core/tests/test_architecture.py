@@ -17,10 +17,10 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage", "_in_flight", "_bounded", "_containers", "_indices", "_frames"},
-    {"_config", "_compat", "_clashes", "_jax_inside", "_keywords"},
-    {"_dtypes", "_pytree", "_streams", "_rng", "_randomness", "_orphans", "_originals", "_pointers"},
-    {"_convert", "_variables"},
+    {"_errors", "_garbage", "_in_flight", "_bounded", "_parts", "_module_use", "_indices", "_frames"},
+    {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords"},
+    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers"},
+    {"_convert", "_variables", "_randomness"},
     {"_signature"},
     {"_advice", "_made_up", "_constants", "_trees"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending", "_skeleton", "_once", "_options"},

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.parametrize as parametrize
-from t2j_core import module2jax
+from t2j_core import OutputError, module2jax
 from torch import nn
 
 X = jnp.arange(3.0)
@@ -302,6 +302,17 @@ def test_containers_that_are_returned_are_not_emptied():
         np.testing.assert_array_equal(output["numbers"], X[None])
         np.testing.assert_array_equal(output["record"]["tensor"], 2 * X)
         np.testing.assert_array_equal(output["record"]["tensors"], X[None])
+
+
+def test_an_output_that_contains_itself_is_refused():
+    def forward(module, t):
+        output = {"t": t}
+        output.update(first=output, second=output, third=[output, output])
+        return output
+
+    apply, variables = module2jax(Scaled(None, forward))
+    with pytest.raises(OutputError, match="contains itself"):
+        apply(variables, X)
 
 
 def test_a_call_that_raises_leaves_nothing_behind():

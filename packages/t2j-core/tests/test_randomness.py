@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import jax
@@ -44,6 +45,26 @@ def of_values(t):
     return t * torch.rand(6) if t.sum().item() else t * torch.rand(6)
 
 
+@dataclasses.dataclass
+class Result:
+    noise: torch.Tensor
+
+
+def overwritten_with_noise(t):
+    noise = torch.zeros(6)
+    noise.copy_(torch.rand(6))
+    return t + noise
+
+
+def partly_loaded(t):
+    layer = nn.Linear(6, 5)
+    layer.weight.data.copy_(WEIGHTS["weight"])
+    return layer(t)
+
+
+WEIGHTS = nn.Linear(6, 5).state_dict()
+
+
 class Table(nn.Module):
     def __init__(self):
         super().__init__()
@@ -67,6 +88,14 @@ RANDOM = {
     "the default generator": lambda: torch2jax(lambda t: t + torch.rand(6, generator=torch.default_generator)),
     "batched": lambda: torch2jax(torch.func.vmap(lambda t: t + torch.rand(6), randomness="different")),
     "partly forked": lambda: torch2jax(partly_forked),
+    "in a dataclass": lambda: torch2jax(lambda t: Result(torch.rand_like(t))),
+    "in a view": lambda: torch2jax(lambda t: t + torch.rand(2, 6).view(-1)[:6]),
+    "in a buffer for the result": lambda: torch2jax(lambda t: t + torch.rand(6, out=torch.empty(6))),
+    "overwritten with noise": lambda: torch2jax(overwritten_with_noise),
+    "partly loaded": lambda: torch2jax(partly_loaded),
+    "a number": lambda: torch2jax(lambda t: t * 2 if torch.rand(()).item() < 0.5 else t * 3),
+    "a list": lambda: torch2jax(lambda t: t[:, torch.randperm(6).tolist()]),
+    "NumPy's": lambda: torch2jax(lambda t: t + torch.from_numpy(torch.rand(6).numpy() * 2)),
     "on made-up data": lambda: torch2jax(of_values),
     "module": lambda: of_module(nn.Dropout(0.5)),
     "module put into training mode": lambda: of_module(nn.Dropout(0.5).eval(), train=True),
@@ -115,6 +144,16 @@ def forked_on_values(t):
         return t * torch.rand(6) * t.sum().item()
 
 
+def loaded(t):
+    layer = nn.Linear(6, 5).to(t)
+    layer.load_state_dict(WEIGHTS)
+    return layer(t)
+
+
+def loaded_on_values(t):
+    return loaded(t) * t.sum().item()
+
+
 NOT_RANDOM = {
     "none": lambda: torch2jax(torch.sin),
     "a key": lambda: (lambda f: lambda x: f(jax.random.key(0), x))(torch2jax(lambda t: F.dropout(t, 0.5), rng=True)),
@@ -134,6 +173,9 @@ NOT_RANDOM = {
     "module put into evaluation mode": lambda: of_module(nn.Dropout(0.5), train=False),
     "lstm without dropout": lambda: of_module(nn.LSTM(6, 6, 2)),
     "encoder without dropout": lambda: of_module(nn.TransformerEncoderLayer(6, 2, 6, dropout=0.0)),
+    "not returned": lambda: torch2jax(lambda t: (torch.rand(3), t + 1)[1]),
+    "a layer that is loaded": lambda: torch2jax(loaded),
+    "a layer that is loaded, on values": lambda: torch2jax(loaded_on_values),
     "an initialisation": lambda: torch2jax(nn.LazyLinear(3)),
 }
 

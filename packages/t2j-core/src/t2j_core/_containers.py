@@ -8,61 +8,14 @@ from __future__ import annotations
 import collections
 import copy
 import functools
+import itertools
 import operator
-import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
-_ATOMS = (
-    *(int, float, complex, str, bytes, bool, type(None), type(Ellipsis), range, slice),
-    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
-)
-_SHARED_KINDS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # `copy.deepcopy` returns them
-_SKIPPED = frozenset((*_ATOMS, *_SHARED_KINDS))
-_SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset, collections.deque)
-_PLAIN = frozenset((dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict))
-
-
-def parts(module: torch.nn.Module) -> Iterator[Any]:
-    """Every container, object and tensor that a module leads to, once: itself, its submodules, what those hold.
-
-    Not found is what lies behind a function (its closure), a class (its attributes) or `__slots__`.
-    """
-    seen: dict[int, Any] = {}  # refers to the parts, so that no other object gets the id of one
-    todo: list[Any] = list(module.modules())  # modules of TorchScript do not lead to their submodules
-    while todo:
-        part = todo.pop()
-        if type(part) in _SKIPPED or id(part) in seen or isinstance(part, _SHARED_KINDS):
-            continue
-        seen[id(part)] = part
-        yield part
-        if not isinstance(part, torch.Tensor):
-            todo.extend(_inside(part))
-
-
-def _inside(part: Any) -> Iterable[Any]:
-    inside: list[Any] = list((attributes_of(part) or {}).values())
-    if isinstance(part, dict):
-        inside += dict.values(part)
-    elif isinstance(part, _SEQUENCES):
-        inside += part
-    elif isinstance(part, functools.partial):
-        inside += (part.func, part.args, part.keywords)
-    elif isinstance(part, types.MethodType):  # such as a hook of an object that records
-        inside = [part.__self__]
-    return inside
-
-
-def attributes_of(part: Any) -> dict[str, Any] | None:
-    """The dictionary of an object's attributes, if it has one of its own."""
-    if type(part) in _PLAIN or isinstance(
-        part, types.MethodType
-    ):  # an `OrderedDict` has a `__dict__`, and no use for it
-        return None
-    attributes = getattr(part, "__dict__", None)
-    return attributes if type(attributes) is dict else None
+from ._parts import PLAIN, attributes_of, parts
 
 
 def _kind(container: Any) -> Any:
@@ -111,6 +64,7 @@ class Snapshot:
         self._attributes: list[dict[str, Any]] = []
         self._empty: list[Any] = []
         self._dicts: list[dict[Any, Any]] = []
+        self._lists: list[list[Any]] = []
         self._others: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self._tensors: list[torch.Tensor] = []
         for part in parts(module):
@@ -119,6 +73,7 @@ class Snapshot:
         self._attributes_before = list(map(dict, self._attributes))
         self._sizes = list(map(len, self._attributes))
         self._dicts_before = list(map(dict, self._dicts))
+        self._lists_before = list(map(tuple, self._lists))
         self._versions = [tensor._version for tensor in self._tensors]
         self._modules = list(module.modules())
         self._classes = list(map(type, self._modules))
@@ -130,10 +85,12 @@ class Snapshot:
             return
         if (attributes := attributes_of(part)) is not None:
             self._attributes.append(attributes)
-        if type(part) in _PLAIN and not part:
+        if type(part) in PLAIN and not part:
             self._empty.append(part)
         elif type(part) is dict:
             self._dicts.append(part)
+        elif type(part) is list:
+            self._lists.append(part)
         else:
             for kind, put in _PUT:
                 if issubclass(type(part), kind):
@@ -142,13 +99,14 @@ class Snapshot:
     @functools.cached_property
     def _ids(self) -> frozenset[int]:
         others = (container for _, container, _ in self._others)
-        return frozenset(map(id, (*self._attributes, *self._empty, *self._dicts, *others)))
+        return frozenset(map(id, (*self._attributes, *self._empty, *self._dicts, *self._lists, *others)))
 
     def places(self, ids: Iterable[int]) -> Iterator[tuple[Any, Any, int]]:
         """Where objects with these ids lie in attributes, dicts and lists: container, key, id."""
         wanted = frozenset(ids)
-        pairs = [*zip(self._attributes, self._attributes_before, strict=True)]
+        pairs: list[tuple[Any, Any]] = [*zip(self._attributes, self._attributes_before, strict=True)]
         pairs += zip(self._dicts, self._dicts_before, strict=True)
+        pairs += zip(self._lists, self._lists_before, strict=True)
         for container, before in [*pairs, *((c, b) for _, c, b in self._others)]:
             if isinstance(container, (dict, list)):
                 items = before.items() if isinstance(before, dict) else enumerate(before)
@@ -164,6 +122,7 @@ class Snapshot:
                 container.clear()
         _each(dict.clear, self._dicts)
         _each(dict.update, self._dicts, self._dicts_before)
+        _each(list.__setitem__, self._lists, itertools.repeat(slice(None)), self._lists_before)
         for put, container, before in self._others:
             put(container, before)
         is_written = list(map(_version, self._tensors)) != self._versions
@@ -174,26 +133,31 @@ class Snapshot:
             for name in attributes.keys() - before.keys():
                 del attributes[name]
 
-    def apart(self, output: Any, depth: int = 0) -> Any:
+    def apart(self, output: Any) -> Any:
         """`output` with copies of those containers and objects that `restore` would change."""
+        return output if isinstance(output, torch.Tensor) else self._apart(output, {}, 0)
+
+    def _apart(self, output: Any, done: dict[int, Any], depth: int) -> Any:
         if isinstance(output, (torch.Tensor, torch.nn.Module)) or depth > _DEEPEST:
             return output
+        if id(output) in done:
+            return done[id(output)]
         if type(output) is tuple:
-            return tuple(self.apart(item, depth + 1) for item in output)
-        attributes = attributes_of(output)
+            return tuple(self._apart(item, done, depth + 1) for item in output)
+        own, attributes = output, attributes_of(output)
         if id(output) in self._ids or (attributes is not None and id(attributes) in self._ids):
-            output = copy.copy(output)
-            attributes = attributes_of(output)
-        for container in (attributes, output if isinstance(output, (dict, list)) else None):
+            own = copy.copy(output)
+            attributes = attributes_of(own)
+        done[id(output)] = own  # before its parts, among which it may be itself
+        for container in (attributes, own if isinstance(own, (dict, list)) else None):
             if container is not None:
-                items = list(container.items() if isinstance(container, dict) else enumerate(container))
-                for key, item in items:
-                    if (own := self.apart(item, depth + 1)) is not item:
-                        container[key] = own
-        return output
+                for key, item in list(container.items() if isinstance(container, dict) else enumerate(container)):
+                    if (replaced := self._apart(item, done, depth + 1)) is not item:
+                        container[key] = replaced
+        return own
 
 
-_DEEPEST = 100  # a container may contain itself
+_DEEPEST = 100
 _version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
 
 

@@ -26,7 +26,7 @@ from ._indices import expands_index
 from ._jax_inside import as_jax_inside, jax_inside
 from ._made_up import Examples, Values, enough, values
 from ._pytree import Static, merger, plain
-from ._randomness import Draws, Watch, generator_states
+from ._randomness import Draws, Watch, WatchReads, generator_states
 from ._rng import turns
 from ._signature import Leaf, Outputs, fixed_shapes, named_avals, output_leaf
 
@@ -75,16 +75,19 @@ class _OnMeta(_compat.DispatchMode):
         return not tensor.is_meta and tensor.untyped_storage().data_ptr() in self._made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = self._run(func, args, dict(kwargs or {}))
+        self._draws.note(func, args, kwargs or {}, result)
+        return result
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if _compat.autocast_depth() > self._autocast_depth:
             raise NotImplementedError("autocast acts by device, and tensors without data have none")
         if func.name().startswith("aten::quantize"):
             raise _NeedsDataError("tensors without data are never quantised")
-        kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         self._operations += 1
         self._largest = max(self._largest, *(t.numel() for t in tensors), 0)
         self._is_random |= torch.Tag.nondeterministic_seeded in func.tags
-        self._draws.note(func, args, kwargs)
         self.expands_indices |= expands_index(func, args)
         writes = func._schema.is_mutable
         makes = not writes and not any(r.alias_info for r in func._schema.returns)
@@ -250,7 +253,8 @@ def _is_random_without_data(
     mode: Any, device: str, name: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]
 ) -> bool:
     def run(draws: Draws) -> None:
-        _run_in(_OnMeta(draws) if device == "meta" else mode, device, call, key, operands, draws)
+        watched = lambda *args, **kwargs: draws.returned(call(*args, **kwargs))
+        _run_in(_OnMeta(draws) if device == "meta" else mode, device, watched, key, operands, draws)
 
     return _is_random(name, run)
 
@@ -260,7 +264,8 @@ def _is_random(name: str, run: Callable[[Draws], object]) -> bool:
     try:
         with _inference(name):
             draws = Draws.with_private_seed()
-            run(draws)
+            with WatchReads(draws):
+                run(draws)
             return draws.any()
     except Exception as reason:  # what ran once need not run twice, nor in a dispatch mode
         logger.info("cannot tell whether %s draws random numbers (%s)", name, _first_line(reason))
@@ -309,8 +314,8 @@ class _Runs:
         except Exception as error:  # not all values need be valid input
             self._failures.append(error)
 
-    def _run(self, device: str, make: Callable[[], Values]) -> Outputs:
-        return _run(self._call, self._key, [tensor.to(device) for tensor in make()])
+    def _run(self, device: str, make: Callable[[], Values], call: Callable[..., Any] | None = None) -> Outputs:
+        return _run(call or self._call, self._key, [tensor.to(device) for tensor in make()])
 
     def _is_random(self) -> bool:
         if self._drew_on is None or not self._notes_random:
@@ -318,8 +323,9 @@ class _Runs:
         make, device = self._drew_on
 
         def again(draws: Draws) -> None:
+            watched = lambda *args, **kwargs: draws.returned(self._call(*args, **kwargs))
             with Watch(draws):
-                self._run(device, make)
+                self._run(device, make, watched)
 
         return _is_random(self._name, again)
 

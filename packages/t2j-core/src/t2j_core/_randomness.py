@@ -5,9 +5,13 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+import jax
 import torch
+import torch.utils._pytree as torch_tree
+from torch.overrides import TorchFunctionMode
 
 from . import _compat
+from ._pytree import plain
 
 _PROBABILITIES = ("p", "dropout_p", "dropout")
 _MODES = ("train", "training")
@@ -52,12 +56,15 @@ class Draws:
     """Counts the operations of a run that draw from a default generator.
 
     Given a seed, only those count that draw what follows from the state at the beginning of the run: a function that
-    seeds the generator itself, or forks it and restores it, gives the same numbers at every call.
+    seeds the generator itself, or forks it and restores it, gives the same numbers at every call. And what was drawn
+    is followed to the results: a function that makes a layer and loads weights into it draws for nothing.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         self._seed = seed
         self._count = 0
+        self._drawn: dict[int, torch.UntypedStorage] = {}  # memory with what was drawn, or came of it; kept alive
+        self._is_used = False  # it was returned, or became something that is not a tensor
         if seed is not None:
             torch.default_generator.manual_seed(seed)
             self._before = torch.default_generator.get_state()
@@ -67,22 +74,66 @@ class Draws:
         """For a run with a seed that the function does not know, within `torch.random.fork_rng`."""
         return cls(secrets.randbits(63))
 
-    def note(self, func: Any, args: Any, kwargs: Any) -> None:
-        """See one operation."""
-        if not draws(func, args, kwargs):
-            return
-        if self._seed is None:
-            self._count += 1
-        elif torch.initial_seed() == self._seed:
-            self._count += 1
-            with _compat.default_torch_state(("cpu",)):  # operations without data leave the generator as it is
-                torch.rand(())
-
     def any(self) -> bool:
         """Whether there were any, at the end of the run."""
         if self._count and self._seed is not None:
-            return not torch.equal(self._before, torch.default_generator.get_state())
+            return self._is_used and not torch.equal(self._before, torch.default_generator.get_state())
         return self._count > 0
+
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """See one operation, and its result."""
+        if self._seed is None:
+            self._count += draws(func, args, kwargs)
+        elif draws(func, args, kwargs) and torch.initial_seed() == self._seed:
+            self._count += 1
+            self._mark(func, args, kwargs, result)
+            with _compat.default_torch_state(("cpu",)):  # operations without data leave the generator as it is
+                torch.rand(())
+        elif self._drawn:
+            self._follow(func, args, kwargs, result)
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        overwrites = func._schema.name in _OVERWRITES and _is_whole(args[0])
+        if overwrites:
+            self._drawn.pop(args[0].untyped_storage()._cdata, None)
+        if any(map(self.is_drawn, _tensors((args[1:] if overwrites else args, kwargs)))):
+            self._mark(func, args, kwargs, result)
+
+    def _mark(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        written = [given.get(a.name) for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
+        tensors = _tensors((result, written))
+        self._is_used |= not tensors  # `item()`, which the function may decide by
+        for tensor in tensors:
+            if tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                self._drawn[storage._cdata] = storage
+            else:
+                self._is_used = True
+
+    def is_drawn(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor holds what was drawn."""
+        return tensor.layout == torch.strided and tensor.untyped_storage()._cdata in self._drawn
+
+    def returned(self, values: Any) -> Any:
+        """See what leaves the world of torch: results, and what is read as numbers."""
+        leaves = jax.tree.leaves(plain(values))
+        self._is_used |= any(self.is_drawn(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
+        return values
+
+
+_OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in torch_tree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is all there is in its memory."""
+    return (
+        tensor.layout == torch.strided and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    )
 
 
 class Watch(_compat.DispatchMode):
@@ -93,5 +144,22 @@ class Watch(_compat.DispatchMode):
         self._draws = draws
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._draws.note(func, args, kwargs or {})
+        result = func(*args, **(kwargs or {}))
+        self._draws.note(func, args, kwargs or {}, result)
+        return result
+
+
+class WatchReads(TorchFunctionMode):
+    """A mode that shows to `draws` what is read without an operation."""
+
+    def __init__(self, draws: Draws) -> None:
+        super().__init__()
+        self._draws = draws
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS:
+            self._draws.returned(args[0])
         return func(*args, **(kwargs or {}))
+
+
+_READS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__)

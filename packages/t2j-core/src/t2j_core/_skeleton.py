@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import copy
 import functools
 import operator
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from . import _compat
-from ._containers import Snapshot, parts
+from ._containers import Snapshot
 from ._errors import ArgumentError, describe
+from ._module_use import current_use
+from ._parts import parts
 from ._variables import as_tensor, missing
 
 Variables = Mapping[str, Mapping[str, Any]]
@@ -63,7 +63,7 @@ class Skeletons:
             skeleton = self._free.pop()
         except IndexError:
             skeleton = self._make()
-        use, is_kept = _context.use, False
+        use, is_kept = current_use(), False
         before = skeleton.references() if use is not None else []
         try:
             result = skeleton.call(variables, args, kwargs, mutable=mutable)
@@ -177,46 +177,3 @@ class _Skeleton:
     def references(self) -> list[int]:
         """How many there are to each submodule. A graph that will run one in its backward adds to them."""
         return list(map(sys.getrefcount, self._modules))
-
-
-class ModuleUse:
-    """How modules are used in a context; see `modules_in_use`."""
-
-    def __init__(self, until: contextlib.ExitStack | None) -> None:
-        self._until = until
-        self.lasts = until is not None  # until the end of the context
-        self.is_kept = False  # results refer to a module, whose code their backward may run
-
-    def keep(self, take_back: Callable[[], None]) -> None:
-        """Note that results refer to a module, and let it have its variables for as long as the context allows."""
-        self.is_kept = True
-        if self._until is None:
-            take_back()
-        else:
-            self._until.callback(take_back)
-
-
-class _Context(threading.local):
-    use: ModuleUse | None = None
-
-
-_context = _Context()
-
-
-@contextlib.contextmanager
-def modules_in_use(*, until_the_end: bool) -> Iterator[ModuleUse]:
-    """Watch the modules that are called within. Those that results refer to keep their variables `until_the_end`.
-
-    A backward may run code of a module once more (`torch.utils.checkpoint` does), and must find the variables there.
-    """
-    outer = _context.use
-    # A derivative of a derivative. Within a forward that is recorded only a signal handler differentiates.
-    if outer is not None and (outer.lasts or not until_the_end):
-        yield outer
-        return
-    with contextlib.ExitStack() as until:
-        _context.use = ModuleUse(until if until_the_end else None)
-        try:
-            yield _context.use
-        finally:
-            _context.use = outer

@@ -28,6 +28,7 @@ from ._infer import apart as apart
 from ._keywords import Keywords as Keywords
 from ._lending import CLONE as CLONE
 from ._module import functional as functional
+from ._module_use import modules_in_use as modules_in_use
 from ._options import Options as Options
 from ._options import are_at as are_at
 from ._options import argument_numbers as argument_numbers
@@ -48,7 +49,6 @@ from ._signature import Outputs as Outputs
 from ._signature import Signature as Signature
 from ._signature import declared_outputs as declared_outputs
 from ._signature import flat_signature as flat_signature
-from ._skeleton import modules_in_use as modules_in_use
 from ._torchfn import TorchFn as TorchFn
 from ._wrap import P as P
 from ._wrap import TorchFunction as TorchFunction
