@@ -36,12 +36,13 @@ def test_a_system_exit_ends_the_program_with_its_code(run):
     assert done.returncode == 5, done.stderr
 
 
+# Compiled ones: in the middle of tracing, JAX traces what a signal handler computes, with functions of its own too.
 CALLS = {
-    "jit of grad": "jax.jit(jax.grad(f))",
-    "grad": "jax.grad(f)",
-    "jvp": "lambda x: jax.jvp(f, (x,), (x,))[1]",
-    "vmap": "lambda x: jax.vmap(f)(x[None])",
-    "a plain call": "f",
+    "grad": "jax.jit(jax.grad(f))",
+    "jvp": "jax.jit(lambda x: jax.jvp(f, (x,), (x,))[1])",
+    "vmap": "jax.jit(lambda x: jax.vmap(f)(x[None]))",
+    "hvp": "jax.jit(lambda x: jax.jvp(jax.grad(f), (x,), (x,))[1])",
+    "a plain call": "jax.jit(f)",
 }
 
 
@@ -56,7 +57,7 @@ def test_a_signal_handler_may_call_and_differentiate(run, call):
         f = torch2jax(lambda t: (t @ w).tanh().sin().cos().sin().cos().sin().cos().sin().cos().sin().cos().sin().sum())
         g = {call}
         x = jnp.linspace(-1, 1, 1600).reshape(40, 40)
-        right = np.asarray(g(x))
+        right = [np.asarray(g(x)) for _ in range(2)][-1]
         wrong, handled = [], []
 
         def check():

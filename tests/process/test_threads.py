@@ -127,7 +127,7 @@ def test_exceptions_of_many_threads_keep_their_type(run, monkeypatch, kept):
         shape = jax.ShapeDtypeStruct((3,), jnp.float32)
         f = torch2jax(fail, output_shapes=shape)
         jitted = jax.jit(torch2jax(fail, output_shapes=shape))
-        calls = [f, lambda x: jax.vmap(f)(x[None]), lambda x: jax.jvp(f, (x,), (x,)), jitted]
+        calls = [f, lambda x: jax.jvp(f, (x,), (x,)), jitted]
         lost = []
 
         def work(call):
@@ -142,7 +142,7 @@ def test_exceptions_of_many_threads_keep_their_type(run, monkeypatch, kept):
                     if call is not jitted:
                         lost.append(repr(error)[:200])
 
-        threads = [threading.Thread(target=work, args=(calls[i % 4],)) for i in range(40)]
+        threads = [threading.Thread(target=work, args=(calls[i % 3],)) for i in range(40)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         from t2j_core import _originals
