@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import pytest
 from t2j_core import torch2jax
 from t2j_core._bounded import remember
 from t2j_core._pytree import _data_types, is_data
@@ -30,6 +31,7 @@ def test_a_table_of_one():
     assert table == {2: 2}
 
 
+@pytest.mark.filterwarnings("ignore:.*was compiled")
 def test_signatures_of_a_function(monkeypatch):
     monkeypatch.setattr("t2j_core._bounded.remember.__defaults__", (8,))
     f = torch2jax(lambda t, n: t * n)

@@ -251,9 +251,9 @@ class TorchFunction(Generic[P]):
             return self._entry_of_arrays(tree, len(leaves))(*leaves)
         _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
-        dtypes = self._torch_dtypes(data, key)
         is_traced = any(isinstance(leaf, _compat.Tracer) for leaf in data)
         arrays = arrays_of(data, self.__name__, key, is_traced=is_traced)
+        dtypes = self._torch_dtypes(data, key)
         return self._bind(arrays, key, dtypes) if is_traced else self._entry(key, dtypes, arrays)(*arrays)
 
     def _entry(self, key: Any, dtypes: Any, arrays: Sequence[Any]) -> Any:
