@@ -64,8 +64,8 @@ class Lending:
 
 def private_copy(tensor: torch.Tensor) -> torch.Tensor:
     """A copy for a call that is checked. As that of a lent tensor, its memory cannot be resized."""
-    copy: torch.Tensor = torch._C._from_dlpack(torch._C._to_dlpack(tensor.clone()))
-    return copy
+    twin: torch.Tensor = torch._C._from_dlpack(torch._C._to_dlpack(tensor.clone()))
+    return twin
 
 
 # --- operands that are written ------------------------------------------------------------------------------------
@@ -181,9 +181,9 @@ def movable_copy(
         if not is_result:
             lending.copy_from_now_on(index, "the function keeps it")
         raise _escaped(lending.signature.name, path)
-    copy = torch.empty(storage.nbytes(), dtype=torch.uint8, device=storage.device)
-    copy.copy_(_bytes_of(storage))
-    return copy.untyped_storage()
+    data = torch.empty(storage.nbytes(), dtype=torch.uint8, device=storage.device)
+    data.copy_(_bytes_of(storage))
+    return data.untyped_storage()
 
 
 def raise_escaped(lending: Lending) -> None:

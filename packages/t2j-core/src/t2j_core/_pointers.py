@@ -20,6 +20,8 @@ def has_pointers(storage: torch.UntypedStorage) -> bool:
     `tensor.numpy()` refers to its tensor, and NumPy arrays do not tell the collector what they refer to. So a tensor
     with more references than the collector and the running frames account for is held by one, or something like it.
     """
+    if storage.device.type != "cpu":  # NumPy has no arrays there
+        return False
     tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and _lies_in(t, storage)]
     return any(_unseen_references(tensors, i) > 0 for i in range(len(tensors)))
 
