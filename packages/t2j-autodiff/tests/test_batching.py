@@ -86,11 +86,22 @@ def test_embeddings(options):
     close(jax.grad(torch2jax(fn))(W, INDICES[0]), expected[0])
 
 
-def test_explain_tells_why_a_batch_runs_the_forward_again():
-    f = torch2jax(lambda x: many(x).sum())
-    jax.vmap(jax.grad(f))(X)
-    assert "reverse mode: kept autograd graph" in f.explain()
-    assert "reverse mode in batches: recompute (`torch.func.vmap` hides `requires_grad`" in f.explain()
+def test_a_batch_of_gradients_keeps_its_graph_unless_the_function_asks():
+    runs = []
+
+    def fn(x):
+        runs.append(x.device.type)
+        return many(x).sum()
+
+    f = torch2jax(fn)
+    jax.vmap(jax.value_and_grad(f))(X)
+    assert runs.count("cpu") == 1
+    assert "in batches" not in f.explain()
+    g = torch2jax(asks_requires_grad)
+    jax.vmap(jax.grad(g))(X)
+    assert "reverse mode: kept autograd graph" in g.explain()
+    assert "reverse mode in batches: recompute (`torch.func.vmap` hides `requires_grad`" in g.explain()
+    assert "one after another" not in g.explain()
 
 
 def test_grad_of_vmap_is_one_run_for_a_function_that_does_not_ask():
@@ -98,9 +109,16 @@ def test_grad_of_vmap_is_one_run_for_a_function_that_does_not_ask():
     jax.grad(lambda x: jax.vmap(f)(x).sum())(X)
     assert "one after another" not in f.explain()
     g = torch2jax(asks_requires_grad)
-    with pytest.warns(PerformanceWarning, match="hides `requires_grad` from the function, which uses requires_grad"):
+    with pytest.warns(PerformanceWarning, match="hides `requires_grad`, and the function uses requires_grad"):
         jax.grad(lambda x: jax.vmap(g)(x).sum())(X)
     assert "reverse mode of vmap: one after another" in g.explain()
+
+
+def test_second_derivatives_of_a_batch_with_hooks():
+    f = torch2jax(registers_a_hook)
+    second = lambda r: jax.grad(lambda r: jax.grad(f)(r).sum())(r)
+    expected = jnp.stack([second(row) for row in X])
+    close(jax.grad(lambda x: jax.vmap(jax.grad(f))(x).sum())(X), expected)
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])

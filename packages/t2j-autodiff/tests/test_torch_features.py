@@ -926,7 +926,6 @@ def test_a_backward_that_runs_code_of_its_module(residuals):
         load_variables(module, variables)
 
 
-@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")  # its `autograd.Function` cannot be batched
 def test_derivatives_of_all_kinds_where_the_backward_runs_code_of_its_module():
     module = Recomputing()
     apply, variables = module2jax(module)

@@ -71,12 +71,17 @@ class _NotFaithfulError(Exception):
     """`torch.func.vmap` would compute something else than the examples one after another."""
 
 
+class HiddenGradientError(_NotFaithfulError):
+    """A function that autograd records asks for what `torch.func.vmap` hides from it."""
+
+
 def batched(
     f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool, kind: str = ""
 ) -> Flat:
     """`f` for `size` examples at once; every output has the examples along axis 0.
 
-    `kind` is "value", "vjp" or "jvp": what cannot be batched of one may be batched of another.
+    `kind` is "value", "vjp" or "jvp": what cannot be batched of one may be batched of another. A "record" raises where
+    the function asks for what is hidden from it: it can do without.
     """
     options = shared.options
     method = options.vmap_method
@@ -121,24 +126,26 @@ class _AtOnce:
         self, f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool
     ) -> None:
         self.results, self.size, self.shared = results, size, shared
-        self.shows_gradients = is_derivative  # within, `torch.func.vjp` shows the function what `vmap` hides
+        self.shows_gradients = is_derivative  # within, `torch.func.vjp` shows what `vmap` hides, but for hooks
         randomness = shared.options.vmap_randomness or ("same" if shared.has_key else "error")
         chunk = shared.options.vmap_chunk_size
         self.run = torch.func.vmap(f, dims, randomness=randomness, chunk_size=chunk)
         self.was_watched = {True: False, False: False}  # where it is recorded by autograd, and where it is not
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        hides = not self.shows_gradients and is_recorded(x)
-        answers = self.run(*x) if self.was_watched[hides] else self._watched(x, hides)
-        self.was_watched[hides] = True
+        recorded = is_recorded(x)
+        answers = self.run(*x) if self.was_watched[recorded] else self._watched(x, recorded)
+        self.was_watched[recorded] = True
         return tuple(self._as_declared(y, leaf) for y, leaf in zip(answers, self.results, strict=True))
 
-    def _watched(self, x: Sequence[torch.Tensor], hides: bool) -> tuple[torch.Tensor, ...]:
-        questions, wrong = _compat.GradientQuestions(), _compat.WrongInBatches()
-        with questions if hides else contextlib.nullcontext(), wrong:
+    def _watched(self, x: Sequence[torch.Tensor], recorded: bool) -> tuple[torch.Tensor, ...]:
+        questions, wrong = _compat.GradientQuestions(hooks_only=self.shows_gradients), _compat.WrongInBatches()
+        with questions if recorded else contextlib.nullcontext(), wrong:
             answers = self.run(*x)
         if questions.found is not None:
-            raise _NotFaithfulError(f"it hides `requires_grad` from the function, which uses {questions.found}")
+            raise HiddenGradientError(
+                f"`torch.func.vmap` hides `requires_grad`, and the function uses {questions.found}"
+            )
         if wrong.found is not None:
             raise _NotFaithfulError(f"it batches {wrong.found} wrongly")
         return answers
@@ -170,11 +177,13 @@ class _AtOnceOrInTurn:
         except Exception as error:
             if _compat.in_transform():  # the outermost batch decides
                 raise
+            if self.kind == "record" and isinstance(error, HiddenGradientError):
+                raise
             if shared.options.vmap_randomness == "error" and "randomness" in str(error):  # which was asked for
                 raise
             reason = str(error) if isinstance(error, _NotFaithfulError) else first_line(error)
         answers = self.in_turn(*x)
-        shared.vmap_failures[kind] = reason
+        shared.vmap_failures["value" if kind == "record" else kind] = reason
         warn(_slow(shared.name, self.at_once.size, reason), PerformanceWarning)
         return answers
 

@@ -244,9 +244,15 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
 
     found: str | None = None
 
+    def __init__(self, *, hooks_only: bool) -> None:
+        super().__init__()
+        self.hooks_only = hooks_only
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         asker, is_question = _asker(), func in _QUESTIONS or _is_special_embedding(func, args, kwargs or {})
-        if asker == "torch.utils.checkpoint":
+        if self.hooks_only:
+            self.found = "register_hook" if func is torch.Tensor.register_hook else self.found
+        elif asker == "torch.utils.checkpoint":
             self.found = "checkpoints"
         elif is_question and not asker.startswith(("t2j_", "torch._functorch.")):
             self.found = getattr(getattr(func, "__self__", None), "__name__", None) or func.__name__

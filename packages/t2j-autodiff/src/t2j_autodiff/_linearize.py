@@ -96,12 +96,15 @@ class Linearized:
         """The operands of a linear map that it is not linear in."""
         return (*self.operands, *self.residual_leaves)
 
-    def batched_flat(self, levels: Levels) -> Flat:
-        """The function over batch axes."""
-        flat = self.flat
+    def batched_flat(self, levels: Levels, *, is_record: bool = False) -> Flat:
+        """The function over batch axes. In one that autograd is to record, the inputs `ins` have every axis."""
+        flat, kind = self.flat, "record" if is_record else "value"
         for k, (size, dims) in enumerate(levels):
+            dims = dims[: len(self.operands)]
+            if is_record:
+                dims = tuple(0 if i in self.ins else d for i, d in enumerate(dims))
             leaves = [with_all_levels(leaf, levels[:k]) for leaf in self.results]
-            flat = batched(flat, leaves, size, dims[: len(self.operands)], self.shared, is_derivative=False)
+            flat = batched(flat, leaves, size, dims, self.shared, is_derivative=False, kind=kind)
         return flat
 
     def forward_call(self, levels: Levels) -> Flat:
@@ -109,7 +112,8 @@ class Linearized:
         plain = self.batched_flat(levels)
         if isinstance(self.residuals, Graphs):
             return self.residuals.forward(plain, levels)
-        return self.residuals.forward(plain)  # type: ignore[union-attr]
+        recorded = self.batched_flat(levels, is_record=True) if levels else self.flat
+        return self.residuals.forward(plain, recorded, levels)  # type: ignore[union-attr]
 
     # --- linear maps -----------------------------------------------------------------------------------------------
 

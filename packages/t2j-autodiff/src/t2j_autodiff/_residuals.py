@@ -9,18 +9,18 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import torch
 from t2j_core import T2jWarning
 from t2j_core.extend import Leaf, modules_in_use, numbers_in, remember, storage_uses, warn
 
 from . import _compat
-from ._batching import Levels
+from ._batching import HiddenGradientError, Levels, with_batch_axes
 from ._config import residual_bytes
 from ._differentiate import Flat, first_line
 from ._kept import KeptGraphs, Shelf
@@ -29,11 +29,10 @@ from ._shared import Shared
 logger = logging.getLogger("t2j_autodiff")
 
 NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
+_MUCH = 16
 _NO_GRAPH = 0
 _LEAST_BYTES = 4096  # what a graph weighs at least
 _CHECKS = 3  # how many runs are watched for random numbers
-
-_IN_BATCHES = "recompute (`torch.func.vmap` hides `requires_grad` from a function that is recorded)"
 
 Pairs = list[tuple[torch.autograd.graph.GradientEdge, torch.Tensor]]
 """Where a backward begins, and with what."""
@@ -44,6 +43,7 @@ class _Graph:
     """A recorded forward. It refers to no memory of XLA: saved inputs are rebuilt from the operands of the backward."""
 
     owner: LiveGraphs
+    sizes: tuple[int, ...]  # of the batch axes
     ins: dict[int, Any] = field(default_factory=dict)  # input -> its gradient edge
     outs: dict[int, tuple[Any, torch.dtype]] = field(default_factory=dict)  # output -> its gradient edge, its dtype
     operands: list[torch.Tensor] = field(default_factory=list)  # filled while the forward or the backward runs
@@ -94,6 +94,7 @@ class LiveGraphs:
         self.label = label
         self.shelf = Shelf(_kept)
         self.reason_not_kept: str | None = None
+        self.reason_no_batch_is_kept: str | None = None
         self.is_reversed = False  # a backward has been asked for
         self.is_pushed = False  # a forward-mode derivative has run
         self.can_batch = True  # one graph can be pulled back along many cotangents at once
@@ -108,37 +109,56 @@ class LiveGraphs:
         self.reason_not_kept = reason
         self._say(f"recompute ({reason})")
 
+    def _give_up_batches(self, reason: str) -> None:
+        """Run the forward again in the backward of every batch: under `torch.func.vjp` the function sees all."""
+        self.reason_no_batch_is_kept = reason
+        self.shared.residuals[f"{self.label} in batches"] = f"recompute ({reason})"
+
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, f: Flat) -> Flat:
-        """A flat function that returns the outputs of `f` and the number of a kept graph."""
+    def forward(self, plain: Flat, f: Flat, levels: Levels) -> Flat:
+        """A flat function that returns the outputs of `plain` and the number of a kept graph.
+
+        `f` is what is recorded; it takes the inputs `ins` with all batch axes, so that each example has a gradient of
+        its own.
+        """
+        sizes = tuple(size for size, _ in reversed(levels))
 
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            wanted = self.reason_not_kept is None and not (self.is_pushed and not self.is_reversed)
             number, y = _NO_GRAPH, None
-            if wanted and not _compat.in_transform():
-                number, y = self._record(f, x)
-            answer = f(*x) if y is None else y
-            return (*answer, torch.full((), number, dtype=torch.int32, device=x[0].device))
+            if self._is_wanted(x, levels) and not _compat.in_transform():
+                number, y = self._record(f, x, levels, sizes)
+            answer = plain(*x) if y is None else y
+            return (*answer, torch.full(sizes, number, dtype=torch.int32, device=x[0].device))
 
         return run
 
-    def number_for_batches(self) -> Any:
-        """The number that says that no graph is kept, and so the only residual of a batch.
+    def _is_wanted(self, x: Sequence[torch.Tensor], levels: Levels) -> bool:
+        if self.reason_not_kept is not None or (self.is_pushed and not self.is_reversed):
+            return False
+        return not levels or (self.reason_no_batch_is_kept is None and not self._repeats_much(x, levels))
 
-        `torch.func.vmap` of tensors that require gradients hides that from the function, which may then take another
-        way, lose its hooks, or forget the padding of an embedding. The backward of a batch runs the forward again,
-        under `torch.func.vjp`, which shows it.
+    def _repeats_much(self, x: Sequence[torch.Tensor], levels: Levels) -> bool:
+        """Whether recording for a batch multiplies each small example by its own copy of large weights.
+
+        Running the forward again in the backward is quicker then: there one product with the weights does for all.
         """
-        if self.reason_not_kept is None:
-            self.shared.residuals[f"{self.label} in batches"] = _IN_BATCHES
-        return jnp.full((), _NO_GRAPH, jnp.int32)
+        if not levels:
+            return False
+        has_axis = [any(dims[i] is not None for _, dims in levels) for i in range(len(x))]
+        shared = max((x[i].numel() for i in self.ins if not has_axis[i]), default=0)
+        count = math.prod(size for size, _ in levels)
+        own = max((t.numel() // count for t, batched in zip(x, has_axis, strict=True) if batched), default=0)
+        return shared > _MUCH * own
 
-    def _record(self, f: Flat, x: Sequence[torch.Tensor]) -> tuple[int, Any]:
-        graph = _Graph(self)
+    def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
+        graph = _Graph(self, sizes)
         uses = [storage_uses(t.untyped_storage()) for t in x]
         try:
-            y = self._run_recorded(f, x, graph)
+            y = self._run_recorded(f, x, levels, graph)
+        except HiddenGradientError as error:  # for one example it is shown
+            self._give_up_batches(str(error))
+            return _NO_GRAPH, None
         except Exception as error:  # if the function itself is at fault, it raises again without recording
             self.give_up(f"recording failed, {first_line(error)}")
             return _NO_GRAPH, None
@@ -151,7 +171,7 @@ class LiveGraphs:
             return _NO_GRAPH, y
         return _keep(graph), y
 
-    def _run_recorded(self, f: Flat, x: Sequence[torch.Tensor], graph: _Graph) -> Any:
+    def _run_recorded(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, graph: _Graph) -> Any:
         lent = {t.untyped_storage().data_ptr(): i for i, t in enumerate(x) if t.numel()}
         dtypes = [t.dtype for t in x]
         offsets = [t.storage_offset() for t in x]
@@ -196,7 +216,7 @@ class LiveGraphs:
                 modules_in_use(until_the_end=False) as use,
             ):
                 for i in self.ins:
-                    leaves[i] = x[i].detach().requires_grad_()
+                    leaves[i] = with_batch_axes(x[i], i, levels).detach().requires_grad_()
                     handles[i] = leaves[i].view_as(leaves[i])
                 y = f(*handles)
         finally:
@@ -225,9 +245,15 @@ class LiveGraphs:
         if graph is None:
             return None
         position = len(x)  # of the number among the operands
-        if len(levels) > 1 or any(dims[i] is not None for _, dims in levels for i in range(position + 1)):
-            return None  # more than one batch of cotangents, or a batch of operands
-        return self._pull(graph, x, ins, cotangents, levels[0][0] if levels else None)
+        outer_first = list(reversed(levels))
+        extra = [k for k, (_, dims) in enumerate(outer_first) if dims[position] is None]
+        of_graph = tuple(size for size, dims in outer_first if dims[position] is not None)
+        if of_graph != graph.sizes or len(extra) > 1:
+            return None
+        axis = extra[0] if extra else None
+        if axis is not None and any(outer_first[axis][1][i] is not None for i in range(len(x))):
+            return None
+        return self._pull(graph, x, ins, cotangents, axis, levels)
 
     def _pull(
         self,
@@ -235,28 +261,27 @@ class LiveGraphs:
         x: Sequence[torch.Tensor],
         ins: Sequence[int],
         cotangents: Mapping[int, torch.Tensor],
-        size: int | None,
+        axis: int | None,
+        levels: Levels,
     ) -> tuple[torch.Tensor, ...] | None:
-        """The cotangents of `ins`; `size` is how many cotangents of each output there are, along axis 0."""
         outs = [(*graph.outs[i], ct) for i, ct in cotangents.items() if i in graph.outs]
-        pairs = [(edge, _compat.conj(ct).to(dtype)) for edge, dtype, ct in outs]
+        pairs = [(edge, _with_front(_compat.conj(ct), axis).to(dtype)) for edge, dtype, ct in outs]
         grads: Sequence[torch.Tensor | None] = [None] * len(ins)
         graph.operands.extend(x)
         try:
             if pairs:
-                grads = _grad(graph, ins, pairs) if size is None else self._pull_many(graph, ins, pairs, size)
+                grads = _grad(graph, ins, pairs) if axis is None else self._pull_many(graph, ins, pairs)
         except Exception as error:  # if the backward itself is at fault, it raises again after another forward
             self.give_up(f"the backward of a kept graph failed, {first_line(error)}")
             return None
         finally:
             graph.operands.clear()
-        shape = () if size is None else (size,)
         return tuple(
-            x[i].new_zeros((*shape, *x[i].shape)) if g is None else _compat.conj(_compat.materialised(g))
+            torch.zeros_like(with_batch_axes(x[i], i, levels)) if g is None else _with_back(g, axis)
             for i, g in zip(ins, grads, strict=True)
         )
 
-    def _pull_many(self, graph: _Graph, ins: Sequence[int], pairs: Pairs, size: int) -> Sequence[torch.Tensor | None]:
+    def _pull_many(self, graph: _Graph, ins: Sequence[int], pairs: Pairs) -> Sequence[torch.Tensor | None]:
         """The gradients for many cotangents: at once, or one after another where torch cannot batch the backward."""
         if self.can_batch and not _compat.is_wrong_in_batches(edge.node for edge, _ in pairs):
             try:
@@ -264,7 +289,8 @@ class LiveGraphs:
             except Exception as error:
                 logger.info("%s: the kept graph cannot be batched (%s)", self.label, first_line(error))
                 self.can_batch = False
-        rows = [_grad(graph, ins, [(edge, ct[k]) for edge, ct in pairs], retain_graph=True) for k in range(size)]
+        count = len(pairs[0][1])
+        rows = [_grad(graph, ins, [(edge, ct[k]) for edge, ct in pairs], retain_graph=True) for k in range(count)]
         return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
 
     def drop(self, residuals: Sequence[torch.Tensor]) -> None:
@@ -293,6 +319,15 @@ def _is_parameter(t: torch.Tensor) -> bool:
     """Whether a saved tensor is one that the function refers to anyway, or a view of it."""
     base = t if t._base is None else t._base
     return base.is_leaf and base.requires_grad
+
+
+def _with_front(t: torch.Tensor, axis: int | None) -> torch.Tensor:
+    return t if axis is None else t.movedim(axis, 0)
+
+
+def _with_back(t: torch.Tensor, axis: int | None) -> torch.Tensor:
+    t = _compat.conj(_compat.materialised(t))
+    return t if axis is None else t.movedim(0, axis)
 
 
 def _grad(graph: _Graph, ins: Sequence[int], pairs: Pairs, **options: Any) -> Sequence[torch.Tensor | None]:

@@ -19,7 +19,6 @@ from ._differentiate import Flat
 from ._errors import DepthError
 from ._linear import LinearFunction, Verdict, judged, not_linear
 from ._linearize import Linearized, Memo, derived, is_inexact, under_math_attention
-from ._residuals import LiveGraphs
 from ._shared import Shared
 
 torch_linear_p = call_primitive("torch_linear")
@@ -187,11 +186,7 @@ class ForwardRules(Rules):
         return results, [*moved, *(_compat.zero_tangent(r) for r in results[n:])]
 
     def batch(self, operands: Any, dims: Any, *, fn: TorchFn) -> Any:
-        """Batching rule: a forward of the batched function. Of one that keeps no graphs for batches, the values."""
-        if isinstance(self.linearized_source.residuals, LiveGraphs):
-            plain = self.plain(fn)
-            results, out_dims = plain.rules.batch(operands, dims, fn=plain)
-            return [*results, self.linearized_source.residuals.number_for_batches()], [*out_dims, None]
+        """Batching rule: a forward of the batched function."""
         size, operands, dims = _batch_in_front(operands, dims)
 
         def call(size: int, operands: Sequence[Any]) -> list[Any]:

@@ -53,11 +53,11 @@ class TorchFn:
         rules: Any = None,
     ) -> None:
         self.call = call
-        self.origin = Origin(call)
+        self.origin: Origin = Origin(call)
         self.is_flat = is_flat
         self.signature = signature
         self.outputs = outputs
-        self.lending = Lending(signature, passes, arguments, set() if told is None else told)
+        self.lending: Lending = Lending(signature, passes, arguments, set() if told is None else told)
         self.aliases: dict[int, int] = dict(aliases or {})
         self.has_side_effect = has_side_effect
         self.rules = rules
