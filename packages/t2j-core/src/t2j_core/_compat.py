@@ -148,7 +148,9 @@ def keep_alive(ctx: Any, value: object) -> None:
 
 def named(ctx: Any, name: str) -> contextlib.AbstractContextManager[Any]:
     """Within, what is lowered goes by `name`: in the compiled program, and so in profiles."""
-    return mlir.ir.Location.name("/".join(filter(None, (str(ctx.name_stack), "torch_call", name))))
+    text = "/".join(filter(None, (str(ctx.name_stack), "torch_call", name)))
+    line = None if hasattr(ctx, "traceback") else mlir.ir.Location.current  # jax before 0.7 does not add it by itself
+    return mlir.ir.Location.name(text, childLoc=line)
 
 
 def varying_axes(aval: Any) -> frozenset[str]:
