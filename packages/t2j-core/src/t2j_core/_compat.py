@@ -210,7 +210,9 @@ def keep_alive(ctx: Any, value: object) -> None:
 
 def named(ctx: Any, name: str) -> contextlib.AbstractContextManager[Any]:
     """Within, what is lowered goes by `name`: in the compiled program, and so in profiles."""
-    return mlir.ir.Location.name(utf8("/".join(filter(None, (str(ctx.name_stack), "torch_call", name)))))
+    text = "/".join(filter(None, (str(ctx.name_stack), "torch_call", name)))
+    line = None if hasattr(ctx, "traceback") else mlir.ir.Location.current  # jax before 0.7 does not add it by itself
+    return mlir.ir.Location.name(utf8(text), childLoc=line)
 
 
 def utf8(text: str) -> str:

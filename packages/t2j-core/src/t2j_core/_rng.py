@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from . import _compat
 
-turns = threading.RLock()
+turns: AbstractContextManager[Any] = threading.RLock()
 """What of torch is global is used in turns: the default generators, forward mode, the choice of attention kernels.
 
 It is the only lock that t2j holds while code of the user's runs. With a second one, a signal handler or a finalizer
