@@ -85,9 +85,9 @@ def functional(
 
     call.__signature__ = signature_of(module, "variables")  # type: ignore[attr-defined]
     call.__name__ = type(module).__name__
-    call.made_by = "module2jax"  # type: ignore[attr-defined]  # for `repr`
+    call.t2j_made_by = "module2jax"  # type: ignore[attr-defined]  # for `repr`
     call.__doc__ = f"The module {type(module).__name__} as a function of its variables and arguments."
-    call.check_arguments = lambda *args, **_: layout.check(*args[:1]) if args else None  # type: ignore[attr-defined]
+    call.t2j_check_arguments = lambda *args, **_: layout.check(*args[:1]) if args else None  # type: ignore[attr-defined]
     return call, variables
 
 

@@ -181,7 +181,7 @@ class TorchFunction(Generic[P]):
         return types.MethodType(self, instance) if getattr(bound, "__func__", None) is self.fn else self
 
     def __repr__(self) -> str:
-        maker = getattr(self.fn, "made_by", "torch2jax")
+        maker = getattr(self.fn, "t2j_made_by", "torch2jax")
         return f"{maker}({', '.join(filter(None, (self.__name__, shown_options(*self._option_groups()))))})"
 
     def _option_groups(self) -> tuple[Any, ...]:
@@ -321,7 +321,7 @@ class TorchFunction(Generic[P]):
 
     def _check_arguments(self, key: Any, operands: Sequence[Leaf]) -> None:
         """Let `fn` refuse arguments by their shapes, once for each signature. `module2jax` checks variables so."""
-        check = getattr(self.fn, "check_arguments", None)
+        check = getattr(self.fn, "t2j_check_arguments", None)
         if check is not None:
             args, kwargs = merger(key)(operands)
             check(*args[self.options.rng :], **kwargs)
