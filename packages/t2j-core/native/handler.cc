@@ -48,9 +48,11 @@ struct Nesting {
 ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
   Nesting nesting;
   if (nested > kMostNested) {
-    PyErr_Format(PyExc_RecursionError,
-                 "%d calls of torch functions are nested in each other on one thread, and XLA cannot run many more. Does "
-                 "a signal handler call one, and take longer than the time until the next signal?", nested);
+    PyErr_Format(
+        PyExc_RecursionError,
+        "%d calls of torch functions are nested in each other on one thread, and XLA cannot run many more. Does "
+        "a signal handler call one, and take longer than the time until the next signal?",
+        nested);
     return take_python_error(frame->api, site.label);
   }
   bool first = !site.called.load(std::memory_order_relaxed);

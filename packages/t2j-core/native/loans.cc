@@ -110,9 +110,9 @@ bool Loans::check_operand(const Checked& checked) {
   if (!changed && checked.digest && !compare_digest(checked, &changed)) return false;
   if (!changed) return true;
   copy_from_now_on(checked.operand);
-  return succeeded(PyObject_CallFunction(hooks.operand_written, "OnO", site_.lending,
+  return succeeded(PyObject_CallFunction(hooks.operand_written, "OnOO", site_.lending,
                                          static_cast<Py_ssize_t>(checked.operand),
-                                         checked.original ? Py_True : Py_False));
+                                         checked.original ? Py_True : Py_False, site_.has_lent() ? Py_True : Py_False));
 }
 
 // Compares through a tensor of its own: the function may have given the other one different memory.
@@ -137,8 +137,11 @@ void Loans::copy_from_now_on(size_t operand) {
 bool Loans::note_holder(Held::Kind kind, size_t index, PyObject* tensor) {
   PyObject* storage = PyObject_CallOneArg(hooks.storage, tensor);
   if (!storage) return false;
-  for (const Held& held : held_)
-    if (held.storage == storage) return Py_DECREF(storage), true;  // as of an operand that is returned
+  for (Held& held : held_) {
+    if (held.storage != storage) continue;
+    if (held.kind == Held::kOwnResult) held = {kind, index, storage};  // lent memory that is returned
+    return Py_DECREF(storage), true;
+  }
   held_.push_back({kind, index, storage});
   return true;
 }
@@ -214,12 +217,15 @@ bool Loans::move_all() {
   PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
   for (const Held& held : held_) {
     if (held.kind == Held::kPrivate || held.kind == Held::kOwnResult || move(held)) continue;
-    if (held.kind == Held::kOperand) copy_from_now_on(held.index);
     if (type) {
       PyErr_Clear();
     } else {
       PyErr_Fetch(&type, &value, &trace);
     }
+    if (held.kind == Held::kOperand) copy_from_now_on(held.index);
+    if (held.kind == Held::kResult && site_.may_keep_results)
+      succeeded(PyObject_CallOneArg(hooks.stop_redirecting, site_.target));
+    PyErr_Clear();
   }
   if (type) PyErr_Restore(type, value, trace);
   return type == nullptr;
@@ -249,8 +255,9 @@ bool Loans::report_kept() {
     bool is_result = held.kind == Held::kResult || held.kind == Held::kOwnResult;
     PyObject* done = is_result && site_.may_keep_results
                          ? PyObject_CallOneArg(hooks.stop_redirecting, site_.target)
-                         : PyObject_CallFunction(hooks.argument_kept, "OnO", site_.lending,
-                                                 static_cast<Py_ssize_t>(held.index), is_result ? Py_True : Py_False);
+                         : PyObject_CallFunction(hooks.argument_kept, "OnOO", site_.lending,
+                                                 static_cast<Py_ssize_t>(held.index), is_result ? Py_True : Py_False,
+                                                 held.kind == Held::kPrivate && site_.has_lent() ? Py_True : Py_False);
     if (!succeeded(done)) return false;
   }
   return true;

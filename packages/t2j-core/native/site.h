@@ -54,6 +54,9 @@ struct Site {
   std::atomic<bool> called{false};
   std::atomic<uint64_t> calls{0};
 
+  // Whether calls before this one have lent operands: the third is the first that does.
+  bool has_lent() const { return !checks_always && calls.load(std::memory_order_relaxed) >= 3; }
+
   // Whether the operands of the next call are checked: of the calls 1, 2, 4, 8, ..., not counting those that fail.
   bool is_next_checked() {
     uint64_t number = calls.load(std::memory_order_relaxed) + 1;

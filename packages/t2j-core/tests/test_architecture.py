@@ -19,7 +19,7 @@ PACKAGE = Path(t2j_core.__file__).parent
 FLOORS = [
     {"_errors", "_garbage", "_in_flight", "_bounded", "_parts", "_module_use", "_indices", "_frames"},
     {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords"},
-    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers"},
+    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers", "_dataless"},
     {"_convert", "_variables", "_randomness"},
     {"_signature"},
     {"_advice", "_made_up", "_constants", "_trees"},

@@ -206,7 +206,7 @@ def test_such_a_change_that_begins_later_ends_at_the_next_check(name):
     for _ in range(7):
         call(x * 1)
     flag.append(1)
-    with pytest.warns(PerformanceWarning, match="in place"):
+    with pytest.warns(T2jWarning, match="ARRAYS OF EARLIER CALLS MAY HAVE BEEN CHANGED"):
         call(x * 1)  # the eighth
     array = x * 1
     for _ in range(10):
@@ -932,6 +932,34 @@ def test_a_large_result_that_the_function_keeps_and_writes(keep):
     results = [f(jnp.full(1 << 19, float(i))) for i in range(4)]
     for i, result in enumerate(results):
         np.testing.assert_allclose(result, np.sin(np.full(1 << 19, float(i), np.float32)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("same_program", [True, False])
+def test_a_pointer_to_a_large_result_that_is_kept_later_is_an_error_once(same_program):
+    flag, kept = [], []
+
+    def function(t):
+        y = t * 2
+        if flag:
+            kept.append(y.numpy())
+        return y
+
+    wrapped = torch2jax(function)
+    f = jax.jit(wrapped) if same_program else jax.jit(lambda t: wrapped(t))
+    size = 1 << 19
+    for i in range(UNCHECKED):
+        np.testing.assert_array_equal(f(jnp.full(size, float(i))), np.full(size, 2.0 * i))
+    f = f if same_program else jax.jit(lambda t: wrapped(t))
+    flag.append(1)
+    with pytest.raises((TensorEscapeError, *JaxError)):
+        jax.block_until_ready(f(jnp.full(size, 1.0)))
+    check_text(last_error(), "function keeps output", 'outputs="copy"')
+    kept.clear()
+    results = [f(jnp.full(size, float(i))) for i in range(3)]
+    for array in kept:
+        array.fill(77)
+    for i, result in enumerate(results):
+        np.testing.assert_array_equal(result, np.full(size, 2.0 * i))
 
 
 # --- no false alarms --------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import torch.utils._pytree as torch_tree
 
 from . import _compat
 from ._advice import Kind, kind_of, note_inference, values_matter
+from ._dataless import keeps_state
 from ._dtypes import aval_text, note_missing_width
 from ._errors import DataDependentShapeError, OutputError, T2jError, T2jWarning, describe, warn
 from ._garbage import collect
@@ -208,8 +209,9 @@ def infer_outputs(
         try:
             with _inference(name):
                 outputs = _run_in(mode, device, call, key, operands, draws)
-            if on_meta.kept():
-                warn(_keeps_state(name), T2jWarning)
+            keeps = on_meta.kept()
+            if keeps:
+                warn(keeps_state(name), T2jWarning)
             is_quick = mode is on_meta and on_meta.is_quick()
             origin = "inferred by a run without data" + obstacle
             is_random = (
@@ -217,7 +219,12 @@ def infer_outputs(
             )
             expands = on_meta.expands_indices or (False if mode is on_meta else None)
             return dataclasses.replace(
-                outputs, is_quick=is_quick, expands_indices=expands, origin=origin, is_random=is_random
+                outputs,
+                is_quick=is_quick,
+                expands_indices=expands,
+                origin=origin,
+                is_random=is_random,
+                keeps_state=keeps,
             )
         except T2jError:
             raise
@@ -270,13 +277,6 @@ def _is_random(name: str, run: Callable[[Draws], object]) -> bool:
     except Exception as reason:  # what ran once need not run twice, nor in a dispatch mode
         logger.info("cannot tell whether %s draws random numbers (%s)", name, _first_line(reason))
         return False
-
-
-def _keeps_state(name: str) -> str:
-    return (
-        f"{name} keeps a tensor that it computed from its arguments while t2j inferred its outputs; that tensor holds "
-        "no data. Declare the outputs with `output_shapes=`, and the function is not run before its first call."
-    )
 
 
 class _Runs:

@@ -98,8 +98,11 @@ def _weighted(words: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.dot(words, weights) if words.device.type == "cpu" else (words * weights).sum()
 
 
-def operand_written(lending: Lending, index: int, is_private: bool) -> None:
-    """The function wrote into an operand: into a copy, or into the caller's array."""
+def operand_written(lending: Lending, index: int, is_private: bool, has_lent: bool) -> None:
+    """The function wrote into an operand: into a copy, or into the caller's array.
+
+    `has_lent` says that calls before this one lent the operand, and may have changed arrays unseen.
+    """
     path, name = lending.path(index), lending.signature.name
     lending.copy_from_now_on(index, "the function writes into it")
     if not is_private:
@@ -121,6 +124,15 @@ def operand_written(lending: Lending, index: int, is_private: bool) -> None:
                 remedy="Work on `tensor.clone()`, or list the argument in `mutable_argnums` and return it.",
             )
         )
+    if has_lent:
+        lending.warn_once(
+            f"{name} changes {path} in place, in a way that PyTorch does not count. This was not so in its first call. "
+            "It gets a copy from now on, but ARRAYS OF EARLIER CALLS MAY HAVE BEEN CHANGED. Wrap the function with "
+            '`arguments="copy"`.',
+            T2jWarning,
+            f"written late {path}",
+        )
+        return
     lending.warn_once(
         f"{name} changes {path} in place. JAX arrays are immutable, so it gets a copy at every call. To avoid the "
         "copy, return the changed tensor and list the argument in `mutable_argnums`.",
@@ -132,8 +144,11 @@ def operand_written(lending: Lending, index: int, is_private: bool) -> None:
 # --- operands that are kept ---------------------------------------------------------------------------------------
 
 
-def argument_kept(lending: Lending, index: int, is_result: bool) -> None:
-    """Something still refers to an operand (or to memory for a result), which has memory of its own by now."""
+def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) -> None:
+    """Something still refers to an operand (or to memory for a result), which has memory of its own by now.
+
+    `is_late` says that a check has found it, and that calls between may have gone unseen.
+    """
     path, name = lending.path(index, is_result=is_result), lending.signature.name
     if not is_result:
         lending.copy_from_now_on(index, "the function keeps it")
@@ -149,7 +164,8 @@ def argument_kept(lending: Lending, index: int, is_result: bool) -> None:
     lending.warn_once(
         f"{name} keeps {path}, or something that refers to it, beyond the call. What it keeps has memory of its own, "
         "and from now on the function gets a copy of that argument at every call. Keep `tensor.clone()` instead, or "
-        'wrap the function with `arguments="copy"` if this is meant.',
+        'wrap the function with `arguments="copy"` if this is meant.'
+        + (" DLPack capsules that earlier calls have kept cannot be told, and must not be read." if is_late else ""),
         T2jWarning,
         f"kept {path}",
     )
@@ -180,7 +196,7 @@ def movable_copy(
         path = lending.path(index, is_result=is_result)
         if not is_result:
             lending.copy_from_now_on(index, "the function keeps it")
-        raise _escaped(lending.signature.name, path)
+        raise _escaped(lending.signature.name, path, "outputs" if is_result else "arguments")
     data = torch.empty(storage.nbytes(), dtype=torch.uint8, device=storage.device)
     data.copy_(_bytes_of(storage))
     return data.untyped_storage()
@@ -188,10 +204,10 @@ def movable_copy(
 
 def raise_escaped(lending: Lending) -> None:
     """Raise for memory that is still lent, and that no tensor leads to any more."""
-    raise _escaped(lending.signature.name, "an argument or a result")
+    raise _escaped(lending.signature.name, "an argument or a result", "arguments")
 
 
-def _escaped(name: str, path: str) -> TensorEscapeError:
+def _escaped(name: str, path: str, option: str) -> TensorEscapeError:
     return TensorEscapeError(
         describe(
             f"{name} keeps {path} beyond the call, in a way that t2j cannot move to other memory. "
@@ -199,6 +215,6 @@ def _escaped(name: str, path: str) -> TensorEscapeError:
             expected="every tensor over an argument gone when the function returns",
             got="a NumPy array, a memoryview or a DLPack capsule that refers to the memory itself",
             remedy="Store `tensor.clone()` instead (with `.detach()` if an autograd graph would keep it), or wrap the "
-            'function with `arguments="copy"`.',
+            f'function with `{option}="copy"`.',
         )
     )

@@ -45,6 +45,7 @@ class Outputs:
     expands_indices: bool | None = field(default=None, compare=False)  # of int32, in gathers; None where not known
     origin: str = field(default="", compare=False)  # how they became known
     is_random: bool = field(default=False, compare=False)  # the function draws from torch's default generators
+    keeps_state: bool = field(default=False, compare=False)  # a tensor without data, from inference
     is_declared: bool | None = field(default=None, compare=False)
     """Whether the user declared them, or they were inferred; None of derived functions and those of other processes."""
     is_doubtful: bool = field(default=False, compare=False)

@@ -19,6 +19,7 @@ from ._advice import tell_without_arrays
 from ._arguments import ExampleValues, arrays_of, as_data, check_key_is_first, key_data, leaves_of
 from ._bounded import remember as _remember
 from ._constants import Watch
+from ._dataless import refusing
 from ._dtypes import canonical, dtype_t2j
 from ._errors import ArgumentError, T2jError, T2jWarning, TensorEscapeError, describe, warn
 from ._explain import explained, heading, shown_options
@@ -351,6 +352,10 @@ class TorchFunction(Generic[P]):
         call, expands = self._callable(), signature.outputs.expands_indices
         if expands is None:
             expands = any(leaf.torch_dtype == torch.int32 for leaf in signature.operands)
+        if signature.outputs.keeps_state:
+            self._told.add("keeps state")
+        if "keeps state" in self._told:  # that of one signature may be used by another
+            call = refusing(call, self.__name__)
         return TorchFn(
             with_long_indices(call) if expands else call,
             signature,
