@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from t2j_autodiff import _residuals, checkpoint_policy, clear_residuals, module2jax, torch2jax
+from t2j_core import _orphans
 from t2j_core.testing import collect, counters, live_functions
 
 X = jnp.linspace(0, 1, 64)
@@ -73,6 +74,7 @@ def test_eager_transformations_let_go_of_a_module_and_its_weights(transform):
     assert (live_functions(), counters()["live_sites"]) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*draws random numbers")
 def test_a_dropped_function_frees_the_graphs_that_wait_for_its_pullbacks():
     clear_residuals()
     f = torch2jax(lambda t: Linear(64, 64).requires_grad_(False)(t).sin().sum())
@@ -109,8 +111,10 @@ CONTROL_FLOW = {
 
 
 @pytest.mark.parametrize("control_flow", CONTROL_FLOW.values(), ids=CONTROL_FLOW)
-def test_of_functions_in_eager_control_flow_only_a_few_stay(control_flow):
+def test_of_functions_in_eager_control_flow_only_a_few_stay(control_flow, monkeypatch):
     """JAX keeps their programs in a cache of 4,096."""
+    _orphans._bereaved.clear()  # functions of other tests, which programs of theirs may keep
+    monkeypatch.setitem(_orphans._patience, "count", _orphans._MOST)
     alive = []
     for i in range(24):
         module = torch.nn.Linear(4, 4)

@@ -151,6 +151,7 @@ def test_a_linear_function_has_the_transpose_of_its_matrix(name):
     close(transposed(g, x)(ct)[0], adjoint(g, x, ct), 0.05 if name in ("autocast", "half") else 1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*draws random numbers")
 @pytest.mark.parametrize("name", NOT_LINEAR)
 def test_another_function_is_refused_when_it_is_traced(name):
     f, x = NOT_LINEAR[name]
