@@ -60,7 +60,14 @@ class Linear(torch.nn.Linear):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def cases():
+    for name, transform in TRANSFORMS.items():
+        older = jax.__version_info__ < (0, 7) and name.startswith("checkpoint")
+        marks = [pytest.mark.skip(reason="jax before 0.7 keeps what it has traced for `jax.checkpoint`")] * older
+        yield pytest.param(transform, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("transform", cases())
 def test_eager_transformations_let_go_of_a_module_and_its_weights(transform):
     collect(passes=2)
     before = live_functions(), counters()["live_sites"]
