@@ -86,7 +86,7 @@ def tests(session: nox.Session) -> None:
     session.run(*pytest, CORE, env=QUIET)  # before the others are installed: core stands alone
     install(session, CORE, f"{DIST}[test]")
     session.run(*pytest, f"{DIST}/tests/test_without_autodiff.py", env=QUIET)  # and so does dist
-    install(session, CORE, f"{AUTODIFF}[test]", "expecttest", "scipy", MATPLOTLIB)
+    install(session, CORE, f"{AUTODIFF}[test]", "expecttest", "scipy", "lineax", MATPLOTLIB)
     for tested in (AUTODIFF, DIST, "tests"):
         session.run(*pytest, tested, env=QUIET)
 
