@@ -67,7 +67,7 @@ def cases():
         yield pytest.param(transform, id=name, marks=marks)
 
 
-@pytest.mark.parametrize("transform", cases())
+@pytest.mark.parametrize("transform", list(cases()))
 def test_eager_transformations_let_go_of_a_module_and_its_weights(transform):
     collect(passes=2)
     before = live_functions(), counters()["live_sites"]
