@@ -38,6 +38,7 @@ bool Loans::lend() {
   size_t n = site_.operands.size(), m = site_.pass_results ? site_.results.size() : 0;
   borrows_ = Borrows::open(is_checked_ ? 2 * n : n);
   if (!borrows_) return succeeded(PyErr_NoMemory());
+  if (is_checked_) checked_.resize(n);
   tensors_.reserve(n + m + 1);
   tensors_.push_back(nullptr);  // the slot that PY_VECTORCALL_ARGUMENTS_OFFSET offers to the callee
   for (size_t i = 0; i < n + m; ++i) {
@@ -63,15 +64,17 @@ PyObject* Loans::lend_operand(size_t i) {
 PyObject* Loans::checked_copy(size_t i, PyObject* original) {
   int64_t bytes = site_.operands[i].bytes;
   if (!reserve(bytes)) {
-    PyObject* digest = PyObject_CallOneArg(hooks.digest, original);
-    if (!digest) return Py_DECREF(original), nullptr;
-    checked_.push_back({i, nullptr, digest});
+    checked_[i].digest = PyObject_CallOneArg(hooks.digest, original);
+    if (!checked_[i].digest) Py_CLEAR(original);
     return original;
   }
   reserved_ += bytes;
-  checked_.push_back({i, original, nullptr});
+  checked_[i].original = original;
   PyObject* copy = PyObject_CallOneArg(hooks.private_copy, original);
-  if (copy && !note_holder(Held::kPrivate, i, copy)) Py_CLEAR(copy);
+  PyObject* storage = copy ? PyObject_CallOneArg(hooks.storage, copy) : nullptr;
+  if (!storage) return Py_XDECREF(copy), nullptr;
+  held_.push_back({Held::kPrivate, i, storage});
+  checked_[i].storage = storage;
   return copy;
 }
 
@@ -84,43 +87,39 @@ PyObject* Loans::lend_result(size_t i) {
 // --- after a call that succeeded -------------------------------------------------------------------------------------
 
 bool Loans::check_operands() {
-  auto next = checked_.begin();
-  for (size_t i = 0; i < site_.operands.size(); ++i) {
-    if (site_.operands[i].pass != Pass::kBorrow) continue;
-    Checked checked = next != checked_.end() && next->operand == i ? *next++ : Checked{i, nullptr, nullptr};
-    if (!check_operand(checked)) return false;
-  }
+  for (size_t i = 0; i < site_.operands.size(); ++i)
+    if (site_.operands[i].pass == Pass::kBorrow && !check_operand(i)) return false;
   return true;
 }
 
-bool Loans::check_operand(const Checked& checked) {
-  PyObject* version = hooks.version_getter(tensors_[checked.operand + 1], hooks.version_closure);
-  if (!version) return false;
-  bool changed = PyLong_AsLong(version) != 0;
-  Py_DECREF(version);
-  if (!changed && checked.original) {
-    for (const Held& held : held_) {
-      if (held.kind != Held::kPrivate || held.index != checked.operand) continue;
-      PyObject* same = PyObject_CallFunctionObjArgs(hooks.has_same_bits, checked.original, held.storage, nullptr);
-      if (!same) return false;
-      changed = same != Py_True;
-      Py_DECREF(same);
-    }
-  }
-  if (!changed && checked.digest && !compare_digest(checked, &changed)) return false;
+bool Loans::check_operand(size_t i) {
+  bool changed = false;
+  if (!is_changed(i, &changed)) return false;
   if (!changed) return true;
-  copy_from_now_on(checked.operand);
-  return succeeded(PyObject_CallFunction(hooks.operand_written, "OnOO", site_.lending,
-                                         static_cast<Py_ssize_t>(checked.operand),
-                                         checked.original ? Py_True : Py_False, site_.has_lent() ? Py_True : Py_False));
+  copy_from_now_on(i);
+  bool is_private = is_checked_ && checked_[i].original;
+  return succeeded(PyObject_CallFunction(hooks.operand_written, "OnOO", site_.lending, static_cast<Py_ssize_t>(i),
+                                         is_private ? Py_True : Py_False, site_.has_lent() ? Py_True : Py_False));
+}
+
+bool Loans::is_changed(size_t i, bool* changed) {
+  PyObject* version = hooks.version_getter(tensors_[i + 1], hooks.version_closure);
+  if (!version) return false;
+  *changed = PyLong_AsLong(version) != 0;
+  Py_DECREF(version);
+  if (*changed || !is_checked_) return true;
+  const Checked& checked = checked_[i];
+  if (checked.digest) return compare_digest(i, changed);
+  PyObject* same = PyObject_CallFunctionObjArgs(hooks.has_same_bits, checked.original, checked.storage, nullptr);
+  *changed = same && same != Py_True;
+  return succeeded(same);
 }
 
 // Compares through a tensor of its own: the function may have given the other one different memory.
-bool Loans::compare_digest(const Checked& checked, bool* changed) {
-  size_t i = checked.operand;
+bool Loans::compare_digest(size_t i, bool* changed) {
   PyObject* tensor = borrows_->lend(site_.operands[i], frame_->args.buffers[i]->data, device_);
   PyObject* digest = tensor ? PyObject_CallOneArg(hooks.digest, tensor) : nullptr;
-  int same = digest ? PyObject_RichCompareBool(digest, checked.digest, Py_EQ) : -1;
+  int same = digest ? PyObject_RichCompareBool(digest, checked_[i].digest, Py_EQ) : -1;
   Py_XDECREF(digest);
   Py_XDECREF(tensor);
   *changed = same == 0;
@@ -158,17 +157,11 @@ void Loans::note_holders() {
     size_t index = i < n ? i : i - n;
     if (!borrows->is_alive(index)) continue;  // the function got a copy
     PyObject* tensor = tensors_[i + 1];
-    bool is_private = i < n && is_checked_ && tensor_is_copy(i);
+    bool is_private = i < n && is_checked_ && checked_[i].original;
     if (is_private || !storage::is_referenced_elsewhere(tensor)) continue;
     if (storage::of(tensor) != borrows->storage(index)) continue;  // the function has given it other memory
     if (!note_holder(i < n ? Held::kOperand : Held::kResult, index, tensor)) PyErr_Clear();
   }
-}
-
-bool Loans::tensor_is_copy(size_t operand) const {
-  for (const Checked& checked : checked_)
-    if (checked.operand == operand) return checked.original != nullptr;
-  return false;
 }
 
 bool Loans::is_held(const Held& held) const {

@@ -41,10 +41,10 @@ class Loans {
   bool settle(bool has_failed);
 
  private:
-  struct Checked {
-    size_t operand;
-    PyObject* original;  // the tensor over XLA's buffer, beside a private copy; null if there was no room for one
-    PyObject* digest;    // of the original, where there was no room
+  struct Checked {                 // all null for an operand that is not checked
+    PyObject* original = nullptr;  // the tensor over XLA's buffer, beside a private copy
+    PyObject* storage = nullptr;   // of the private copy; `held_` owns it
+    PyObject* digest = nullptr;    // of the operand, where there was no room for a copy
   };
   struct Held {
     enum Kind { kOperand, kPrivate, kResult, kOwnResult } kind;
@@ -54,10 +54,10 @@ class Loans {
 
   PyObject* lend_operand(size_t i);
   PyObject* checked_copy(size_t i, PyObject* original);
-  bool tensor_is_copy(size_t operand) const;
-  bool check_operand(const Checked& checked);
+  bool check_operand(size_t i);
+  bool is_changed(size_t i, bool* changed);
   void copy_from_now_on(size_t operand);
-  bool compare_digest(const Checked& checked, bool* changed);
+  bool compare_digest(size_t i, bool* changed);
 
   bool is_lent() const {
     return (borrows_ && borrows_->alive() > 0) || (result_borrows_ && result_borrows_->alive() > 0);
@@ -81,7 +81,7 @@ class Loans {
   Borrows* borrows_ = nullptr;
   Borrows* result_borrows_ = nullptr;
   std::vector<PyObject*> tensors_;
-  std::vector<Checked> checked_;
+  std::vector<Checked> checked_;  // one for each operand in a checked call, else none
   std::vector<Held> held_;
   int64_t reserved_ = 0;
 };
