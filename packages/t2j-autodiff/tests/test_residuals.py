@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import types
 import warnings
 import weakref
 
@@ -15,7 +16,6 @@ import torch
 from t2j_autodiff import (
     PerformanceWarning,
     T2jWarning,
-    _compat,
     _graph,
     _residuals,
     checkpoint_policy,
@@ -23,6 +23,7 @@ from t2j_autodiff import (
     torch2jax,
 )
 from t2j_autodiff._shared import DiffOptions, Shared
+from t2j_core import _compat
 from t2j_core.extend import Leaf
 from t2j_core.testing import assert_nothing_escaped, collect, live_functions
 
@@ -744,7 +745,8 @@ def test_a_function_that_requires_gradients_of_an_argument_itself():
 
 def test_numbers_from_the_generator_of_a_gpu_warn_too(monkeypatch):
     generator = torch.Generator()  # in place of one
-    monkeypatch.setattr(_compat, "torch_gpus", lambda: [0])
+    seen = types.SimpleNamespace(**{**vars(_compat), "torch_gpus": lambda: [0]})  # by what looks at states, not by all
+    monkeypatch.setattr("t2j_core._randomness._compat", seen)
     monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
     f = torch2jax(lambda x: x * torch.rand(N, generator=generator), residuals="recompute")
     with pytest.warns(T2jWarning, match="draws random numbers"):

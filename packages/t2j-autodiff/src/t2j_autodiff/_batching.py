@@ -154,7 +154,7 @@ class _AtOnce:
         """An output in the dtype of one example: rules of torch may promote, and autocast does not reach them all."""
         if y.shape != (self.size, *leaf.shape):
             raise _NotFaithfulError(f"an example is of shape {tuple(y.shape[1:])}, not {leaf.shape}")
-        if canonical(dtype_t2j(y.dtype)) == leaf.dtype:
+        if y.dtype == leaf.torch_dtype or canonical(dtype_t2j(y.dtype)) == leaf.dtype:
             return y
         if _kind_of(y.dtype) != _kind_of(leaf.torch_dtype):
             raise _NotFaithfulError(f"an example is {y.dtype}, not {leaf.torch_dtype}")

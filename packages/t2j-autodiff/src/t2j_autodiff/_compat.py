@@ -20,7 +20,7 @@ import torch.overrides
 import torch.utils._pytree
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
-from t2j_core.extend import DispatchMode, hide_frames, torch_gpus
+from t2j_core.extend import DispatchMode, hide_frames
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
@@ -180,12 +180,6 @@ def materialised(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor._is_zerotensor():
         return tensor
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-
-
-def random_states() -> list[torch.Tensor]:
-    """The states of torch's generators, which tell whether somebody drew random numbers. None waits for a GPU."""
-    gpus = (torch.cuda.default_generators[i] for i in torch_gpus())
-    return [generator.get_state() for generator in (torch.default_generator, *gpus)]
 
 
 class RandomOperations(DispatchMode):

@@ -89,7 +89,7 @@ class Graphs:
     # --- forward ---------------------------------------------------------------------------------------------------
 
     def forward(self, plain: Flat, levels: Levels) -> Flat:
-        """A flat function that answers the outputs and the saved tensors."""
+        """A flat function that returns the outputs and the saved tensors."""
 
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             forward, _ = self._on(x[0].device)

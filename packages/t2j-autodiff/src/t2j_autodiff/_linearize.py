@@ -88,7 +88,7 @@ class Linearized:
 
     @property
     def residual_leaves(self) -> tuple[Leaf, ...]:
-        """What the forward answers beside the outputs."""
+        """What the forward returns beside the outputs."""
         return tuple(self.residuals.leaves) if self.residuals else ()
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from t2j_core import T2jWarning
-from t2j_core.extend import Leaf, modules_in_use, numbers_in, remember, storage_uses, warn
+from t2j_core.extend import Leaf, generator_states, modules_in_use, numbers_in, remember, storage_uses, warn
 
 from . import _compat
 from ._batching import HiddenGradientError, Levels, with_batch_axes
@@ -354,9 +354,9 @@ def warn_if_random(f: Flat, shared: Shared) -> Flat:
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if shared.has_key or shared.is_random or next(checks) >= _CHECKS:
             return f(*x)
-        states = _compat.random_states()
+        states = generator_states()
         answer = f(*x)
-        if not all(map(torch.equal, states, _compat.random_states())) and _draws(f, x):
+        if not all(map(torch.equal, states, generator_states())) and _draws(f, x):
             shared.is_random = True
             warn(
                 f"{shared.name} draws random numbers, and its derivative drew other ones than its value. "

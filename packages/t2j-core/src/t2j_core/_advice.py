@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ._errors import T2jWarning, warn
 from ._frames import Place, users_place
-from ._pytree import constants
+from ._pytree import numbers
 from ._signature import Leaf, Outputs, named_avals
 
 _OF_A_NUMBER = re.compile(r"\b(int|float|complex|list|tuple)\b")  # "must be Tensor, not float", "'int' object has no"
@@ -21,15 +21,14 @@ def add_note(error: BaseException, note: str) -> None:
         BaseException.add_note(error, note)
 
 
-def numbers(key: tuple[Any, ...]) -> list[str]:
-    """The names of the constants of a call that are numbers."""
-    return [path for path, value in constants(key).items() if type(value) in (int, float, complex)]
-
-
 def note_numbers(error: BaseException, key: tuple[Any, ...]) -> None:
     """Tell what to do where the function got a Python number and needs a tensor."""
     with contextlib.suppress(Exception):  # its text is the user's
-        if type(error) in (TypeError, AttributeError) and _OF_A_NUMBER.search(str(error)) and (names := numbers(key)):
+        if (
+            type(error) in (TypeError, AttributeError)
+            and _OF_A_NUMBER.search(str(error))
+            and (names := list(numbers(key)))
+        ):
             add_note(
                 error,
                 f"The function gets Python numbers as they are, here {_listed(names)}. Where it needs a tensor, pass "
@@ -37,7 +36,8 @@ def note_numbers(error: BaseException, key: tuple[Any, ...]) -> None:
             )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(paths: Iterable[str]) -> str:
+    names = list(paths)
     return ", ".join(names) if len(names) <= _MANY else f"{', '.join(names[:_MANY])} and {len(names) - _MANY} more"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._errors import PerformanceWarning, warn
-from ._pytree import constants
+from ._pytree import numbers
 from ._signature import Leaf
 
 _MANY = 16
@@ -34,7 +34,7 @@ class Watch:
         if self._groups is None:
             return
         tree, statics = key
-        given = {path: value for path, value in constants(key).items() if type(value) in (int, float, complex)}
+        given = numbers(key)
         if not given:
             return
         rest = tuple(s.kind if s is not None and s.kind in (int, float, complex) else s for s in statics)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import logging
 import math
-import sys
 import time
 import traceback
 from typing import Any
@@ -16,7 +15,7 @@ from ._advice import note_numbers
 from ._bounded import remember
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
 from ._errors import DataDependentShapeError, DTypeError, OutputError, describe
-from ._frames import hide_own_frames
+from ._frames import hide_own_frames, with_those_behind
 from ._jax_inside import as_jax_inside
 from ._originals import keep, tag
 from ._signature import Leaf, Signature, fixed_shapes, named_avals, same_tree
@@ -196,14 +195,5 @@ def _log(name: str, text: str) -> None:
 
 def _clear_frames(error: BaseException) -> None:
     """Frames keep the argument tensors, and with them XLA's memory, alive. Those of the caller are left alone."""
-    seen = {id(sys.exception())}
-    queue: list[BaseException | None] = [error]
-    while queue:
-        item = queue.pop()
-        if item is None or id(item) in seen:
-            continue
-        seen.add(id(item))
+    for item in with_those_behind(error):
         traceback.clear_frames(item.__traceback__)
-        queue += [item.__cause__, item.__context__]
-        if isinstance(item, BaseExceptionGroup):
-            queue += item.exceptions

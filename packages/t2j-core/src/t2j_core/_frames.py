@@ -7,6 +7,7 @@ import linecache
 import sys
 import traceback
 import types
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -48,6 +49,13 @@ def hide_own_frames(error: BaseException) -> None:
     """
     if jax.config.jax_traceback_filtering == "off":  # type: ignore[attr-defined]
         return
+    for item in with_those_behind(error):
+        with contextlib.suppress(Exception):  # a class of the user's may refuse
+            item.__traceback__ = _shortened(item.__traceback__)
+
+
+def with_those_behind(error: BaseException) -> Iterator[BaseException]:
+    """An exception, its causes and contexts, and the members of groups; but not what the caller is handling."""
     seen = {id(sys.exception())}
     queue: list[BaseException | None] = [error]
     while queue:
@@ -55,8 +63,7 @@ def hide_own_frames(error: BaseException) -> None:
         if item is None or id(item) in seen:
             continue
         seen.add(id(item))
-        with contextlib.suppress(Exception):  # a class of the user's may refuse
-            item.__traceback__ = _shortened(item.__traceback__)
+        yield item
         queue += [item.__cause__, item.__context__]
         if isinstance(item, BaseExceptionGroup):
             queue += item.exceptions

@@ -174,7 +174,8 @@ def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) 
 def collect_garbage() -> None:
     """Free what nobody refers to any more, and what torch itself keeps.
 
-    Within an autocast of the caller's, the casts that autocast remembers refer to arguments until that one ends.
+    Within an autocast of the caller's, the casts that one inside the function remembers (`cache_enabled=True`) refer to
+    arguments until the caller's ends.
     """
     torch.clear_autocast_cache()
     collect()

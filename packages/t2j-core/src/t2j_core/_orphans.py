@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from . import _compat, _in_flight
+from ._parts import inside
 
 _MOST = 8
 _MOST_BYTES = 1 << 28
@@ -96,7 +97,7 @@ def _nbytes_behind(call: Callable[..., Any]) -> int:
         if isinstance(part, torch.Tensor):
             storages.update(_storage_of(part))
         else:
-            rest.extend(_parts(part))
+            rest.extend(_leads_to(part))
     return sum(storages.values())
 
 
@@ -108,19 +109,13 @@ def _storage_of(tensor: torch.Tensor) -> dict[int, int]:
         return {}
 
 
-def _parts(part: Any) -> Iterable[Any]:
+def _leads_to(part: Any) -> Iterable[Any]:
     if isinstance(part, types.FunctionType):  # not its globals, which are everybody's
         cells = [cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell)]
         return [*cells, *(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
     if isinstance(part, types.MethodType):
-        return [part.__func__, part.__self__]
-    if isinstance(part, functools.partial):
-        return [part.func, *part.args, *part.keywords.values()]
-    if isinstance(part, dict):
-        return list(part.values())
-    if isinstance(part, (list, tuple, set, frozenset, collections.deque)):
-        return list(part)
-    return list(getattr(part, "__dict__", {}).values())
+        return [part.__func__, *inside(part)]
+    return inside(part)
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -38,20 +38,21 @@ def parts(module: torch.nn.Module) -> Iterator[Any]:
         seen[id(part)] = part
         yield part
         if not isinstance(part, torch.Tensor):
-            todo.extend(_inside(part))
+            todo.extend(inside(part))
 
 
-def _inside(part: Any) -> Iterable[Any]:
-    inside: list[Any] = list((attributes_of(part) or {}).values())
+def inside(part: Any) -> Iterable[Any]:
+    """What an object itself refers to: the values of its attributes, and what it contains."""
+    found: list[Any] = list((attributes_of(part) or {}).values())
     if isinstance(part, dict):
-        inside += dict.values(part)
+        found += dict.values(part)
     elif isinstance(part, _SEQUENCES):
-        inside += part
+        found += part
     elif isinstance(part, functools.partial):
-        inside += (part.func, part.args, part.keywords)
+        found += (part.func, part.args, part.keywords)
     elif isinstance(part, types.MethodType):  # such as a hook of an object that records
-        inside = [part.__self__]
-    return inside
+        found = [part.__self__]
+    return found
 
 
 def attributes_of(part: Any) -> dict[str, Any] | None:

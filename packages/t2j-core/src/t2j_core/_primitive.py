@@ -155,8 +155,8 @@ def _abstract(*operands: Any, fn: TorchFn | WeakFn) -> tuple[list[Any], frozense
 
 
 def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
-    number, key = (fn.id, "") if isinstance(fn, WeakFn) else (fn.id, fn.key)
     bound, own, fn = fn, isinstance(fn, WeakFn), strong(fn)
+    number, key = bound.id, "" if own else fn.key
     if _compat.is_exporting(ctx):
         if fn.reason_not_exportable is not None:
             raise refused(fn.signature, fn.reason_not_exportable)

@@ -141,6 +141,11 @@ def constants(key: tuple[Any, ...]) -> dict[str, Any]:
     return {argument_path(path): statics[i].value for path, i in named if statics[i] is not None}
 
 
+def numbers(key: tuple[Any, ...]) -> dict[str, Any]:
+    """The constants of a call that are numbers, by their names."""
+    return {path: value for path, value in constants(key).items() if type(value) in (int, float, complex)}
+
+
 def plain(output: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     """Turn containers that JAX does not know into ones it does.
 

@@ -147,7 +147,7 @@ def missing(part: str, name: str, module: str) -> ArgumentError:
     return ArgumentError(
         describe(
             f"`variables[{part!r}][{name!r}]` is missing in a call of {module}.",
-            expected='{"params": {...}, "buffers": {...}} with every parameter and buffer of the module',
+            expected=f"{_TREE} with every parameter and buffer of the module",
             remedy='Pass `{**variables, "params": params}`, where `variables` is what `module2jax` returned.',
         )
     )

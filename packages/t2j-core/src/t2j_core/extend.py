@@ -43,6 +43,7 @@ from ._primitive import torch_call_p as torch_call_p
 from ._pytree import argument_paths as argument_paths
 from ._pytree import merger as merger
 from ._pytree import split as split
+from ._randomness import generator_states as generator_states
 from ._rng import turns as turns
 from ._signature import Leaf as Leaf
 from ._signature import Outputs as Outputs
