@@ -23,6 +23,9 @@ thread_local bool interrupted = false;  // a call of this thread met a KeyboardI
 // `copy_` runs on several threads and without the GIL; below this size its overhead is larger than the copy.
 constexpr int64_t kCopyInTorch = 1 << 17;
 
+// On a GPU, results below this size are copied together: for small ones a launch takes longer than the copy.
+constexpr int64_t kCopyAlone = 1 << 20;
+
 bool is_torch_type(PyObject* object) {
   auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   return type == hooks.tensor_type || type == hooks.parameter_type;
@@ -78,7 +81,7 @@ class Call {
   struct Result {
     PyObject* tensor = nullptr;
     char* source = nullptr;
-    enum { kInPlace, kCopyBytes, kCopyInTorch } how = kInPlace;
+    enum { kInPlace, kCopyBytes, kCopyTogether, kCopyInTorch } how = kInPlace;
   };
 
   ffi::Buffer* result_buffer(size_t i) const { return frame_->rets.buffers[i]; }
@@ -141,6 +144,8 @@ class Call {
       result.how = Result::kInPlace;
     } else if (plain && device_.type == dl::kCPU && wanted.bytes < kCopyInTorch) {
       result.how = Result::kCopyBytes;
+    } else if (plain && device_.type != dl::kCPU && wanted.bytes < kCopyAlone) {
+      result.how = Result::kCopyTogether;
     } else {
       result.how = Result::kCopyInTorch;
     }
@@ -169,19 +174,40 @@ class Call {
   }
 
   bool copy_results() {
+    std::vector<size_t> together;
     for (size_t i = 0; i < results_.size(); ++i) {
       Result& result = results_[i];
       void* data = result_buffer(i)->data;
       if (result.how == Result::kCopyBytes) std::memcpy(data, result.source, site_.results[i].bytes);
-      if (result.how != Result::kCopyInTorch) continue;
-      PyObject* destination = loans_.lend_result(i);
-      if (!destination) return false;
-      PyObject* done = PyObject_CallFunctionObjArgs(hooks.copy, destination, result.tensor, nullptr);
-      Py_DECREF(destination);
-      if (!done) return false;
-      Py_DECREF(done);
+      if (result.how == Result::kCopyTogether) together.push_back(i);
+      if (result.how == Result::kCopyInTorch && !copy_in_torch(i)) return false;
     }
-    return true;
+    return together.size() == 1 ? copy_in_torch(together[0]) : together.empty() || copy_together(together);
+  }
+
+  bool copy_in_torch(size_t i) {
+    PyObject* destination = loans_.lend_result(i);
+    if (!destination) return false;
+    PyObject* done = PyObject_CallFunctionObjArgs(hooks.copy, destination, results_[i].tensor, nullptr);
+    Py_DECREF(destination);
+    Py_XDECREF(done);
+    return done != nullptr;
+  }
+
+  bool copy_together(const std::vector<size_t>& indices) {
+    PyObject *destinations = PyList_New(0), *sources = PyList_New(0);
+    bool ok = destinations && sources;
+    for (size_t i = 0; ok && i < indices.size(); ++i) {
+      PyObject* destination = loans_.lend_result(indices[i]);
+      ok = destination && PyList_Append(destinations, destination) == 0 &&
+           PyList_Append(sources, results_[indices[i]].tensor) == 0;
+      Py_XDECREF(destination);
+    }
+    PyObject* done = ok ? PyObject_CallFunctionObjArgs(hooks.copy_all, destinations, sources, nullptr) : nullptr;
+    Py_XDECREF(destinations);
+    Py_XDECREF(sources);
+    Py_XDECREF(done);
+    return done != nullptr;
   }
 
   Site& site_;

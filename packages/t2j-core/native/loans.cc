@@ -35,6 +35,7 @@ Loans::~Loans() { checked_bytes.fetch_sub(reserved_); }
 // --- before the call -------------------------------------------------------------------------------------------------
 
 bool Loans::lend() {
+  if (!site_.comparisons.empty() && !read_comparisons()) return false;
   size_t n = site_.operands.size(), m = site_.pass_results ? site_.results.size() : 0;
   borrows_ = Borrows::open(is_checked_ ? 2 * n : n);
   if (!borrows_) return succeeded(PyErr_NoMemory());
@@ -89,17 +90,20 @@ PyObject* Loans::lend_result(size_t i) {
 bool Loans::check_operands() {
   for (size_t i = 0; i < site_.operands.size(); ++i)
     if (site_.operands[i].pass == Pass::kBorrow && !check_operand(i)) return false;
-  return true;
+  return !to_compare_ || compare_later();
 }
 
 bool Loans::check_operand(size_t i) {
   bool changed = false;
   if (!is_changed(i, &changed)) return false;
   if (!changed) return true;
+  return tell_written(i, is_checked_ && checked_[i].original, site_.has_lent());
+}
+
+bool Loans::tell_written(size_t i, bool is_private, bool has_lent) {
   copy_from_now_on(i);
-  bool is_private = is_checked_ && checked_[i].original;
   return succeeded(PyObject_CallFunction(hooks.operand_written, "OnOO", site_.lending, static_cast<Py_ssize_t>(i),
-                                         is_private ? Py_True : Py_False, site_.has_lent() ? Py_True : Py_False));
+                                         is_private ? Py_True : Py_False, has_lent ? Py_True : Py_False));
 }
 
 bool Loans::is_changed(size_t i, bool* changed) {
@@ -109,21 +113,60 @@ bool Loans::is_changed(size_t i, bool* changed) {
   Py_DECREF(version);
   if (*changed || !is_checked_) return true;
   const Checked& checked = checked_[i];
-  if (checked.digest) return compare_digest(i, changed);
-  PyObject* same = PyObject_CallFunctionObjArgs(hooks.has_same_bits, checked.original, checked.storage, nullptr);
-  *changed = same && same != Py_True;
-  return succeeded(same);
+  PyObject* digest = checked.digest ? new_digest(i) : nullptr;
+  if (checked.digest && !digest) return false;
+  bool same = true;
+  bool ok = digest ? is_same(i, digest, checked.digest, &same) : is_same(i, checked.original, checked.storage, &same);
+  Py_XDECREF(digest);
+  *changed = !same;
+  return ok;
 }
 
-// Compares through a tensor of its own: the function may have given the other one different memory.
-bool Loans::compare_digest(size_t i, bool* changed) {
+// Made through a tensor of its own: the function may have given the other one different memory.
+PyObject* Loans::new_digest(size_t i) {
   PyObject* tensor = borrows_->lend(site_.operands[i], frame_->args.buffers[i]->data, device_);
   PyObject* digest = tensor ? PyObject_CallOneArg(hooks.digest, tensor) : nullptr;
-  int same = digest ? PyObject_RichCompareBool(digest, checked_[i].digest, Py_EQ) : -1;
-  Py_XDECREF(digest);
   Py_XDECREF(tensor);
-  *changed = same == 0;
-  return same >= 0;
+  return digest;
+}
+
+bool Loans::is_same(size_t i, PyObject* first, PyObject* second, bool* same) {
+  if (!compares_later()) {
+    PyObject* found = PyObject_CallFunctionObjArgs(hooks.has_same_bits, first, second, nullptr);
+    *same = found == Py_True;
+    return succeeded(found);
+  }
+  if (!to_compare_) to_compare_ = PyList_New(0);
+  PyObject* item = to_compare_ ? Py_BuildValue("nOO", static_cast<Py_ssize_t>(i), first, second) : nullptr;
+  bool ok = item && PyList_Append(to_compare_, item) == 0;
+  Py_XDECREF(item);
+  return ok;
+}
+
+bool Loans::compare_later() {
+  PyObject* comparison = PyObject_CallOneArg(hooks.compare_later, to_compare_);
+  if (comparison) site_.comparisons.push_back(comparison);
+  return comparison != nullptr;
+}
+
+// Learns what the comparisons of earlier calls have shown, as far as the GPU has come.
+bool Loans::read_comparisons() {
+  std::vector<PyObject*> comparisons;
+  comparisons.swap(site_.comparisons);  // the hooks may let another call of this site run
+  bool ok = true;
+  for (PyObject* comparison : comparisons) {
+    PyObject* operands = ok ? PyObject_CallOneArg(hooks.differing, comparison) : nullptr;
+    if (operands == Py_None) {
+      site_.comparisons.push_back(Py_NewRef(comparison));
+    } else {
+      ok = operands != nullptr;
+      for (Py_ssize_t i = 0; ok && i < PyTuple_GET_SIZE(operands); ++i)
+        ok = tell_written(PyLong_AsSize_t(PyTuple_GET_ITEM(operands, i)), true, true);
+    }
+    Py_XDECREF(operands);
+    Py_DECREF(comparison);
+  }
+  return ok;
 }
 
 // Not where the user asked for an error at every call.
@@ -269,6 +312,7 @@ bool Loans::settle_held(bool has_failed) {
 }
 
 bool Loans::settle(bool has_failed) {
+  Py_CLEAR(to_compare_);
   if (borrows_) note_holders();
   for (PyObject* tensor : tensors_) Py_XDECREF(tensor);
   for (const Checked& checked : checked_) {

@@ -56,9 +56,15 @@ class Loans {
   PyObject* checked_copy(size_t i, PyObject* original);
   bool check_operand(size_t i);
   bool is_changed(size_t i, bool* changed);
+  bool is_same(size_t i, PyObject* first, PyObject* second, bool* same);
+  bool compare_later();
+  bool read_comparisons();
+  bool tell_written(size_t i, bool is_private, bool has_lent);
   void copy_from_now_on(size_t operand);
-  bool compare_digest(size_t i, bool* changed);
+  PyObject* new_digest(size_t i);
 
+  // A GPU compares while the host goes on. The first two calls wait, before any memory has been lent.
+  bool compares_later() const { return device_.type != dl::kCPU && site_.has_lent(); }
   bool is_lent() const {
     return (borrows_ && borrows_->alive() > 0) || (result_borrows_ && result_borrows_->alive() > 0);
   }
@@ -83,6 +89,7 @@ class Loans {
   std::vector<PyObject*> tensors_;
   std::vector<Checked> checked_;  // one for each operand in a checked call, else none
   std::vector<Held> held_;
+  PyObject* to_compare_ = nullptr;  // a list of (operand, bytes, bytes), where a GPU compares later
   int64_t reserved_ = 0;
 };
 

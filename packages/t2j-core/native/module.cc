@@ -38,6 +38,7 @@ void setup(const py::dict& table) {
   hooks.is_neg = take("is_neg");
   hooks.clone = take("clone");
   hooks.copy = take("copy");
+  hooks.copy_all = take("copy_all");
   hooks.storage = take("storage");
   hooks.storage_uses = take("storage_uses");
   hooks.is_grad_enabled = take("is_grad_enabled");
@@ -54,6 +55,8 @@ void setup(const py::dict& table) {
   hooks.private_copy = take("private_copy");
   hooks.digest = take("digest");
   hooks.has_same_bits = take("has_same_bits");
+  hooks.compare_later = take("compare_later");
+  hooks.differing = take("differing");
   hooks.operand_written = take("operand_written");
   hooks.argument_kept = take("argument_kept");
   hooks.operand_in_cycle = take("operand_in_cycle");

@@ -94,6 +94,7 @@ Site::~Site() {
   Py_XDECREF(target);
   Py_XDECREF(label);
   Py_XDECREF(lending);
+  for (PyObject* comparison : comparisons) Py_DECREF(comparison);
 }
 
 }  // namespace t2j

@@ -28,15 +28,15 @@ struct Operand {
 // Python objects the call path uses, set once by `setup` and never freed.
 struct Hooks {
   const dl::ExchangeApi* exchange = nullptr;  // null: torch older than 2.10, capsules instead
-  PyObject *tensor_type, *parameter_type, *from_dlpack, *to_dlpack, *is_conj, *is_neg, *clone, *copy, *storage,
-      *storage_uses;
+  PyObject *tensor_type, *parameter_type, *from_dlpack, *to_dlpack, *is_conj, *is_neg, *clone, *copy, *copy_all,
+      *storage, *storage_uses;
   getter version_getter = nullptr;  // C function behind `Tensor._version`, the counter of in-place changes
   void* version_closure = nullptr;
   PyObject* state_getters;  // functions that are all false while torch's thread-local state is the default
   PyObject *is_grad_enabled, *set_grad_enabled, *enter_state, *leave_state, *enter_stream, *leave_stream;
   PyObject *resolve, *check_output, *check_results, *report;
-  PyObject *private_copy, *digest, *has_same_bits, *operand_written, *argument_kept, *operand_in_cycle, *movable_copy,
-      *raise_escaped;
+  PyObject *private_copy, *digest, *has_same_bits, *compare_later, *differing, *operand_written, *argument_kept,
+      *operand_in_cycle, *movable_copy, *raise_escaped;
   PyObject *stop_redirecting, *collect_garbage;
 };
 extern Hooks hooks;
@@ -53,6 +53,7 @@ struct Site {
   bool checks_always = false;     // operands are checked in every call
   std::atomic<bool> called{false};
   std::atomic<uint64_t> calls{0};
+  std::vector<PyObject*> comparisons;  // of operands with their copies that a GPU has not finished yet; under the GIL
 
   // Whether calls before this one have lent operands: the third is the first that does.
   bool has_lent() const { return !checks_always && calls.load(std::memory_order_relaxed) >= 3; }

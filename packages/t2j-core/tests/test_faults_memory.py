@@ -276,17 +276,18 @@ def test_an_argument_too_large_to_be_copied_is_compared_by_a_digest():
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, (1 << 24) + 5])
 def test_a_digest_shows_every_bit_and_every_move(size):
+    numbers = lambda tensor: tuple(digest(tensor).tolist())
     data = torch.randint(0, 256, (size,), dtype=torch.uint8)
-    seen = {digest(data)}
+    seen = {numbers(data)}
     for place in {0, size // 2, size - 1}:
         for bit in (1, 128):
             other = data.clone()
             other[place] ^= bit
-            seen.add(digest(other))
+            seen.add(numbers(other))
     assert len(seen) == 1 + 2 * len({0, size // 2, size - 1})
     words = torch.arange(min(size, 1000))
-    assert size == 1 or digest(words) != digest(words.flip(0))
-    assert digest(words) == digest(words.clone())
+    assert size == 1 or numbers(words) != numbers(words.flip(0))
+    assert numbers(words) == numbers(words.clone())
 
 
 def test_a_large_argument_that_is_kept_is_moved():

@@ -524,6 +524,12 @@ def torch_gpus() -> list[int]:
     return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
+def current_stream_ids(device: int) -> tuple[int, int, int]:
+    """Torch's current stream on a GPU, as numbers of which `torch.cuda.Stream` makes an object."""
+    ids: tuple[int, int, int] = torch._C._cuda_getCurrentStream(device)
+    return ids
+
+
 def autocast_depth() -> int:
     """How many autocast contexts this thread is inside of; below a dispatch mode nothing else tells."""
     torch.autocast_increment_nesting()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -71,26 +71,61 @@ def private_copy(tensor: torch.Tensor) -> torch.Tensor:
 # --- operands that are written ------------------------------------------------------------------------------------
 
 
-def has_same_bits(original: torch.Tensor, storage: torch.UntypedStorage) -> bool:
-    """Whether a copy still holds what the operand holds. On a GPU this waits for the call's work."""
-    first, second = _bytes_of(original.untyped_storage()), _bytes_of(storage)
-    return first.shape == second.shape and torch.equal(first, second)
+Memory = torch.Tensor | torch.UntypedStorage
 
 
-def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+def has_same_bits(first: Memory, second: Memory) -> bool:
+    """Whether a copy still holds what the operand holds, or one digest what another does. On a GPU this waits."""
+    one, other = _bytes_of(first), _bytes_of(second)
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+class _Comparison(NamedTuple):
+    """Comparisons that a GPU makes."""
+
+    operands: list[int]
+    are_same: torch.Tensor  # bool, one for each operand, in memory of the host
+    done: torch.cuda.Event
+
+
+def compare_later(pairs: Sequence[tuple[int, Memory, Memory]]) -> _Comparison:
+    """Let the GPU compare pairs of memory, each of an operand, behind the work of the call."""
+    found = [_is_same_on_device(_bytes_of(first), _bytes_of(second)) for _, first, second in pairs]
+    are_same = torch.empty(len(found), dtype=torch.bool, pin_memory=True)
+    are_same.copy_(torch.stack(found), non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+    return _Comparison([operand for operand, _, _ in pairs], are_same, done)
+
+
+def _is_same_on_device(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return (first == second).all() if first.shape == second.shape else torch.zeros((), dtype=torch.bool, device=first.device)
+
+
+def differing(comparison: _Comparison) -> tuple[int, ...] | None:
+    """The operands whose bytes differ; None while the GPU has not come so far."""
+    if not comparison.done.query():
+        return None
+    pairs = zip(comparison.operands, comparison.are_same.tolist(), strict=True)
+    return tuple(operand for operand, is_same in pairs if not is_same)
+
+
+def _bytes_of(memory: Memory) -> torch.Tensor:
+    storage = memory if isinstance(memory, torch.UntypedStorage) else memory.untyped_storage()
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 _WORDS = 1 << 21
 
 
-def digest(tensor: torch.Tensor) -> tuple[int, ...]:
+def digest(tensor: torch.Tensor) -> torch.Tensor:
     """Numbers that tell whether the bytes of a tensor change, and where they move. For operands too large to copy."""
-    data = _bytes_of(tensor.untyped_storage())
+    data = _bytes_of(tensor)
     end = len(data) // 8 * 8
     weights = torch.arange(1, 2 * _WORDS, 2, device=data.device)  # odd, so that no bit of a word is lost
     sums = [_weighted(words, weights[: len(words)]) for words in data[:end].view(torch.int64).split(_WORDS)]
-    return (*map(int, sums), *data[end:].tolist())
+    rest = data[end:].to(torch.int64)
+    return torch.cat([torch.stack(sums), rest]) if sums else rest
 
 
 def _weighted(words: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,17 @@ def _copy_into(destination: torch.Tensor, source: torch.Tensor) -> None:
     destination.copy_(source.detach(), non_blocking=True)
 
 
+def _copy_all(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy small tensors of a GPU, all contiguous, with one launch for each dtype."""
+    by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for destination, source in zip(destinations, sources, strict=True):
+        group = by_dtype.setdefault(destination.dtype, ([], []))
+        group[0].append(destination)
+        group[1].append(source.detach())
+    for group in by_dtype.values():
+        torch._foreach_copy_(*group, non_blocking=True)
+
+
 _can_move = _compat.learn_storage_layout(_native.learn_storage_layout, _native.exchange_memory)
 _native.setup(
     {
@@ -66,6 +77,7 @@ _native.setup(
         "is_neg": torch._C.TensorBase.is_neg,
         "clone": torch._C.TensorBase.clone,
         "copy": _copy_into,
+        "copy_all": _copy_all,
         "storage": _compat.storage_of,
         "storage_uses": _compat.storage_uses,
         "is_grad_enabled": torch.is_grad_enabled,
@@ -82,6 +94,8 @@ _native.setup(
         "private_copy": _lending.private_copy,
         "digest": _lending.digest,
         "has_same_bits": _lending.has_same_bits,
+        "compare_later": _lending.compare_later,
+        "differing": _lending.differing,
         "operand_written": _lending.operand_written,
         "argument_kept": _lending.argument_kept,
         "operand_in_cycle": _lending.operand_in_cycle,
