@@ -44,6 +44,32 @@ struct Nesting {
   ~Nesting() { --nested; }
 };
 
+// Which of the paired calls a thread is in.
+struct PairedCall {
+  int64_t run, device, pair;
+};
+thread_local const PairedCall* paired_call = nullptr;
+
+// Tells what runs on this thread which paired call it is in: calls of one execution of a program on one device.
+class Pairing {
+ public:
+  Pairing(ffi::CallFrame* frame, const Site& site, dl::Device device) : outer_(paired_call) {
+    paired_call = nullptr;
+    if (site.pair < 0 || device.type == dl::kCPU) return;
+    ffi::RunIdGet args{sizeof(ffi::RunIdGet), nullptr, frame->context, 0};
+    if (frame->api->run_id_get(&args)) return;  // what cannot be told is read from the device
+    call_ = {args.run_id, device.id, site.pair};
+    paired_call = &call_;
+  }
+  ~Pairing() { paired_call = outer_; }
+  Pairing(const Pairing&) = delete;
+  Pairing& operator=(const Pairing&) = delete;
+
+ private:
+  const PairedCall* outer_;  // of the call that this one interrupts
+  PairedCall call_{};
+};
+
 // Entered with the GIL.
 ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
   Nesting nesting;
@@ -74,6 +100,7 @@ ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
   }
   ffi::Error* error = nullptr;
   if (ok) {
+    Pairing pairing(frame, site, device);
     error = call_site(site, frame, device);
     if (first && !error) site.called.store(true, std::memory_order_relaxed);
     if (!state && !gradients_are_on()) {  // the function turned them off for its thread, which may be the caller's
@@ -148,6 +175,12 @@ ffi::Error* execute(ffi::CallFrame* frame, dl::DeviceType type) noexcept {
 }
 
 }  // namespace
+
+PyObject* current_pair() {
+  if (!paired_call) Py_RETURN_NONE;
+  return Py_BuildValue("LLL", static_cast<long long>(paired_call->run), static_cast<long long>(paired_call->device),
+                       static_cast<long long>(paired_call->pair));
+}
 
 namespace ffi {
 void delete_state(void* state) {

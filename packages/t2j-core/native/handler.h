@@ -1,4 +1,6 @@
 #pragma once
+#include <Python.h>
+
 #include <atomic>
 #include <cstdint>
 
@@ -11,6 +13,9 @@ ffi::Error* execute_cpu(ffi::CallFrame* frame) noexcept;
 ffi::Error* execute_cuda(ffi::CallFrame* frame) noexcept;
 ffi::Error* execute_rocm(ffi::CallFrame* frame) noexcept;
 ffi::Error* execute_nothing(ffi::CallFrame* frame) noexcept;  // the floor that benchmarks compare with
+
+// The paired call this thread is in, as (execution, device, pair): a new reference, None in any other. Needs the GIL.
+PyObject* current_pair();
 
 enum Gate : int { kOpen = 0, kClosing = 1, kForked = 2 };
 extern std::atomic<int> gate;

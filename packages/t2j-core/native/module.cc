@@ -126,6 +126,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("handlers", &handlers, "Capsules of the FFI handlers, by stage or platform.");
   m.def("close_gate", &close_gate, "Refuse new calls and wait for the running ones.");
   m.def("after_fork", &after_fork, "Refuse calls in a forked child.");
+  m.def(
+      "current_pair", [] { return py::reinterpret_steal<py::object>(current_pair()); },
+      "The paired call that this thread is in: (execution, device, pair), or None.");
   m.def("counters", &counters, "What is alive: call sites, calls with escaped tensors, calls in flight.");
   m.def("abi_layout", &abi_layout, "Sizes and offsets of the ABI declarations.");
   m.def(

@@ -41,30 +41,30 @@ bool read_operands(PyObject* list, std::vector<Operand>* out) {
   return true;
 }
 
-// The attribute "id" (int64) or "call" (string) of a frame.
-PyObject* attribute(const ffi::Attrs& attrs, const char* name) {
+// The value of an attribute of a frame, if it is there and of this type.
+template <typename Value>
+const Value* find_attribute(const ffi::Attrs& attrs, const char* name, int32_t type) {
   for (int64_t i = 0; i < attrs.size; ++i) {
     const ffi::Span* key = attrs.names[i];
-    if (key->len != std::strlen(name) || std::memcmp(key->ptr, name, key->len) != 0) continue;
-    if (attrs.types[i] == ffi::kAttrString) {
-      auto* text = static_cast<ffi::Span*>(attrs.values[i]);
-      return PyUnicode_DecodeUTF8(text->ptr, static_cast<Py_ssize_t>(text->len), nullptr);
-    }
-    auto* scalar = static_cast<ffi::Scalar*>(attrs.values[i]);
-    if (attrs.types[i] == ffi::kAttrScalar && scalar->dtype == ffi::kS64)
-      return PyLong_FromLongLong(*static_cast<int64_t*>(scalar->value));
+    if (key->len == std::strlen(name) && std::memcmp(key->ptr, name, key->len) == 0)
+      return attrs.types[i] == type ? static_cast<const Value*>(attrs.values[i]) : nullptr;
   }
-  return PyErr_Format(PyExc_RuntimeError, "a t2j call without the attribute '%s'", name);
+  return nullptr;
+}
+
+const int64_t* find_integer(const ffi::Attrs& attrs, const char* name) {
+  auto* scalar = find_attribute<ffi::Scalar>(attrs, name, ffi::kAttrScalar);
+  return scalar && scalar->dtype == ffi::kS64 ? static_cast<const int64_t*>(scalar->value) : nullptr;
 }
 
 }  // namespace
 
 std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
-  PyObject* id = attribute(attrs, "id");
-  PyObject* call = id ? attribute(attrs, "call") : nullptr;
-  PyObject* answer = call ? PyObject_CallFunctionObjArgs(hooks.resolve, id, call, nullptr) : nullptr;
-  Py_XDECREF(id);
-  Py_XDECREF(call);
+  const int64_t* id = find_integer(attrs, "id");
+  auto* call = find_attribute<ffi::Span>(attrs, "call", ffi::kAttrString);
+  if (!id || !call) return PyErr_SetString(PyExc_RuntimeError, "a t2j call without its attributes"), nullptr;
+  PyObject* key = PyUnicode_DecodeUTF8(call->ptr, static_cast<Py_ssize_t>(call->len), nullptr);
+  PyObject* answer = key ? PyObject_CallFunction(hooks.resolve, "LN", static_cast<long long>(*id), key) : nullptr;
   if (!answer) return nullptr;
   std::unique_ptr<Site> site(new Site);
   ++live_sites;
@@ -81,6 +81,7 @@ std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
   if (!ok) return nullptr;
   for (Operand& operand : site->operands)
     if (operand.bytes == 0) operand.pass = Pass::kClone;  // there is nothing to share, and so nothing to watch
+  if (const int64_t* pair = find_integer(attrs, "pair")) site->pair = *pair;
   site->single = single;
   site->checks_always = checks_always;
   site->may_keep_results = may_keep_results;

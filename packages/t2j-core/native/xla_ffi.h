@@ -137,6 +137,12 @@ struct StreamGet {
   Context* context;
   void* stream;
 };
+struct RunIdGet {
+  size_t struct_size;
+  Extension* extension;
+  Context* context;
+  int64_t run_id;
+};
 struct DeviceOrdinalGet {
   size_t struct_size;
   Extension* extension;
@@ -172,7 +178,8 @@ struct Api {
   Entry<void> state_set;
   Entry<void> state_get;
   Unused memory_allocate, memory_free, pool_schedule, pool_num_threads;
-  Unused future_create, future_set_available, future_set_error, run_id_get;
+  Unused future_create, future_set_available, future_set_error;
+  Entry<RunIdGet> run_id_get;
   Entry<DeviceOrdinalGet> device_ordinal_get;  // from jaxlib 0.6; check struct_size
 };
 

@@ -173,7 +173,7 @@ def test_the_names_for_sister_packages():
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
             *("apart", "transposing_call", "check_choice", "checked_bool", "checked_integer", "checked_examples"),
-            *("hide_frames", "Keywords", "refused", "generator_states"),
+            *("hide_frames", "Keywords", "refused", "generator_states", "current_pair"),
             *("describe", "warn", "grouped", "heading", "short_avals", "P", "remember", "turns"),
         ]
     )

@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from t2j_core import T2jWarning
-from t2j_core.extend import Leaf, generator_states, modules_in_use, numbers_in, remember, storage_uses, warn
+from t2j_core.extend import (
+    Leaf,
+    current_pair,
+    generator_states,
+    modules_in_use,
+    numbers_in,
+    remember,
+    storage_uses,
+    warn,
+)
 
 from . import _compat
 from ._batching import HiddenGradientError, Levels, with_batch_axes
@@ -31,6 +40,7 @@ logger = logging.getLogger("t2j_autodiff")
 NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
 _MUCH = 16
 _NO_GRAPH = 0
+_SEVERAL = -1  # forwards have run since a backward of their pair did
 _LEAST_BYTES = 4096  # what a graph weighs at least
 _CHECKS = 3  # how many runs are watched for random numbers
 
@@ -93,6 +103,7 @@ class LiveGraphs:
         self.shared = shared
         self.label = label
         self.shelf = Shelf(_kept)
+        self._left: dict[tuple[int, int, int], int] = {}  # by each forward for the backward of its pair: a number
         self.reason_not_kept: str | None = None
         self.reason_no_batch_is_kept: str | None = None
         self.is_reversed = False  # a backward has been asked for
@@ -129,6 +140,7 @@ class LiveGraphs:
             if self._is_wanted(x, levels) and not _compat.in_transform():
                 number, y = self._record(f, x, levels, sizes)
             answer = plain(*x) if y is None else y
+            self._leave(number)
             return (*answer, torch.full(sizes, number, dtype=torch.int32, device=x[0].device))
 
         return run
@@ -300,8 +312,28 @@ class LiveGraphs:
 
     def take(self, number: torch.Tensor) -> _Graph | None:
         """Remove a kept graph."""
-        value = numbers_in(number)[0] if number.numel() else _NO_GRAPH
-        return None if value == _NO_GRAPH else _kept.take(self.shelf, value)
+        value = self._left_on_host()
+        if value == _SEVERAL and self.shelf and number.numel():
+            value = numbers_in(number)[0]
+        return _kept.take(self.shelf, value) if value > _NO_GRAPH else None
+
+    # On a GPU, reading the number waits until all work before it is done. Where JAX has lowered a forward and its
+    # backward into one block of a program, they are a pair: the forward leaves the number on the host too. It counts
+    # if exactly one forward of the pair has run since the last backward, because XLA may merge, hoist or repeat calls.
+
+    def _leave(self, number: int) -> None:
+        pair = current_pair()
+        if pair is not None and remember(self._left, pair, number) != number:
+            self._left[pair] = _SEVERAL
+
+    def _left_on_host(self) -> int:
+        pair = current_pair()
+        if pair is None:
+            return _SEVERAL
+        value = self._left.get(pair, _SEVERAL)
+        if value != _SEVERAL:
+            self._left.pop(pair, None)
+        return value
 
 
 def _edge_to(t: torch.Tensor) -> torch.autograd.graph.GradientEdge:

@@ -19,9 +19,10 @@ from ._differentiate import Flat
 from ._errors import DepthError
 from ._linear import LinearFunction, Verdict, judged, not_linear
 from ._linearize import Linearized, Memo, derived, is_inexact, under_math_attention
+from ._residuals import LiveGraphs
 from ._shared import Shared
 
-torch_linear_p = call_primitive("torch_linear")
+torch_linear_p = call_primitive("torch_linear", takes_tickets=True)
 
 
 class Rules:
@@ -342,7 +343,10 @@ def linear_map(
         results = [with_all_levels(leaf, levels) for leaf in answered]
         rules = LinearRules(linearized, direction, ins, outs, levels, depth)
         call = linearized.map_call(direction, ins, outs, levels)
-        return derived(direction, linearized.source, call, operands, results, _outputs(linearized.source), rules)
+        fn = derived(direction, linearized.source, call, operands, results, _outputs(linearized.source), rules)
+        if isinstance(linearized.residuals, LiveGraphs):
+            fn.ticket = len(linearized.operands)
+        return fn
 
     return linearized.memo.get((direction, ins, outs, levels, depth), make)
 

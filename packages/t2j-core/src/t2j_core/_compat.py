@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.extend.core
+import numpy as np
 import torch
 from jax.core import ShapedArray as ShapedArray
 from jax.core import Tracer as Tracer
@@ -206,6 +208,34 @@ def whole_mesh(ctx: Any) -> Any | None:
 def keep_alive(ctx: Any, value: object) -> None:
     """Let the lowered program own `value` until it is compiled."""
     ctx.module_context.add_keepalive(value)
+
+
+def register_lowering(primitive: Any, rule: Any, platform: str, *, one_by_one: bool) -> None:
+    """Register how calls are lowered for a platform: equal ones once, or, as jax before 0.7 always does, one by one."""
+    has_cache = "cacheable" in inspect.signature(mlir.register_lowering).parameters
+    options = {"cacheable": False} if one_by_one and has_cache else {}
+    mlir.register_lowering(primitive, rule, platform=platform, **options)
+
+
+def paired(ctx: Any, operand: Any, target: str) -> dict[str, Any]:
+    """Attributes that a call being lowered shares with the one that `operand` comes from, if that is one of `target`.
+
+    The number of a pair is its own in this module, and the same wherever the module is lowered again. None where the
+    operand comes from another block: what a loop or a branch hands over belongs to no one call.
+    """
+    ir = mlir.ir
+    maker = operand.owner
+    if isinstance(maker, ir.Block) or maker.operation.block != ir.InsertionPoint.current.block:
+        return {}
+    attributes = maker.operation.attributes
+    if "call_target_name" not in attributes or ir.StringAttr(attributes["call_target_name"]).value != target:
+        return {}
+    items: Any = ir.DictAttr(attributes["mhlo.backend_config"])
+    config = {item.name: item.attr for item in items}
+    if "pair" not in config:
+        config["pair"] = mlir.ir_attribute(np.int64(len(ctx.module_context.keepalives)))
+        attributes["mhlo.backend_config"] = ir.DictAttr.get(config)
+    return {"pair": np.int64(ir.IntegerAttr(config["pair"]).value)}
 
 
 def named(ctx: Any, name: str) -> contextlib.AbstractContextManager[Any]:

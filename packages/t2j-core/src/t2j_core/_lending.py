@@ -90,7 +90,7 @@ class _Comparison(NamedTuple):
 
 def compare_later(pairs: Sequence[tuple[int, Memory, Memory]]) -> _Comparison:
     """Let the GPU compare pairs of memory, each of an operand, behind the work of the call."""
-    found = [_is_same_on_device(_bytes_of(first), _bytes_of(second)) for _, first, second in pairs]
+    found = [_are_same(_bytes_of(first), _bytes_of(second)) for _, first, second in pairs]
     are_same = torch.empty(len(found), dtype=torch.bool, pin_memory=True)
     are_same.copy_(torch.stack(found), non_blocking=True)
     done = torch.cuda.Event()
@@ -98,8 +98,11 @@ def compare_later(pairs: Sequence[tuple[int, Memory, Memory]]) -> _Comparison:
     return _Comparison([operand for operand, _, _ in pairs], are_same, done)
 
 
-def _is_same_on_device(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return (first == second).all() if first.shape == second.shape else torch.zeros((), dtype=torch.bool, device=first.device)
+def _are_same(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """As `torch.equal`, whose answer is a `bool` and therefore waited for."""
+    if first.shape != second.shape:
+        return torch.zeros((), dtype=torch.bool, device=first.device)
+    return (first == second).all()
 
 
 def differing(comparison: _Comparison) -> tuple[int, ...] | None:

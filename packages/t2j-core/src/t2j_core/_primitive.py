@@ -117,6 +117,7 @@ atexit.register(_native.close_gate)
 _compat.after_fork(_native.after_fork)
 
 counters: Callable[[], dict[str, int]] = _native.counters
+current_pair: Callable[[], tuple[int, int, int] | None] = _native.current_pair
 uses_exchange_api = _native.uses_exchange_api
 abi_layout: Callable[[], dict[str, int]] = _native.abi_layout
 
@@ -168,9 +169,9 @@ def _abstract(*operands: Any, fn: TorchFn | WeakFn) -> tuple[list[Any], frozense
     return results, _compat.side_effects if fn.has_side_effect else frozenset()
 
 
-def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
+def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn, platform: str) -> Sequence[Any]:
     bound, own, fn = fn, isinstance(fn, WeakFn), strong(fn)
-    number, key = bound.id, "" if own else fn.key
+    attributes = {"id": np.int64(bound.id), "call": "" if own else fn.key}
     if _compat.is_exporting(ctx):
         if fn.reason_not_exportable is not None:
             raise refused(fn.signature, fn.reason_not_exportable)
@@ -178,6 +179,8 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
         if not own:
             _compat.keep_alive(ctx, fn)
             claim(fn)
+            if platform != "cpu" and fn.ticket is not None:
+                attributes |= _compat.paired(ctx, operands[fn.ticket], _TARGET)
         if _compat.devices_of(ctx) > 1:
             _faults.note_several_devices(fn.signature.name)
     rule = jax.ffi.ffi_lowering(_TARGET, has_side_effect=fn.has_side_effect, operand_output_aliases=fn.aliases)
@@ -188,7 +191,7 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
             run = on_first_device(functools.partial(torch_call_p.bind, fn=bound), fn.signature.outputs.leaves, mesh)
             return _compat.mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
     with _compat.named(ctx, fn.signature.name):
-        return rule(ctx, *operands, id=np.int64(number), call=key)
+        return rule(ctx, *operands, **attributes)
 
 
 def _partly_manual(fn: TorchFn) -> ShardingError:
@@ -215,15 +218,19 @@ def _jet(primals: Any, series: Any, *, fn: TorchFn) -> Any:
     )
 
 
-def call_primitive(name: str) -> Any:
-    """A primitive whose parameter `fn` is the `TorchFn` that it runs. It has no rules for transformations yet."""
+def call_primitive(name: str, *, takes_tickets: bool = False) -> Any:
+    """A primitive whose parameter `fn` is the `TorchFn` that it runs. It has no rules for transformations yet.
+
+    The calls of one that `takes_tickets` are lowered one by one, so that each sees which call its ticket comes from.
+    """
     primitive = _compat.Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(_impl)
     primitive.def_effectful_abstract_eval(_abstract)
     _compat.mlir.register_lowering(primitive, _lower_to_host)
     for platform in ("cpu", "cuda", "rocm"):
-        _compat.mlir.register_lowering(primitive, _lower, platform=platform)
+        rule = functools.partial(_lower, platform=platform)
+        _compat.register_lowering(primitive, rule, platform, one_by_one=takes_tickets)
     _compat.register_jet(primitive, _jet)
     return primitive
 

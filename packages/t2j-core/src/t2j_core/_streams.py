@@ -34,7 +34,8 @@ def enter(pointer: int, device: int) -> Entered:
                 "`with jax.default_device(jax.devices('cpu')[0])`."
             )
         torch.cuda.init()
-    entered = Entered(torch.cuda.current_device(), _own_stream(*current_stream_ids(device)), _stream_at(pointer, device))
+    own = _own_stream(*current_stream_ids(device))
+    entered = Entered(torch.cuda.current_device(), own, _stream_at(pointer, device))
     _order(entered.own, entered.of_call, device)
     torch.cuda.set_stream(entered.of_call)  # which makes `device` current too
     return entered

@@ -38,6 +38,7 @@ from ._options import checked_examples as checked_examples
 from ._options import checked_integer as checked_integer
 from ._options import refused as refused
 from ._primitive import call_primitive as call_primitive
+from ._primitive import current_pair as current_pair
 from ._primitive import torch_call as torch_call
 from ._primitive import torch_call_p as torch_call_p
 from ._pytree import argument_paths as argument_paths
