@@ -92,6 +92,45 @@ def test_a_traced_graph_with_constants_and_weights_of_the_gpu():
     assert "from a traced graph" in f.explain()
 
 
+@pytest.mark.parametrize("backend", ["FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"])
+def test_attention_kernels(backend):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def attention(q, k, v):
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def reference(*qkv):
+        heads_last = (x.astype(jnp.float32).swapaxes(-2, -3) for x in qkv)
+        return jax.nn.dot_product_attention(*heads_last, is_causal=True).swapaxes(-2, -3)
+
+    def loss(f):
+        return lambda *qkv: (f(*qkv).astype(jnp.float32) ** 2).mean()
+
+    f = torch2jax(attention)
+    qkv = [normal(3, 2, 4, 128, 64, seed=i).astype(jnp.bfloat16) for i in range(3)]
+    one = [x[0] for x in qkv]
+    near = lambda a, b: np.testing.assert_allclose(
+        np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=0.1, atol=0.02 * float(jnp.abs(b).max())
+    )
+    near(jax.jit(f)(*one), reference(*one))
+    near(jax.jit(jax.vmap(f))(*qkv), jax.vmap(reference)(*qkv))
+    three = (0, 1, 2)
+    jax.tree.map(near, jax.jit(jax.grad(loss(f), three))(*one), jax.grad(loss(reference), three)(*one))
+    jax.tree.map(
+        near, jax.jit(jax.vmap(jax.grad(loss(f), three)))(*qkv), jax.vmap(jax.grad(loss(reference), three))(*qkv)
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_functions_are_batched_and_differentiated():
+    f = torch2jax(torch.compile(lambda x: (torch.sin(x) * 2 + x).sum()))
+    x = normal(3, 4096)
+    expected = jax.vmap(lambda x: jnp.sum(jnp.sin(x) * 2 + x))
+    np.testing.assert_allclose(jax.jit(jax.vmap(f))(x), expected(x), rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(f)))(x), 2 * jnp.cos(x) + 1, rtol=1e-4, atol=1e-5)
+
+
 def test_an_operation_of_ones_own():
     @torch.library.custom_op("t2j_test::doubled", mutates_args=())
     def doubled(x: torch.Tensor) -> torch.Tensor:
@@ -140,6 +179,10 @@ def test_a_triton_kernel(tmp_path, monkeypatch, declared):
     x = normal(1000)
     np.testing.assert_allclose(jax.jit(f)(x), x * 2)
     np.testing.assert_allclose(jax.jit(jax.grad(lambda x: f(x).sum()))(x), jnp.full(1000, 2.0))
+    f = torch2jax(doubling.Double.apply, output_shapes=shape, vmap_method="sequential")  # a kernel sees one example
+    xs = normal(3, 1000)
+    np.testing.assert_allclose(jax.jit(jax.vmap(f))(xs), xs * 2)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(lambda x: f(x).sum())))(xs), jnp.full((3, 1000), 2.0))
 
 
 def test_a_kernel_of_ones_own(tmp_path):
@@ -168,10 +211,23 @@ def test_a_kernel_of_ones_own(tmp_path):
         functions=["plus_one"],
         build_directory=str(tmp_path),
     )
-    f = jax.jit(torch2jax(module.plus_one, output_shapes=jax.ShapeDtypeStruct((1000,), jnp.float32)))
-    x = jax.random.normal(jax.random.key(0), (1000,))
+
+    class PlusOne(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return module.plus_one(x)
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    shape = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    f = torch2jax(PlusOne.apply, output_shapes=shape, vmap_method="sequential")
+    x = normal(1000)
     for _ in range(3):
-        np.testing.assert_allclose(f(x), x + 1)
+        np.testing.assert_allclose(jax.jit(f)(x), x + 1)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: (f(x) ** 2).sum()))(x), 2 * (x + 1), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(f))(normal(3, 1000)), normal(3, 1000) + 1)
 
 
 def test_graphs_of_xla_around_a_call():

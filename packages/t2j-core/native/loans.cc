@@ -231,9 +231,10 @@ void Loans::drop_unheld() {
 // A thread of torch's autograd, of which each GPU has one, lets go of the last gradient after the caller has it. This
 // decides whether a copy is made that nobody needs, not whether a result is right.
 void Loans::wait_for_other_threads() {
-  for (int i = 0; i < 50 && !held_.empty(); ++i) {
+  constexpr int kShort = 20, kAll = 70;
+  for (int i = 0; i < kAll && !held_.empty(); ++i) {
     PyThreadState* state = PyEval_SaveThread();
-    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    std::this_thread::sleep_for(std::chrono::microseconds(i < kShort ? 1 : 100));
     PyEval_RestoreThread(state);
     drop_unheld();
   }
