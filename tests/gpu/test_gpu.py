@@ -109,18 +109,18 @@ def _waits(f, args):
 
 
 def test_a_step_is_queued_behind_work_that_takes_long(gpu):
-    # 0.2 s of work lie before the call: whatever waited for it would find it done.
     f, args = _program("layers")
     for _ in range(3):
         jax.block_until_ready(f(*args))
-    for _ in range(5):  # of them one is checked
-        gpu.delay(400_000_000)
+    has_returned_first = []
+    for _ in range(5):  # on a busy machine the host may be the slower one, but not each time
+        gpu.delay(400_000_000)  # about 0.2 s
         marker = torch.cuda.Event()
         marker.record()
         out = f(*args)
-        was_before_its_work = not marker.query()
+        has_returned_first.append(not marker.query())
         jax.block_until_ready(out)
-        assert was_before_its_work
+    assert any(has_returned_first)
 
 
 def test_an_argument_that_is_written_late_is_found_out_without_waiting():
