@@ -162,8 +162,11 @@ class Race:
         make: Callable[[], Call],
         versus: Versus | None = None,
         check: Callable[[object], None] | None = None,
-    ) -> None:
-        """Add a contestant; one that cannot be built or whose first result fails `check` is skipped aloud."""
+    ) -> bool:
+        """Add a contestant, and return whether it takes part.
+
+        One that cannot be built or whose first result fails `check` is skipped aloud.
+        """
         try:
             call = make()
             result = call()
@@ -172,10 +175,11 @@ class Race:
         except Exception as error:  # one that is absent or broken must not cost the others their figures
             place = "" if self.at is None else f", {self.at:,.0f}"
             self._report.skip(self.question + place, name, error)
-            return
+            return False
         self._calls[name] = call
         if versus is not None:
             self._versus[name] = versus
+        return True
 
     def run(self, pace: Pace) -> None:
         """Time the contestants and add one line for each to the report."""

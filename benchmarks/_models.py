@@ -52,12 +52,18 @@ def block() -> torch.nn.Module:
     return torch.nn.TransformerEncoderLayer(256, 8, 1024, dropout=0.0, batch_first=True)
 
 
-def loss_of(module: torch.nn.Module) -> tuple[Loss, Params]:
-    """The mean square of a module's output as a function of its parameters, and these."""
+def mean_square(out: torch.Tensor) -> torch.Tensor:
+    return out.square().mean()
+
+
+def loss_of(
+    module: torch.nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor] = mean_square
+) -> tuple[Loss, Params]:
+    """A number made of a module's output (its mean square), as a function of the module's parameters, and these."""
     params = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     def loss(params: Params, x: torch.Tensor) -> torch.Tensor:
-        return functional_call(module, params, (x,)).square().mean()
+        return reduce(functional_call(module, params, (x,)))
 
     return loss, params
 

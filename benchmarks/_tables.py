@@ -109,7 +109,8 @@ def _block(name: str, results: Results) -> str:
 def _measured(environment: Any) -> str:
     versions = {key: version for key, version in environment["versions"].items() if key in ("torch", "jax") and version}
     named = ", ".join(f"{key} {version}" for key, version in versions.items())
-    return f"<sub>{environment['date']}, {environment['machine']['cpu']}, {named}, Python {environment['python']}</sub>"
+    machine = environment["machine"].get("gpu", environment["machine"]["cpu"])
+    return f"<sub>{environment['date']}, {machine}, {named}, Python {environment['python']}</sub>"
 
 
 def _along(rows: list[Row]) -> str:

@@ -1,115 +1,48 @@
 """The same questions on a GPU: `python benchmarks/gpu.py [--quick] --output FILE`; `scripts/gpu_check.sh` runs it.
 
-A call is timed in three ways: until its result is there; many calls in a row, then one wait, which is the time of the
-device if that is the slower part; and until it returns, which is what the host pays.
-What the kernels of a call take is read from a profile, too.
-T2J_BENCH_DEVICE=cpu tries the script where there is no GPU. After T2J_BENCH_SECONDS no further race begins.
+The most important questions come first, and results are saved after each: after T2J_BENCH_SECONDS no contestant enters.
+T2J_BENCH_DEVICE=cpu tries the script where there is no GPU.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-os.environ.setdefault("T2J_BENCH_CORES", "all")
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU's memory is for two allocators
-
-from _harness import Pace, Race, Report, Versus, count_row, sample_row
+from _gpu import (
+    DEVICE,
+    FULL,
+    GRAPH,
+    LARGE,
+    QUEUED,
+    QUICK,
+    Launch,
+    Plan,
+    again,
+    call,
+    free,
+    graphed,
+    in_time,
+    race,
+    returns,
+    wait,
+)
+from _gpu_models import attention, compiled, leaves, mlp, models
+from _harness import Report, count_row
 from _script import main
 
-# The harness comes first because it sets up threads before torch loads.
+# These come first because they set up threads before torch loads.
 # isort: split
 import jax
 import jax.numpy as jnp
 import torch
-from _contestants import FLOOR, JNP, PEER, TORCH, floor, like, peer, t2j, t2j_autodiff
-from _models import Loss, Params, loss_of
+from _contestants import FLOOR, JNP, PEER, TORCH, floor, like, peer, t2j
 from torch.utils.dlpack import from_dlpack
 
-DEVICE = torch.device(os.environ.get("T2J_BENCH_DEVICE", "cuda"))
-GRAPH = "torch, CUDA graph"
-QUEUED = 20
-LARGE = 10**7  # floats from which a call takes long enough to need few rounds
-END = time.monotonic() + float(os.environ.get("T2J_BENCH_SECONDS", "inf"))
-
-
-class Plan(NamedTuple):
-    """What is measured, and for how long."""
-
-    pace: Pace
-    slow: Pace  # for calls that take long
-    sizes: tuple[int, ...]
-    calls: int
-    models: int
-
-
-FULL = Plan(Pace(21, 0.01, 0.1), Pace(11, 0.01, 0.0), tuple(10**k for k in range(3, 10)), 2000, 2)
-QUICK = Plan(Pace(2, 0.002, 0.01), Pace(1, 0.002, 0.0), (10**3, 10**6), 20, 1)
-
-Launch = Callable[[], Any]
-"""Queues work and answers what will hold its result."""
-
-
-def wait(result: Any) -> Any:
-    """Return when what was queued is done."""
-    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(result)):
-        return jax.block_until_ready(result)
-    if DEVICE.type == "cuda":
-        torch.cuda.current_stream().synchronize()
-    return result
-
-
-def queued(launch: Launch, times: int = QUEUED) -> Launch:
-    """Many calls, of which the last is answered."""
-
-    def launches() -> Any:
-        for _ in range(times - 1):
-            launch()
-        return launch()
-
-    return launches
-
-
-def on_device(result: Any) -> list[torch.Tensor]:
-    """A result as tensors, where it lies."""
-    return [leaf if isinstance(leaf, torch.Tensor) else from_dlpack(leaf) for leaf in jax.tree.leaves(result)]
-
-
-def same(expected: Any, tolerance: float) -> Callable[[Any], None]:
-    """A check that a result has these leaves, to a part of each leaf's largest number, made where they lie."""
-    wanted = on_device(expected)
-
-    def check(result: Any) -> None:
-        for mine, other in zip(on_device(result), wanted, strict=True):
-            difference, scale = float((mine - other).abs().max()), float(other.abs().max())
-            if not difference <= tolerance * scale:
-                raise AssertionError(f"A result differs by {difference:.2g}, where the largest number is {scale:.2g}.")
-
-    return check
-
-
-def graphed(run: Launch) -> Launch:
-    """A replay of what `run` does, captured in a CUDA graph."""
-    if DEVICE.type != "cuda":
-        raise RuntimeError("CUDA graphs need a GPU")
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-
-    def replay() -> Any:
-        graph.replay()
-        return result
-
-    return replay
+CHAINED = 100  # calls in one program
+TARGET = 15.0  # microseconds of a call that are t2j's own
 
 
 def buffer_callback(fn: Callable[..., object]) -> Callable[..., Any]:
@@ -131,7 +64,7 @@ def adders(n: int) -> dict[str, Callable[[], Launch]]:
     torch.manual_seed(0)
     ta, tb = torch.randn(n, device=DEVICE), torch.randn(n, device=DEVICE)
     a, b = jax.dlpack.from_dlpack(ta), jax.dlpack.from_dlpack(tb)
-    in_jit = lambda fn: (lambda call: lambda: call(a, b))(jax.jit(fn))
+    in_jit = lambda fn: call(fn, (a, b))
     return {
         TORCH: lambda: lambda: ta + tb,
         GRAPH: lambda: graphed(lambda: ta + tb),
@@ -147,43 +80,16 @@ def adders(n: int) -> dict[str, Callable[[], Launch]]:
 
 def size(report: Report, plan: Plan) -> None:
     """Time against size, until the result is there, and of many calls in a row."""
+    question = "a+b, float32 of size"
     for n in plan.sizes:
-        made = adders(n)
-        expected = made[TORCH]()()
-        _race("a+b, float32 of size", made, expected, report, plan, n)
-        _race(f"{QUEUED} times a+b, float32 of size", made, expected, report, plan, n, QUEUED)
-        _free()
-
-
-def _free() -> None:
-    """Leave no memory to the next question's allocator that this one's holds."""
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _race(
-    question: str,
-    made: Mapping[str, Callable[[], Launch]],
-    expected: Any,
-    report: Report,
-    plan: Plan,
-    at: int | None = None,
-    times: int = 1,
-    tolerance: float = 1e-6,
-    pace: Pace | None = None,
-) -> None:
-    race = Race(question, report, at)
-    exact = same(expected, tolerance)
-    for name, make in made.items():
-        if time.monotonic() > END:
-            report.skip(question if at is None else f"{question}, {at:,.0f}", name, TimeoutError("T2J_BENCH_SECONDS"))
+        if not in_time(report, f"{question}, {n:,}"):
             continue
-        check = None if name == FLOOR else exact
-        versus = None if name == TORCH else Versus(TORCH)
-        race.enter(
-            name, lambda make=make: (lambda launch: lambda: wait(launch()))(queued(make(), times)), versus, check
-        )
-    race.run(pace or (plan.slow if at is not None and at >= LARGE else plan.pace))
+        makers, pace = adders(n), plan.slow if n >= LARGE else plan.brief
+        expected = makers[TORCH]()()
+        ready = race(question, makers, expected, report, pace, at=n)
+        race(f"{QUEUED} times {question}", again(ready), expected, report, pace, at=n, times=QUEUED)
+        del makers, expected, ready
+        free()
 
 
 def in_place(report: Report, plan: Plan) -> None:
@@ -206,24 +112,29 @@ def in_place(report: Report, plan: Plan) -> None:
         "t2j": lambda: donated(t2j(lambda w, g: w.add_(g), mutable_argnums=0)),
         JNP: lambda: donated(jnp.add),
     }
-    _race("w += g, donated", made, g, report, plan, tolerance=1e9, pace=plan.slow)  # each has added another number
+    race("w += g, donated", made, g, report, plan.slow, tolerance=1e9)  # each has added another number
+    free()
 
 
 def device(report: Report, plan: Plan) -> None:
-    """What the GPU works in one call, as a profile tells it: kernels and copies, without what lies between them."""
+    """What the GPU works in one call, as a profile tells it: kernels and copies, without what lies between them.
+
+    This is the last question, because a profiler may stay attached and slow down later calls.
+    """
     if DEVICE.type != "cuda":
         raise RuntimeError("a profile of the device needs a GPU")
-    for n in plan.sizes[::3]:
+    # CUDA graphs may crash where a profiler was detached and attached again: see `prepare_trace` in torch.profiler.
+    os.environ.update(DISABLE_CUPTI_LAZY_REINIT="1", TEARDOWN_CUPTI="0")
+    for n in plan.profiled:
+        question = f"work of the GPU in a+b of {n:,.0f} floats"
         for name, make in adders(n).items():
-            question = f"work of the GPU in a+b of {n:,.0f} floats"
-            if time.monotonic() > END:
-                report.skip(question, name, TimeoutError("T2J_BENCH_SECONDS"))
+            if not in_time(report, question, name):
                 continue
             try:
                 report.rows.append(count_row(question, name, "us", _profiled(make())))
-            except Exception as error:
+            except Exception as error:  # one that is absent must not cost the others their figures
                 report.skip(question, name, error)
-        _free()
+        free()
 
 
 def _profiled(launch: Launch, times: int = 10) -> float:
@@ -238,31 +149,17 @@ def _profiled(launch: Launch, times: int = 10) -> float:
 
 
 def host(report: Report, plan: Plan) -> None:
-    """How long a call of 8 floats keeps the host."""
+    """How long a call of 8 floats keeps the host; what of it is neither JAX's dispatch nor torch's operation."""
     question = "host time of a+b, 8 floats"
-    launches: dict[str, Launch] = {}
-    for name, make in adders(8).items():
-        try:
-            launch = make()
-            wait(launch())
-        except Exception as error:
-            report.skip(question, name, error)
-        else:
-            launches[name] = launch
-    taken: dict[str, list[float]] = {name: [] for name in launches}
-    for _ in range(plan.calls // 20):
-        for name, launch in launches.items():
-            result = launch()
-            for _ in range(20):
-                start = time.perf_counter()
-                result = launch()
-                taken[name].append(1e6 * (time.perf_counter() - start))
-            wait(result)
-    for name, values in taken.items():
-        report.rows.append(sample_row(question, name, values, 15.0 if name == "t2j" else None, "us"))
-    if FLOOR in taken and "t2j" in taken:
-        difference = statistics.median(taken["t2j"]) - statistics.median(taken[FLOOR])
-        report.rows.append(sample_row(question, "t2j above the floor", [difference], None, "us"))
+    makers = adders(8)
+    ready = race("a+b, 8 floats", makers, makers[TORCH]()(), report, plan.brief)
+    medians = returns(question, ready, report, plan.calls // 20, 20)
+    if {FLOOR, TORCH, "t2j"} <= medians.keys():
+        above = medians["t2j"] - medians[FLOOR]
+        report.rows += [
+            count_row(question, "t2j above the floor", "us", above),
+            count_row(question, "t2j above the floor and torch's own time", "us", above - medians[TORCH], TARGET),
+        ]
 
 
 def chain(report: Report, plan: Plan) -> None:
@@ -271,121 +168,29 @@ def chain(report: Report, plan: Plan) -> None:
     tx = torch.ones(1000, device=DEVICE)
 
     def program(f: Callable[..., Any], start: Any) -> Any:
-        for _ in range(100):
+        for _ in range(CHAINED):
             start = f(start)
         return start
 
-    sine = t2j(torch.sin)
-    made: dict[str, Callable[[], Launch]] = {
+    sine, many = t2j(torch.sin), f"t2j, {CHAINED} calls"
+    makers: dict[str, Callable[[], Launch]] = {
         TORCH: lambda: lambda: program(torch.sin, tx),
         GRAPH: lambda: graphed(lambda: program(torch.sin, tx)),
-        "t2j, 100 calls": lambda: (lambda f: lambda: f(x))(jax.jit(lambda x: program(sine, x))),
-        "t2j, 1 call": lambda: (lambda f: lambda: f(x))(jax.jit(t2j(lambda x: program(torch.sin, x)))),
-        JNP: lambda: (lambda f: lambda: f(x))(jax.jit(lambda x: program(jnp.sin, x))),
+        many: lambda: call(lambda x: program(sine, x), [x]),
+        "t2j, 1 call": lambda: call(t2j(lambda x: program(torch.sin, x)), [x]),
+        JNP: lambda: call(lambda x: program(jnp.sin, x), [x]),
     }
-    _race("100 sines of 1,000 floats", made, made[TORCH]()(), report, plan, tolerance=1e-4)
-
-
-# --- models -----------------------------------------------------------------------------------------------------------
-
-
-def bert() -> torch.nn.Module:
-    """MiniLM's architecture with random weights."""
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    return Hidden(BertModel(config, add_pooling_layer=False).eval())
-
-
-class Hidden(torch.nn.Module):
-    """The last hidden state of a model of transformers."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=ids).last_hidden_state
-
-
-class Encoder(torch.nn.Module):
-    """A transformer of 12 layers and 98 million parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = torch.nn.Embedding(16_384, 768)
-        layer = torch.nn.TransformerEncoderLayer(768, 12, 3072, dropout=0.0, batch_first=True)
-        self.layers = torch.nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.layers(self.embed(ids))
-
-
-MODELS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, int]]] = {
-    "MiniLM, 64 x 128 tokens": (bert, (64, 128)),
-    "transformer of 98M parameters, 16 x 256 tokens": (Encoder, (16, 256)),
-}
-
-
-def models(report: Report, plan: Plan) -> None:
-    """Forward, and value_and_grad, of two models, in float32."""
-    for name in list(MODELS)[: plan.models]:
-        make, shape = MODELS[name]
-        torch.manual_seed(0)
-        try:
-            loss, params = loss_of(make().to(DEVICE))
-        except ImportError as error:
-            report.skip(name, "all", error)
-            continue
-        ids = torch.randint(0, 10_000, shape, device=DEVICE)
-        _forward(f"forward, {name}", loss, params, ids, report, plan)
-        _step(f"value_and_grad, {name}", loss, params, ids, report, plan)
-
-
-def _forward(question: str, loss: Loss, params: Params, ids: torch.Tensor, report: Report, plan: Plan) -> None:
-    def native() -> torch.Tensor:
-        with torch.no_grad():
-            return loss(params, ids)
-
-    arrays = in_jax((params, ids))
-    made: dict[str, Callable[[], Launch]] = {
-        TORCH: lambda: native,
-        GRAPH: lambda: graphed(native),
-        "t2j": lambda: _call(t2j(loss), arrays),
-        PEER: lambda: _call(peer(loss, *arrays, entry="torch2jax_without_vjp"), arrays),
-    }
-    _race(question, made, native(), report, plan, tolerance=1e-3, pace=plan.slow)
-
-
-def _step(question: str, loss: Loss, params: Params, ids: torch.Tensor, report: Report, plan: Plan) -> None:
-    leaves = {key: p.clone().requires_grad_() for key, p in params.items()}
-
-    def native() -> Any:
-        value = loss(leaves, ids)
-        return value.detach(), dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
-
-    arrays = in_jax((params, ids))
-    made: dict[str, Callable[[], Launch]] = {
-        TORCH: lambda: native,
-        GRAPH: lambda: graphed(native),
-        "t2j": lambda: _call(jax.value_and_grad(t2j_autodiff(loss)), arrays),
-        PEER: lambda: _call(jax.value_and_grad(peer(loss, *arrays)), arrays),
-    }
-    _race(question, made, native(), report, plan, tolerance=1e-2, pace=plan.slow)
-
-
-def _call(fn: Callable[..., Any], args: Any) -> Launch:
-    call = jax.jit(fn)
-    return lambda: call(*args)
-
-
-def in_jax(tree: Any) -> Any:
-    """A tree of tensors as JAX arrays of their own on the same device."""
-    return jax.tree.map(lambda tensor: jnp.array(jax.dlpack.from_dlpack(tensor.detach()), copy=True), tree)
+    question, before = f"{CHAINED} sines of 1,000 floats", len(report.rows)
+    race(question, makers, makers[TORCH]()(), report, plan.pace, tolerance=1e-4)
+    medians = {row.name: row.value.median for row in report.rows[before:]}
+    if {TORCH, many} <= medians.keys():
+        above = (medians[many] - medians[TORCH]) / CHAINED
+        report.rows.append(count_row(question, f"{many}: each above torch", "us", above))
 
 
 if __name__ == "__main__":
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         sys.exit("Needs a GPU that PyTorch can use. T2J_BENCH_DEVICE=cpu only tries the script.")
-    questions = {"host": host, "chain": chain, "models": models, "device": device, "in_place": in_place, "size": size}
-    main(questions, FULL, QUICK)
+    small = {"host": host, "chain": chain}
+    large = {"leaves": leaves, "models": models, "attention": attention, "mlp": mlp, "compiled": compiled}
+    main({**small, **large, "in_place": in_place, "size": size, "device": device}, FULL, QUICK)

@@ -1,0 +1,250 @@
+"""How the questions of `gpu.py` are asked: on which device, for how long, and what is timed of a call.
+
+A call is timed in three ways: until its result is there; many calls in a row, then one wait, which is the time of the
+device if that is the slower part; and until it returns, which is what the host pays.
+
+t2j checks the arguments of the calls 1, 2, 4, 8, ... of a program, which then take longer; medians leave them out.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+os.environ.setdefault("T2J_BENCH_CORES", "all")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU's memory is for two allocators
+
+from _harness import Pace, Race, Report, Versus, sample_row
+
+# The harness comes first because it sets up threads before torch loads.
+# isort: split
+import jax
+import jax.numpy as jnp
+import torch
+from _contestants import FLOOR, TORCH
+from torch.utils.dlpack import from_dlpack
+
+# Both frameworks compute float32 in float32. By default torch does so in products of matrices but not in convolutions,
+# and JAX in neither.
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.allow_tf32 = False
+jax.config.update("jax_default_matmul_precision", "highest")
+
+DEVICE = torch.device(os.environ.get("T2J_BENCH_DEVICE", "cuda"))
+GRAPH = "torch, CUDA graph"
+QUEUED = 20
+LARGE = 10**7  # floats from which a call takes long enough to need few rounds
+END = time.monotonic() + float(os.environ.get("T2J_BENCH_SECONDS", "inf"))
+
+
+class Plan(NamedTuple):
+    """What is measured, and for how long."""
+
+    pace: Pace
+    slow: Pace  # for calls that take milliseconds
+    brief: Pace  # where there are many races
+    sizes: tuple[int, ...]
+    profiled: tuple[int, ...]  # sizes whose work on the device is read from a profile
+    layers: tuple[int, ...]  # linear layers, each of two leaves
+    calls: int  # of eight floats, to see when they return
+    is_quick: bool
+
+
+FULL = Plan(
+    pace=Pace(9, 0.01, 0.03),
+    slow=Pace(7, 0.005, 0.0),
+    brief=Pace(5, 0.005, 0.01),
+    sizes=tuple(10**k for k in range(3, 10)),
+    profiled=(10**3, 10**8),
+    layers=(5, 50, 150),
+    calls=2000,
+    is_quick=False,
+)
+QUICK = Plan(
+    pace=Pace(2, 0.002, 0.01),
+    slow=Pace(1, 0.002, 0.0),
+    brief=Pace(2, 0.002, 0.01),
+    sizes=(10**3, 10**6),
+    profiled=(10**3,),
+    layers=(5, 50),
+    calls=20,
+    is_quick=True,
+)
+
+Launch = Callable[[], Any]
+"""Queues work and returns what will hold its result."""
+Makers = Mapping[str, Callable[[], Launch]]
+"""Contestants by name, each built when its turn comes."""
+
+
+# --- what is timed ----------------------------------------------------------------------------------------------------
+
+
+def wait(result: Any) -> Any:
+    """Return when what was queued is done."""
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(result)):
+        return jax.block_until_ready(result)
+    if DEVICE.type == "cuda":
+        torch.cuda.current_stream().synchronize()
+    return result
+
+
+def queued(launch: Launch, times: int = QUEUED) -> Launch:
+    """Many calls, of which the last one's result is returned."""
+
+    def launches() -> Any:
+        for _ in range(times - 1):
+            launch()
+        return launch()
+
+    return launches
+
+
+def call(fn: Callable[..., Any], args: Any) -> Launch:
+    """A call of a jitted function."""
+    jitted = jax.jit(fn)
+    return lambda: jitted(*args)
+
+
+def graphed(run: Launch) -> Launch:
+    """A replay of what `run` does, captured in a CUDA graph."""
+    if DEVICE.type != "cuda":
+        raise RuntimeError("CUDA graphs need a GPU")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay
+
+
+# --- races ------------------------------------------------------------------------------------------------------------
+
+
+def race(
+    question: str,
+    makers: Makers,
+    expected: Any,
+    report: Report,
+    pace: Pace,
+    *,
+    at: int | None = None,
+    times: int = 1,
+    tolerance: float = 1e-6,
+    seconds: float = 0.0,
+) -> dict[str, Launch]:
+    """Time contestants until their results are there; return those that took part.
+
+    None enters later than `seconds` before the end of T2J_BENCH_SECONDS.
+    """
+    contest, exact = Race(question, report, at), same(expected, tolerance)
+    ready: dict[str, Launch] = {}
+    for name, make in makers.items():
+        if not in_time(report, question if at is None else f"{question}, {at:,.0f}", name, seconds):
+            continue
+
+        def built(name: str = name, make: Callable[[], Launch] = make) -> Callable[[], Any]:
+            ready[name] = make()
+            launch = queued(ready[name], times)
+            return lambda: wait(launch())
+
+        versus = None if name == TORCH else Versus(TORCH)
+        if not contest.enter(name, built, versus, None if name == FLOOR else exact):
+            ready.pop(name, None)
+    contest.run(pace)
+    return ready
+
+
+def again(ready: Mapping[str, Launch]) -> Makers:
+    """Contestants of another race, already built."""
+    return {name: lambda launch=launch: launch for name, launch in ready.items()}  # type: ignore[misc]
+
+
+def in_time(report: Report, question: str, name: str = "all", seconds: float = 0.0) -> bool:
+    """Whether T2J_BENCH_SECONDS leaves so many seconds; what is left out is skipped aloud."""
+    if time.monotonic() + seconds <= END:
+        return True
+    report.skip(question, name, TimeoutError("T2J_BENCH_SECONDS"))
+    return False
+
+
+def on_device(result: Any) -> list[torch.Tensor]:
+    """A result as tensors, where it lies."""
+    return [leaf if isinstance(leaf, torch.Tensor) else from_dlpack(leaf) for leaf in jax.tree.leaves(result)]
+
+
+def same(expected: Any, tolerance: float) -> Callable[[Any], None]:
+    """A check that a result has these leaves, to a part of each leaf's largest number, made where they lie.
+
+    A millionth of the largest number of all is allowed anywhere: the gradient of the bias of attention's keys is zero
+    but for rounding errors.
+    """
+    wanted = on_device(expected)
+    scales = [float(leaf.abs().max()) for leaf in wanted]
+
+    def check(result: Any) -> None:
+        for mine, other, scale in zip(on_device(result), wanted, scales, strict=True):
+            if mine.shape != other.shape or mine.dtype != other.dtype:
+                raise AssertionError(f"A result is {mine.dtype} {mine.shape}, not {other.dtype} {other.shape}.")
+            difference = float((mine - other).abs().max())
+            if not difference <= tolerance * scale + 1e-6 * max(scales):
+                raise AssertionError(f"A result differs by {difference:.2g}, where the largest number is {scale:.2g}.")
+
+    return check
+
+
+# --- the host ---------------------------------------------------------------------------------------------------------
+
+
+def returns(
+    question: str,
+    launches: Mapping[str, Launch],
+    report: Report,
+    visits: int,
+    calls: int,
+    at: int | None = None,
+) -> dict[str, float]:
+    """Report how long calls keep the host: `calls` of each contestant in a row, then a wait, in turns.
+
+    Returns the medians in microseconds. The first call of a visit is not timed.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in launches}
+    for _ in range(visits):
+        for name, launch in launches.items():
+            result = launch()
+            for _ in range(calls):
+                start = time.perf_counter()
+                result = launch()
+                taken[name].append(1e6 * (time.perf_counter() - start))
+            wait(result)
+    report.rows += [replace(sample_row(question, name, values, unit="us"), at=at) for name, values in taken.items()]
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def in_jax(tree: Any) -> Any:
+    """A tree of tensors as JAX arrays of their own on the same device."""
+    return jax.tree.map(lambda tensor: jnp.array(jax.dlpack.from_dlpack(tensor.detach()), copy=True), tree)
+
+
+def free() -> None:
+    """Leave the next question the memory that this one's allocators hold."""
+    gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
