@@ -355,6 +355,22 @@ def test_results_of_tensors_that_a_loop_replaces():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch's own compiler
+def test_what_torch_has_compiled_is_not_compiled_again():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    inner = torch.compile(lambda t: torch.sin(t) * 2, backend=backend)
+    inner(torch.ones(8))
+    f = jax.jit(torch2jax(inner, output_shapes=jax.ShapeDtypeStruct((8,), jnp.float32)))
+    for _ in range(3):
+        f(jnp.ones(8)).block_until_ready()
+    assert len(graphs) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch's own compiler
 def test_a_compiled_function_inside():
     # The "eager" backend traces and needs no C++ compiler.
     inner = torch.compile(lambda t: torch.sin(t) * 2, backend="eager")

@@ -704,7 +704,9 @@ def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _same))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device_type in device_types:
-            # Without the cache: it is emptied when the outermost context ends, and until then holds casts of arguments.
-            stack.enter_context(torch.autocast(device_type, enabled=False, cache_enabled=False))
+        if torch._C._is_any_autocast_enabled():
+            for device_type in device_types:
+                # Without the cache, which is emptied when the outermost context ends and holds casts of arguments till
+                # then. Not where it is off anyway: a function that torch compiles would be compiled for both.
+                stack.enter_context(torch.autocast(device_type, enabled=False, cache_enabled=False))
         yield
