@@ -139,6 +139,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, 1),
     (NotImplementedError, 12),
     (MemoryError, 8),
+    (torch.OutOfMemoryError, 8),
     (IndexError, 11),
     ((ValueError), 3),
     ((TypeError), 3),
