@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 import weakref
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_autodiff import _config, _kept, _residuals, clear_residuals, torch2jax
+from t2j_autodiff import PerformanceWarning, _config, _kept, _residuals, clear_residuals, torch2jax
 from t2j_core import last_error
 
 N = 5000
@@ -238,6 +239,64 @@ def test_a_batch_of_cotangents_without_memory_is_pulled_back_one_by_one():
         ShortBackward.failures, ShortBackward.runs = failures, 0
         np.testing.assert_allclose(jax.vmap(pull)(cotangents)[0], expected, rtol=1e-4, atol=1e-5)
         assert ShortBackward.runs == backwards
+
+
+class ShortOnData:
+    """A torch function that is out of memory once for each entry of `failures`, and notes whether `vmap` runs it."""
+
+    def __init__(self):
+        self.failures, self.in_batch = [], []
+
+    def __call__(self, x):
+        if not x.is_meta:
+            self.in_batch.append(torch._C._functorch.maybe_get_level(x) >= 0)
+            if self.failures:
+                raise self.failures.pop()("CUDA out of memory.")
+        return torch.tanh(x).exp().sum()
+
+    def wrapped(self):
+        return torch2jax(self, output_shapes=jax.ShapeDtypeStruct((), jnp.float32))
+
+
+def test_a_recording_of_a_batch_without_memory_is_repeated():
+    _, waiting = jax.vjp(torch2jax(lambda x: torch.tanh(x).exp().sum()), X)
+    short = ShortOnData()
+    f = short.wrapped()
+    batch = jnp.stack([X, X / 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        short.failures.append(torch.OutOfMemoryError)
+        gradients = jax.vmap(jax.grad(f))(batch)
+    assert short.in_batch == [True, True]
+    check(waiting(jnp.float32(1))[0])
+    for gradient, x in zip(gradients, batch, strict=True):
+        check(gradient, x)
+
+
+def test_a_batch_without_memory_runs_one_by_one_this_time():
+    short = ShortOnData()
+    f = jax.vmap(short.wrapped())
+    batch = jnp.stack([X, X / 2])
+    short.failures.append(torch.OutOfMemoryError)
+    with pytest.warns(PerformanceWarning, match="vmap_chunk_size"):
+        result = f(batch)
+    np.testing.assert_allclose(result, jax.vmap(in_jnp)(batch), rtol=1e-4)
+    assert short.in_batch == [True, False, False]
+    f(batch).block_until_ready()
+    assert short.in_batch[3:] == [True]
+
+
+def test_forward_mode_without_memory_raises_and_is_tried_again():
+    short = ShortOnData()
+    f = short.wrapped()
+    jax.jvp(f, (X,), (X,))
+    how = f.explain()
+    short.failures += [torch.OutOfMemoryError] * 5
+    with pytest.raises(torch.OutOfMemoryError):
+        jax.jvp(f, (X,), (X,))
+    short.failures.clear()
+    np.testing.assert_allclose(jax.jvp(f, (X,), (X,)), jax.jvp(in_jnp, (X,), (X,)), rtol=1e-4)
+    assert f.explain() == how
 
 
 def test_a_function_that_needs_too_much_raises_the_error_of_torch():

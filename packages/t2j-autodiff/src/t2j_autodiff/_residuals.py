@@ -24,6 +24,7 @@ from . import _compat
 from ._batching import HiddenGradientError, Levels, with_batch_axes
 from ._config import residual_limit
 from ._differentiate import Flat, first_line
+from ._errors import OUT_OF_MEMORY
 from ._kept import KeptGraphs, Shelf
 from ._shared import Shared
 
@@ -33,7 +34,6 @@ NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
 _MUCH = 16
 _NO_GRAPH = 0
 _LEAST_BYTES = 4096  # what a graph weighs at least
-_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 _CHECKS = 3  # how many runs are watched for random numbers
 
 Pairs = list[tuple[torch.autograd.graph.GradientEdge, torch.Tensor]]
@@ -168,10 +168,10 @@ class LiveGraphs:
         """The number of the kept graph and the outputs; no outputs where the plain function is to run."""
         try:
             return self._record_once(f, x, levels, sizes)
-        except _OUT_OF_MEMORY:
+        except OUT_OF_MEMORY:
             pass  # try again outside of `except`: the traceback holds what the function has allocated
         if _kept.free(x[0].device):
-            with contextlib.suppress(*_OUT_OF_MEMORY):
+            with contextlib.suppress(*OUT_OF_MEMORY):
                 return self._record_once(f, x, levels, sizes)
         self._note_out_of_memory()
         return _NO_GRAPH, None
@@ -184,7 +184,7 @@ class LiveGraphs:
         except HiddenGradientError as error:  # for one example it is shown
             self._give_up_batches(str(error))
             return _NO_GRAPH, None
-        except _OUT_OF_MEMORY:
+        except OUT_OF_MEMORY:
             raise
         except Exception as error:  # if the function itself is at fault, it raises again without recording
             self.give_up(f"recording failed, {first_line(error)}")
@@ -298,7 +298,7 @@ class LiveGraphs:
         try:
             if pairs:
                 grads = _grad(graph, ins, pairs) if axis is None else self._pull_many(graph, ins, pairs)
-        except _OUT_OF_MEMORY:
+        except OUT_OF_MEMORY:
             _kept.free(x[0].device)
             self._note_out_of_memory()
             return None
@@ -317,7 +317,7 @@ class LiveGraphs:
         if self.can_batch and not _compat.is_wrong_in_batches(edge.node for edge, _ in pairs):
             try:
                 return _grad(graph, ins, pairs, retain_graph=True, is_grads_batched=True)
-            except _OUT_OF_MEMORY:  # one after another takes less
+            except OUT_OF_MEMORY:  # one after another takes less
                 pass
             except Exception as error:
                 logger.info("%s: the kept graph cannot be batched (%s)", self.label, first_line(error))

@@ -4,7 +4,7 @@ The text has a number by which whoever owns the call finds the exception again. 
 raised on the thread of the caller. Such an exception waits in that thread's own table, which no other exception can
 push it out of. All others wait in a table of a few.
 
-On a CPU XLA raises the error in such a call. On a GPU it raises it where a result is awaited, so `raise_late` awaits it.
+On a CPU XLA raises the error in such a call. On a GPU it raises it where a result is awaited: `raise_late` does that.
 """
 
 from __future__ import annotations
