@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from t2j_autodiff import module2jax, torch2jax
-from t2j_core import PerformanceWarning, T2jWarning, TensorEscapeError, j2t, t2j
+from t2j_core import PerformanceWarning, T2jWarning, TensorEscapeError, j2t, t2j, tree_t2j
 
 LARGE = 1 << 20  # elements: 4 MB, for which results are written in place
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "float16", "bfloat16", "float32", "complex64"]
@@ -227,6 +227,28 @@ def test_conversions_share_memory(place):
     close(back, x * 2)
     own = torch.arange(5.0, device=place.torch)
     assert t2j(own).unsafe_buffer_pointer() == own.data_ptr()
+
+
+@pytest.mark.parametrize("name", ["uint8", "bfloat16", "float32", "complex64"])
+def test_tensors_that_begin_anywhere(place, name):
+    whole = torch.arange(64, device=place.torch).to(getattr(torch, name))
+    for offset in (1, 3, 16):
+        tensor = whole[offset:]
+        expected = np.asarray(tensor.to(torch.complex64).cpu())
+        for array in (t2j(tensor), tree_t2j({"a": tensor})["a"], torch2jax(lambda t: t.clone())(tensor)):
+            assert array.devices() == {place.jax}
+            close(jnp.real(array * 2).astype(jnp.float32), expected.real * 2)
+    aligned = whole[64 // whole.element_size() :] if whole.element_size() > 1 else whole
+    assert t2j(aligned).unsafe_buffer_pointer() == aligned.data_ptr()
+
+
+def test_a_module_whose_parameters_are_views_of_a_flat_one(place):
+    flat = torch.arange(21.0, device=place.torch)
+    layer = torch.nn.Linear(4, 4, device=place.torch)
+    layer.weight.data, layer.bias.data = flat[1:17].view(4, 4), flat[17:]
+    apply, variables = module2jax(layer)
+    x = normal(3, 4)
+    close(jax.jit(apply)(variables, x), layer(j2t(x)).detach().cpu().numpy())
 
 
 # --- order: torch's work before and after a call, and the call's own ------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,26 @@ def test_compiled_functions(mode):
     for seed in range(4):  # its own graphs are warmed up, recorded and replayed
         x = normal(4096, seed=seed)
         np.testing.assert_allclose(f(x), jnp.sin(x) * 2 + x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cuda_graphs_of_compiled_functions_on_other_threads():
+    x, results = normal(4096), []
+
+    def work(k):
+        f = jax.jit(torch2jax(torch.compile(lambda x: torch.sin(x) * k + x, mode="reduce-overhead")))
+        try:
+            for _ in range(4):
+                results.append(np.allclose(f(x), jnp.sin(x) * k + x, rtol=1e-4, atol=1e-5))
+        except Exception as error:
+            results.append(str(error))
+
+    for k in range(2, 5):
+        thread = threading.Thread(target=work, args=(float(k),))
+        thread.start()
+        thread.join()
+    assert results[0] is True
+    assert all(r is True or ("AssertionError" in r and "max-autotune-no-cudagraphs" in r) for r in results), results
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -29,6 +29,7 @@ from t2j_core.testing import assert_nothing_escaped, collect, live_functions
 
 N = 5000  # more elements than a function that is run again may have
 X = jnp.linspace(-1, 1, N)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -177,10 +178,10 @@ def test_graphs_are_freed_by_the_backward_and_by_request():
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(_residuals, "residual_bytes", 10 * 4 * N)
+    monkeypatch.setattr(_residuals, "residual_limit", lambda device: 10 * 4 * N)
     f = torch2jax(lambda x: torch.tanh(x).exp().sum())
     pulls = [jax.vjp(f, X * k)[1] for k in range(20)]
-    assert _residuals._kept.nbytes() <= 10 * 4 * N
+    assert _residuals._kept.nbytes(CPU) <= 10 * 4 * N
     assert 0 < len(_residuals._kept) < 20
     for k, pull in enumerate(pulls):
         expected = jax.grad(in_jnp)(X * k)
@@ -408,7 +409,7 @@ def test_nothing_is_left_after_many_gradients():
         jitted(X * k)
     jax.block_until_ready(batch(jnp.stack([X, X])))
     assert not _residuals._kept
-    assert _residuals._kept.nbytes() == 0
+    assert _residuals._kept.nbytes(CPU) == 0
     assert_nothing_escaped()
 
 
@@ -504,17 +505,17 @@ def test_a_forged_number_is_not_used():
 
 
 def test_a_bound_of_nothing_keeps_nothing_and_stays_right(monkeypatch):
-    monkeypatch.setattr(_residuals, "residual_bytes", 0)
+    monkeypatch.setattr(_residuals, "residual_limit", lambda device: 0)
     counted = Counted()
     f = torch2jax(counted)
     np.testing.assert_allclose(jax.jit(jax.grad(f))(X), jax.grad(in_jnp)(X), rtol=1e-4, atol=1e-5)
     assert counted.runs == 2
     assert not _residuals._kept
-    assert _residuals._kept.nbytes() == 0
+    assert _residuals._kept.nbytes(CPU) == 0
 
 
 def test_scan_beyond_the_bound(monkeypatch):
-    monkeypatch.setattr(_residuals, "residual_bytes", 3 * 4 * N * 2)
+    monkeypatch.setattr(_residuals, "residual_limit", lambda device: 3 * 4 * N * 2)
     f = torch2jax(Counted())
 
     def through(f):
@@ -522,7 +523,7 @@ def test_scan_beyond_the_bound(monkeypatch):
 
     np.testing.assert_allclose(jax.jit(through(f))(X), through(in_jnp)(X), rtol=1e-4, atol=1e-4)
     assert not _residuals._kept
-    assert _residuals._kept.nbytes() == 0
+    assert _residuals._kept.nbytes(CPU) == 0
 
 
 def test_loop_invariant_gradients_and_equal_ones():

@@ -195,3 +195,22 @@ def test_type_errors_of_the_function_stay_as_they_are():
 
     with pytest.raises(TypeError, match="of my own kind"):
         torch2jax(function)(x)
+
+
+def of_cuda_graphs(name):
+    """A function that raises as `get_obj` of torch 2.11 does."""
+    module = {"__name__": name}
+    exec("def get_obj(local, attr_name):\n    assert False", module)
+    return lambda t: module["get_obj"](None, "tree_manager_containers")
+
+
+def test_cuda_graphs_of_a_second_thread_have_advice():
+    f = torch2jax(of_cuda_graphs("torch._inductor.cudagraph_trees"), output_shapes=Size(2, 3))
+    with pytest.raises(AssertionError) as info:
+        f(x)
+    (note,) = info.value.__notes__
+    assert "torch 2.13" in note
+    assert "max-autotune-no-cudagraphs" in said(lambda: jax.block_until_ready(jax.jit(f)(x)))
+    with pytest.raises(AssertionError) as info:
+        torch2jax(of_cuda_graphs("mine"), output_shapes=Size(2, 3))(x)
+    assert not hasattr(info.value, "__notes__")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core import ArgumentError, DTypeError, j2t, t2j, torch2jax, tree_j2t, tree_t2j
+from t2j_core import ArgumentError, DTypeError, j2t, module2jax, t2j, torch2jax, tree_j2t, tree_t2j
 
 SHARED = ["int8", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32", "complex64", "bool"]
 if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # torch before 2.10 has no 8-bit floats in DLPack: a copy
@@ -40,6 +40,53 @@ def test_pinned_memory_is_the_cpus(monkeypatch):
     tensor = torch.ones(256)
     assert t2j(tensor).unsafe_buffer_pointer() == tensor.data_ptr()
     assert t2j(tensor).devices() == {jax.devices("cpu")[0]}
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it lies on a GPU, and counts its copies."""
+
+    is_cuda = property(lambda self: True)
+    get_device = lambda self: -1
+    copies = 0
+
+    def clone(self, *args, **kwargs):
+        OnGpu.copies += 1
+        return super().clone(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("offset", [0, 1, 2, 4, 8, 16])
+def test_memory_of_a_gpu_is_copied_where_xla_refuses_it(name, offset):
+    tensor = torch.arange(64).to(getattr(torch, name))[offset:]
+    expected = tensor.cpu().to(torch.complex64 if name == "complex64" else torch.float32).numpy()
+    is_aligned = offset * tensor.element_size() % 16 == 0
+    for convert in (t2j, lambda tensor: torch2jax(lambda t: t.clone())(tensor)):
+        OnGpu.copies = 0
+        out = convert(tensor.as_subclass(OnGpu))
+        np.testing.assert_array_equal(np.asarray(out).astype(expected.dtype), expected)
+        assert OnGpu.copies == (not is_aligned)
+
+
+def test_an_unaligned_parameter_of_a_gpu_is_copied():
+    flat = torch.arange(33.0).as_subclass(OnGpu)
+    layer = torch.nn.Module()
+    layer.register_buffer("first", flat[:32])
+    layer.register_buffer("second", flat[1:])
+    layer.forward = lambda x: x
+    OnGpu.copies = 0
+    _, variables = module2jax(layer)
+    assert OnGpu.copies == 1
+    np.testing.assert_array_equal(variables["buffers"]["second"], np.arange(1.0, 33.0))
+
+
+@pytest.mark.parametrize("offset", [1, 4, 15])
+def test_memory_of_the_cpu_that_is_not_aligned_is_copied(offset):
+    tensor = torch.arange(64.0)[offset:]
+    array = t2j(tensor)
+    expected = tensor.numpy().copy()
+    tensor.zero_()
+    np.testing.assert_allclose(jnp.sin(array), np.sin(expected), rtol=1e-5)
+    np.testing.assert_array_equal(array, expected)
 
 
 def test_t2j_keeps_the_tensors_memory_alive():

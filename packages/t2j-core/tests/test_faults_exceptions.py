@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core import ArgumentError, Size, last_error, torch2jax
+from t2j_core import ArgumentError, Size, _originals, _primitive, last_error, torch2jax
 from t2j_core._config import config
 from t2j_core.testing import collect, counters, live_functions
 from test_faults import JaxError, check_intact
@@ -182,6 +182,73 @@ def test_an_eager_call_raises_the_exception_itself(name, warm):
         assert "guarded" in [frame.name for frame in traceback.extract_tb(info.value.__traceback__)]
     flag.clear()
     np.testing.assert_array_equal(f(x), here + 1)
+
+
+class Late:
+    """A result whose error shows when it is awaited, as on a GPU."""
+
+    nbytes = 0
+
+    def __init__(self, error):
+        self.error = error
+
+    def is_ready(self):
+        return False
+
+    def block_until_ready(self):
+        raise self.error
+
+
+def late(call, awaited):
+    """`call` as XLA runs it on a GPU: it returns although the function has raised on this thread."""
+
+    def dispatched(*arrays):
+        try:
+            return call(*arrays)
+        except JaxError as error:
+            return [Late(error) for _ in range(awaited)]
+
+    return dispatched
+
+
+@pytest.mark.parametrize("results", [0, 1, 2])
+@pytest.mark.parametrize("kind", [KeyError, SystemExit, RuntimeError])
+def test_an_error_that_shows_when_a_result_is_awaited(monkeypatch, results, kind):
+    flag = []
+    f = torch2jax(only_when(flag, raises(kind, "late")), output_shapes=Size(2, 3))
+    f(x)
+    (fn,) = f._fns.values()
+    call_primitive = functools.partial(_primitive.torch_call, fn=fn)
+    call_primitive(x)
+    for owner, name in ((f, "_flat"), (fn, "jitted")):
+        monkeypatch.setattr(owner, name, late(getattr(owner, name), results))
+    for call in (f, call_primitive):
+        flag.append(1)
+        for _ in range(3):
+            with pytest.raises(kind, match="late") as info:
+                call(x)
+            assert last_error() is info.value
+        flag.clear()
+        np.testing.assert_array_equal(jax.tree.leaves(call(x))[0], here + 1)
+    assert not _originals.of_thread.kept
+
+
+def test_a_call_that_does_not_raise_does_not_wait(monkeypatch):
+    f = torch2jax(lambda t: t + 1)
+    f(x)
+    with pytest.raises(KeyError):
+        torch2jax(raises(KeyError, "another"), output_shapes=Size(2, 3))(x)
+    monkeypatch.setattr(f, "_flat", lambda *arrays: [Late(ValueError("waited"))])
+    f(x)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, torch.OutOfMemoryError])
+def test_out_of_memory_is_the_error_that_jax_has_for_it(kind):
+    f = jax.jit(torch2jax(only_when([1], raises(kind, "by hand")), output_shapes=Size(2, 3)))
+    for _ in range(2):
+        with pytest.raises(JaxError, match="^RESOURCE_EXHAUSTED: "):
+            f(x).block_until_ready()
+        assert type(last_error()) is kind
 
 
 def test_every_form_of_an_eager_call_raises_the_exception_itself():

@@ -16,6 +16,7 @@ from t2j_core.extend import Leaf, batched_mesh_axes, canonical, explicit_spec, m
 
 from . import _compat
 from ._differentiate import Flat, first_line
+from ._errors import OUT_OF_MEMORY
 from ._shared import Shared
 
 Dims = tuple[int | None, ...]  # per operand: 0, or None where it is the same for all examples
@@ -179,12 +180,16 @@ class _AtOnceOrInTurn:
                 raise
             if self.kind == "record" and isinstance(error, HiddenGradientError):
                 raise
+            is_short = isinstance(error, OUT_OF_MEMORY)
+            if self.kind == "record" and is_short:  # a recording is repeated, or left out
+                raise
             if shared.options.vmap_randomness == "error" and "randomness" in str(error):  # which was asked for
                 raise
             reason = str(error) if isinstance(error, _NotFaithfulError) else first_line(error)
         answers = self.in_turn(*x)
-        shared.vmap_failures["value" if kind == "record" else kind] = reason
-        warn(_slow(shared.name, self.at_once.size, reason), PerformanceWarning)
+        if not is_short:
+            shared.vmap_failures["value" if kind == "record" else kind] = reason
+        warn(_slow(shared.name, self.at_once.size, reason, is_short=is_short), PerformanceWarning)
         return answers
 
 
@@ -226,8 +231,9 @@ def _zeros(results: Sequence[Leaf], sizes: tuple[int, ...], device: torch.device
     return tuple(torch.zeros((*sizes, *leaf.shape), dtype=leaf.torch_dtype, device=device) for leaf in results)
 
 
-def _slow(name: str, size: int, reason: str) -> str:
+def _slow(name: str, size: int, reason: str, *, is_short: bool) -> str:
+    remedy = "`vmap_chunk_size=` to run fewer at once" if is_short else '`vmap_method="sequential"` to choose that'
     return (
         f"`torch.func.vmap` cannot batch {name} ({reason}), so the {size} examples run one after another. "
-        'Pass `vmap_method="sequential"` to choose that.'
+        f"Pass {remedy}."
     )

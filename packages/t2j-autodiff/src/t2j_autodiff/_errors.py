@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from t2j_core import T2jError, TransformError
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+"""What is raised where memory is short now, which says nothing of later calls."""
 
 
 class DepthError(TransformError):

@@ -27,7 +27,7 @@ from ._differentiate import (
     vjp,
     watched,
 )
-from ._errors import NonDifferentiableError
+from ._errors import OUT_OF_MEMORY, NonDifferentiableError
 from ._forward_level import in_forward_level
 
 one_at_a_time = turns
@@ -83,6 +83,8 @@ def jvp(
         if known.failure is None:
             try:
                 return _forward_mode(f, x, ins, tangents, outs, known, linear)
+            except OUT_OF_MEMORY:  # the other ways take more
+                raise
             except Exception as error:
                 if _compat.in_transform():  # where no result can be looked at: the batch runs in turn then
                     raise
@@ -217,9 +219,10 @@ class _ReverseMode:
             except Exception as error:
                 if not self._may_use_rows():
                     raise
-                reason = first_line(error)
+                reason = None if isinstance(error, OUT_OF_MEMORY) else first_line(error)
             dy = self._rows()
-            known.use_rows(reason)
+            if reason is not None:
+                known.use_rows(reason)
             return dy
 
     def _may_use_rows(self) -> bool:

@@ -1,4 +1,4 @@
-"""The autograd graphs that wait for a backward: by number, bounded in bytes, and freed with their owner.
+"""The autograd graphs that wait for a backward: by number, bounded in bytes on each device, and freed with their owner.
 
 Without a lock: a signal handler, or a finalizer that a collection runs, may be in the middle of any of these methods
 and keep or take graphs itself. Each step is one operation on a `dict`, which is atomic.
@@ -8,41 +8,44 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
 class KeptGraphs:
-    """All graphs of a process. Each lies on the shelf of its owner; this knows their numbers and sizes."""
+    """All graphs of a process. Each lies on the shelf of its owner; this knows their numbers, and sizes by device."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._nbytes: dict[int, int] = {}  # of each graph, the oldest first
-        self._shelves: dict[int, weakref.ref[Shelf]] = {}
+        self._shelves: dict[int, weakref.ref[Shelf]] = {}  # of each graph, the oldest first
+        self._nbytes: dict[Any, dict[int, int]] = {}  # on each device: of each graph, the oldest first
 
     def __len__(self) -> int:
-        return len(self._nbytes)
+        return len(self._shelves)
 
-    def nbytes(self) -> int:
-        """How many bytes all graphs hold."""
-        return sum(list(self._nbytes.values()))
+    def nbytes(self, device: Any) -> int:
+        """How many bytes all graphs hold on a device."""
+        return sum(list(self._nbytes.get(device, {}).values()))
 
     def values(self) -> list[Any]:
         """The graphs, the oldest first."""
-        shelves = [(number, self._shelf(number)) for number in list(self._nbytes)]
+        shelves = [(number, self._shelf(number)) for number in list(self._shelves)]
         return [shelf[number] for number, shelf in shelves if shelf is not None and number in shelf]
 
-    def keep(self, shelf: Shelf, graph: Any, nbytes: int, limit: int) -> int:
-        """Keep a graph and return its number. The oldest go where all of them together exceed `limit` bytes."""
+    def keep(self, shelf: Shelf, graph: Any, nbytes: Mapping[Any, int], limit: Callable[[Any], int]) -> int:
+        """Keep a graph that holds `nbytes` on each device, and return its number.
+
+        The oldest go where those on a device together exceed its `limit`.
+        """
         number = next(self._numbers) % (2**31 - 1) + 1
         shelf[number] = graph
         self._shelves[number] = weakref.ref(shelf)
-        self._nbytes[number] = nbytes
-        while self._nbytes and self.nbytes() > limit:
-            try:
-                oldest = next(iter(self._nbytes))
-            except (StopIteration, RuntimeError):  # somebody else has taken it
-                continue
-            self._drop(oldest)
+        for device, size in nbytes.items():
+            self._nbytes.setdefault(device, {})[number] = size
+        if number not in shelf:  # somebody has freed it meanwhile
+            self.forget(number)
+        for device in nbytes:
+            self._shrink(device, limit(device))
         return number
 
     def take(self, shelf: Shelf, number: int) -> Any | None:
@@ -54,12 +57,26 @@ class KeptGraphs:
 
     def clear(self) -> int:
         """Free all graphs, and return how many they were."""
-        return sum(self._drop(number) for number in list(self._nbytes))
+        return sum(self._drop(number) for number in list(self._shelves))
+
+    def free(self, device: Any) -> int:
+        """Free all graphs that hold memory of a device, and return how many they were."""
+        return sum(self._drop(number) for number in list(self._nbytes.get(device, ())))
 
     def forget(self, number: int) -> None:
         """Remove a graph that lies on no shelf any more."""
-        self._nbytes.pop(number, None)
+        for sizes in list(self._nbytes.values()):
+            sizes.pop(number, None)
         self._shelves.pop(number, None)
+
+    def _shrink(self, device: Any, limit: int) -> None:
+        sizes = self._nbytes[device]
+        while sizes and self.nbytes(device) > limit:
+            try:
+                oldest = next(iter(sizes))
+            except (StopIteration, RuntimeError):  # somebody else has taken it
+                continue
+            self._drop(oldest)
 
     def _shelf(self, number: int) -> Shelf | None:
         return self._shelves.get(number, lambda: None)()

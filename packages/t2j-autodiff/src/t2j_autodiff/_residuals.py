@@ -7,6 +7,7 @@ repeat calls), a backward whose graph is gone runs the forward again: right resu
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import logging
 import math
@@ -30,8 +31,9 @@ from t2j_core.extend import (
 
 from . import _compat
 from ._batching import HiddenGradientError, Levels, with_batch_axes
-from ._config import residual_bytes
+from ._config import residual_limit
 from ._differentiate import Flat, first_line
+from ._errors import OUT_OF_MEMORY
 from ._kept import KeptGraphs, Shelf
 from ._shared import Shared
 
@@ -54,13 +56,18 @@ class _Graph:
 
     owner: LiveGraphs
     sizes: tuple[int, ...]  # of the batch axes
+    device: torch.device  # of the inputs
     ins: dict[int, Any] = field(default_factory=dict)  # input -> its gradient edge
     outs: dict[int, tuple[Any, torch.dtype]] = field(default_factory=dict)  # output -> its gradient edge, its dtype
     operands: list[torch.Tensor] = field(default_factory=list)  # filled while the forward or the backward runs
-    storages: dict[int, int] = field(default_factory=dict)
+    storages: dict[int, tuple[torch.device, int]] = field(default_factory=dict)  # saved memory -> device, bytes
 
-    def nbytes(self) -> int:
-        return max(sum(self.storages.values()), _LEAST_BYTES)
+    def nbytes(self) -> dict[torch.device, int]:
+        """How many bytes it holds on each device."""
+        sizes = {self.device: 0}
+        for device, size in self.storages.values():
+            sizes[device] = sizes.get(device, 0) + size
+        return {device: max(size, _LEAST_BYTES) for device, size in sizes.items()}
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ _kept = KeptGraphs()
 
 
 def _keep(graph: _Graph) -> int:
-    return _kept.keep(graph.owner.shelf, graph, graph.nbytes(), residual_bytes)
+    return _kept.keep(graph.owner.shelf, graph, graph.nbytes(), residual_limit)
 
 
 def clear_residuals() -> int:
@@ -109,6 +116,7 @@ class LiveGraphs:
         self.is_reversed = False  # a backward has been asked for
         self.is_pushed = False  # a forward-mode derivative has run
         self.can_batch = True  # one graph can be pulled back along many cotangents at once
+        self.calls_out_of_memory = 0
         self._say("kept autograd graph")
 
     def _say(self, what: str) -> None:
@@ -119,6 +127,11 @@ class LiveGraphs:
         """Run the forward again in every backward from now on."""
         self.reason_not_kept = reason
         self._say(f"recompute ({reason})")
+
+    def _note_out_of_memory(self) -> None:
+        """Note a call whose forward runs again because memory was short. Later calls keep their graphs."""
+        self.calls_out_of_memory += 1
+        self._say(f"kept autograd graph, except in calls that ran out of memory ({self.calls_out_of_memory})")
 
     def _give_up_batches(self, reason: str) -> None:
         """Run the forward again in the backward of every batch: under `torch.func.vjp` the function sees all."""
@@ -164,13 +177,27 @@ class LiveGraphs:
         return shared > _MUCH * own
 
     def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
-        graph = _Graph(self, sizes)
+        """The number of the kept graph and the outputs; no outputs where the plain function is to run."""
+        try:
+            return self._record_once(f, x, levels, sizes)
+        except OUT_OF_MEMORY:
+            pass  # try again outside of `except`: the traceback holds what the function has allocated
+        if _kept.free(x[0].device):
+            with contextlib.suppress(*OUT_OF_MEMORY):
+                return self._record_once(f, x, levels, sizes)
+        self._note_out_of_memory()
+        return _NO_GRAPH, None
+
+    def _record_once(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
+        graph = _Graph(self, sizes, x[0].device)
         uses = [storage_uses(t.untyped_storage()) for t in x]
         try:
             y = self._run_recorded(f, x, levels, graph)
         except HiddenGradientError as error:  # for one example it is shown
             self._give_up_batches(str(error))
             return _NO_GRAPH, None
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:  # if the function itself is at fault, it raises again without recording
             self.give_up(f"recording failed, {first_line(error)}")
             return _NO_GRAPH, None
@@ -197,7 +224,7 @@ class LiveGraphs:
             index = lent.get(storage.data_ptr())
             if index is None or t.dtype != dtypes[index]:
                 if not _is_parameter(t):
-                    storages[storage._cdata] = storage.nbytes()
+                    storages[storage._cdata] = t.device, storage.nbytes()
                 # A result that its own node saves comes here with that node as its `grad_fn`
                 # (`SavedVariable::SavedVariable` in torch/csrc/autograd): a cycle that no collector sees.
                 return t.detach(), t._version
@@ -283,6 +310,10 @@ class LiveGraphs:
         try:
             if pairs:
                 grads = _grad(graph, ins, pairs) if axis is None else self._pull_many(graph, ins, pairs)
+        except OUT_OF_MEMORY:
+            _kept.free(x[0].device)
+            self._note_out_of_memory()
+            return None
         except Exception as error:  # if the backward itself is at fault, it raises again after another forward
             self.give_up(f"the backward of a kept graph failed, {first_line(error)}")
             return None
@@ -298,6 +329,8 @@ class LiveGraphs:
         if self.can_batch and not _compat.is_wrong_in_batches(edge.node for edge, _ in pairs):
             try:
                 return _grad(graph, ins, pairs, retain_graph=True, is_grads_batched=True)
+            except OUT_OF_MEMORY:  # one after another takes less
+                pass
             except Exception as error:
                 logger.info("%s: the kept graph cannot be batched (%s)", self.label, first_line(error))
                 self.can_batch = False

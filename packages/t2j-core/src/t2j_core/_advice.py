@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import traceback
+import types
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,6 +36,29 @@ def note_numbers(error: BaseException, key: tuple[Any, ...]) -> None:
                 f"The function gets Python numbers as they are, here {_listed(names)}. Where it needs a tensor, pass "
                 "an array: `jnp.asarray(...)`.",
             )
+
+
+def note_cuda_graphs(error: BaseException) -> None:
+    """Tell why CUDA graphs of `torch.compile` fail on a thread.
+
+    torch 2.11: `get_obj` in torch/_inductor/cudagraph_trees.py asserts that the thread is the one which imported the
+    module, or one of autograd's (pytorch/pytorch#123177). The mend in torch 2.13 (pytorch/pytorch#184357) has three
+    parts: state for each thread, compiled functions for each thread, and a lock around captures. Setting the state from
+    here would be the first alone.
+    """
+    if isinstance(error, AssertionError) and any(map(_is_in_cuda_graphs, traceback.walk_tb(error.__traceback__))):
+        add_note(
+            error,
+            'CUDA graphs (`torch.compile(..., mode="reduce-overhead")`) work on one thread only in this version of '
+            'PyTorch. Update to torch 2.13, compile with `mode="max-autotune-no-cudagraphs"`, or call the function '
+            "from the thread that called it first, on one GPU.",
+        )
+
+
+def _is_in_cuda_graphs(entry: tuple[types.FrameType, int]) -> bool:
+    frame = entry[0]
+    is_of_module = frame.f_globals.get("__name__") == "torch._inductor.cudagraph_trees"
+    return is_of_module and frame.f_code.co_name == "get_obj"
 
 
 def _listed(paths: Iterable[str]) -> str:

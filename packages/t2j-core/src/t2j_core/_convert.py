@@ -100,6 +100,9 @@ def _from_dlpack(array: jax.Array) -> torch.Tensor:
 def t2j(tensor: torch.Tensor, via: Via = "dlpack") -> jax.Array:
     """The torch tensor as a JAX array, over the same memory where it is contiguous and of a dtype JAX stores.
 
+    A tensor that does not begin where XLA can read it, such as `x[1:]`, is copied: XLA's arguments lie on multiples of
+    16 bytes on a GPU, of 64 on a CPU.
+
     Args:
       tensor: a dense tensor of any shape and any dtype that JAX has. Its autograd history is left behind.
       via: `"dlpack"` shares the memory where it can; `"host"` (or `"cpu"`, `"numpy"`) copies through the host.
@@ -138,10 +141,19 @@ def t2j(tensor: torch.Tensor, via: Via = "dlpack") -> jax.Array:
     if _is_copy("t2j", via):
         tensor = _over_host(tensor)
     stored = dtype_j2t(canonical(row.jax))
-    tensor = tensor.to(stored).contiguous()
+    tensor = _aligned(tensor.to(stored).contiguous())
     if _has_no_float8(stored):
         return _compat.array_over(tensor.view(torch.uint8)).view(canonical(row.jax))
     return _compat.array_over(tensor)
+
+
+_GPU_ALIGNMENT = 16  # `kEntryParameterAlignBytes` in xla/service/gpu: a program refuses other arguments
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy where XLA's programs refuse its memory. On a CPU JAX copies by itself."""
+    is_refused = tensor.is_cuda and tensor.numel() and tensor.data_ptr() % _GPU_ALIGNMENT
+    return tensor.clone() if is_refused else tensor
 
 
 def has_data(tensor: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ._advice import note_numbers
+from ._advice import note_cuda_graphs, note_numbers
 from ._bounded import remember
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
 from ._errors import DataDependentShapeError, DTypeError, OutputError, describe
@@ -139,6 +139,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, 1),
     (NotImplementedError, 12),
     (MemoryError, 8),
+    (torch.OutOfMemoryError, 8),
     (IndexError, 11),
     ((ValueError), 3),
     ((TypeError), 3),
@@ -156,6 +157,7 @@ def report(signature: Signature | None, error: BaseException) -> tuple[int, str]
         error = as_jax_inside(signature.name, error) or error
         note_numbers(error, signature.key)
     note_missing_width(error)
+    note_cuda_graphs(error)
     _clear_frames(error)
     hide_own_frames(error)
     text, summary = _worded(error)

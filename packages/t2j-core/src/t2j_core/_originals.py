@@ -1,8 +1,10 @@
 """The exceptions of torch functions on their way through XLA, which turns each into a text.
 
-The text has a number by which whoever owns the call finds the exception again. XLA raises the error of an eager call
-in the call only where the function ran on the thread of the caller. Such an exception waits in that thread's own
-table, which no other exception can push it out of. All others wait in a table of a few.
+The text has a number by which whoever owns the call finds the exception again. An eager call can raise only what was
+raised on the thread of the caller. Such an exception waits in that thread's own table, which no other exception can
+push it out of. All others wait in a table of a few.
+
+On a CPU XLA raises the error in such a call. On a GPU it raises it where a result is awaited: `raise_late` does that.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import threading
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import jax
 
 from ._bounded import remember
 from ._config import config
@@ -31,9 +35,10 @@ _eager: set[types.CodeType] = set()
 class _OfThread(threading.local):
     def __init__(self) -> None:
         self.kept: dict[int, BaseException] = {}
+        self.newest = 0  # the number of the last one that was kept here
 
 
-_own = _OfThread()
+of_thread = _OfThread()
 
 
 def raises_originals(function: _F) -> _F:
@@ -48,7 +53,8 @@ def keep(error: BaseException) -> int:
     number = next(_numbers)
     _newest = error
     if _is_in_eager_call():
-        remember(_own.kept, number, error, _MOST_OF_THREAD)
+        remember(of_thread.kept, number, error, _MOST_OF_THREAD)
+        of_thread.newest = number
     elif config.kept_errors:
         remember(_kept, number, error, config.kept_errors)
     return number
@@ -76,8 +82,17 @@ def original_of(error: BaseException) -> BaseException | None:
     if found is None:
         return None
     number = int(found[1])
-    table = _own.kept if number in _own.kept else _kept
+    table = of_thread.kept if number in of_thread.kept else _kept
     return table.pop(number, None)
+
+
+def raise_late(results: Any) -> None:
+    """Raise the error of an eager call that has kept an exception (`of_thread.newest` has changed) and returned."""
+    jax.block_until_ready(results)
+    if not jax.tree.leaves(results):  # there is nothing to await
+        error = of_thread.kept.pop(of_thread.newest, None)
+        if error is not None:
+            raise error
 
 
 def last_error() -> BaseException | None:

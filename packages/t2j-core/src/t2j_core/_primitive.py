@@ -21,7 +21,7 @@ from ._host import host_call
 from ._in_flight import hold_until_ready
 from ._jax_inside import jax_inside
 from ._once import on_first_device
-from ._originals import original_of, raises_originals
+from ._originals import of_thread, original_of, raise_late, raises_originals
 from ._signature import Signature
 from ._torchfn import TorchFn, WeakFn, claim, resolve, strong
 
@@ -126,10 +126,13 @@ abi_layout: Callable[[], dict[str, int]] = _native.abi_layout
 
 @raises_originals
 def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
+    newest = of_thread.newest
     try:
         with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):  # each of them ends here again
             results: list[Any] = _jitted(fn)(*operands)
             hold_until_ready(fn, results)
+            if of_thread.newest != newest:
+                raise_late(results)
             return results
     except _compat.XLA_ERRORS as error:
         failure = original_of(error)

@@ -29,7 +29,7 @@ from ._in_place import handed_over
 from ._indices import with_long_indices
 from ._infer import infer_outputs
 from ._options import Options, checked_examples
-from ._originals import original_of, raises_originals
+from ._originals import of_thread, original_of, raise_late, raises_originals
 from ._orphans import Signatures, let_go
 from ._primitive import torch_call
 from ._pytree import Static, is_flat, merger, split
@@ -227,11 +227,14 @@ class TorchFunction(Generic[P]):
     @raises_originals
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         failure: BaseException | None = None
+        newest = of_thread.newest
         try:
             if not kwargs and set(map(type, args)) == {self._array_type}:
                 outputs = self._flat(*args)
             else:
                 outputs = self._call_any(args, kwargs)
+            if of_thread.newest != newest:
+                raise_late(outputs)
         except Exception as error:
             failure = _behind(error)
         if failure is not None:  # raised out here, its own `__cause__` and `__context__` stay
