@@ -64,14 +64,16 @@ PyObject* Loans::lend_operand(size_t i) {
 
 PyObject* Loans::checked_copy(size_t i, PyObject* original) {
   int64_t bytes = site_.operands[i].bytes;
-  if (!reserve(bytes)) {
+  bool has_room = reserve(bytes);
+  if (has_room) reserved_ += bytes;
+  PyObject* copy = has_room ? PyObject_CallOneArg(hooks.private_copy, original) : Py_NewRef(Py_None);
+  if (copy == Py_None) {
+    Py_DECREF(copy);
     checked_[i].digest = PyObject_CallOneArg(hooks.digest, original);
     if (!checked_[i].digest) Py_CLEAR(original);
     return original;
   }
-  reserved_ += bytes;
   checked_[i].original = original;
-  PyObject* copy = PyObject_CallOneArg(hooks.private_copy, original);
   PyObject* storage = copy ? PyObject_CallOneArg(hooks.storage, copy) : nullptr;
   if (!storage) return Py_XDECREF(copy), nullptr;
   held_.push_back({Held::kPrivate, i, storage});

@@ -62,9 +62,12 @@ class Lending:
             warn(message, category)
 
 
-def private_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy for a call that is checked. As that of a lent tensor, its memory cannot be resized."""
-    twin: torch.Tensor = torch._C._from_dlpack(torch._C._to_dlpack(tensor.clone()))
+def private_copy(tensor: torch.Tensor) -> torch.Tensor | None:
+    """A copy for a call that is checked; None if memory is short. As a lent tensor's, its memory cannot be resized."""
+    try:
+        twin: torch.Tensor = torch._C._from_dlpack(torch._C._to_dlpack(tensor.clone()))
+    except torch.OutOfMemoryError:
+        return None
     return twin
 
 
