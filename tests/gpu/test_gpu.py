@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 
 N = 1 << 20
 KINDS = ["forward", "gradient", "large result", "in place", "module"]
-ASYNCHRONOUS = [*KINDS, "layers", "gradient recompute", "gradient graph", "forward mode", "batch", "gradient of batch"]
+ASYNCHRONOUS = [*KINDS, "layers", "gradient recompute", "gradient graph", "forward mode", "batch", "batch of gradients"]
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def _program(kind):
         return jax.jit(lambda x: jax.jvp(f, (x,), (x,))), (a,)
     if kind == "batch":
         return jax.jit(jax.vmap(torch2jax(lambda x: torch.softmax(x, 0)))), (a.reshape(1024, -1),)
-    if kind == "gradient of batch":
+    if kind == "batch of gradients":
         f = torch2jax(lambda x: (torch.softmax(x, 0) ** 2).sum())
         return jax.jit(jax.vmap(jax.grad(f))), (a.reshape(64, -1),)
     if kind == "large result":

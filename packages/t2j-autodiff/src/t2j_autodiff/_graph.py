@@ -25,6 +25,11 @@ class _NothingToKeepError(Exception):
     """No output depends on the inputs in a way that torch can differentiate."""
 
 
+# Results of attention kernels on a GPU (aten/src/ATen/native/native_functions.yaml) by which the backward repeats a
+# dropout. They may lie on the host, where a traced graph, whose tensors are all fake, does not expect them.
+_OF_DROPOUT = {"philox_seed", "philox_offset", "rng_state", "unused"}
+
+
 class Graphs:
     """A traced forward and backward of one function."""
 
@@ -36,7 +41,8 @@ class Graphs:
         places = _places(forward)
         saved = _outputs(forward)[n_results:]
         self._inputs = {k: places.index(node) for k, node in enumerate(saved) if node in places}
-        self._own = [k for k in range(len(saved)) if k not in self._inputs]
+        self._unused = {k: node.meta["val"] for k, node in enumerate(saved) if _is_of_no_dropout(node)}
+        self._own = [k for k in range(len(saved)) if k not in self._inputs and k not in self._unused]
         self._count = len(saved)
         values = [saved[k].meta["val"] for k in self._own]
         if not all(isinstance(value, torch.Tensor) for value in values):
@@ -132,7 +138,11 @@ class Graphs:
                 for i, order in zip(self._differentiated, self._tangent_orders, strict=True)
             ]
             own = (t.permute(_inverse(order)) for t, order in zip(a[n:m], self._orders, strict=True))
-            saved = [a[self._inputs[k]] if k in self._inputs else next(own) for k in range(self._count)]
+            unused = {k: torch.empty(t.shape, dtype=t.dtype, device=a[0].device) for k, t in self._unused.items()}
+            saved = [
+                a[self._inputs[k]] if k in self._inputs else unused[k] if k in unused else next(own)
+                for k in range(self._count)
+            ]
             _, backward = self._on(a[0].device)
             with torch.no_grad():
                 grads = backward(*saved, *cotangents)
@@ -189,6 +199,21 @@ def _trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> tuple[An
     split = values[: len(operands)], values[len(operands) :]
     forward, backward = min_cut_rematerialization_partition(joint, split, num_fwd_outputs=len(requires))
     return forward, backward, differentiated
+
+
+def _is_of_no_dropout(node: Any) -> bool:
+    """Whether it is what an attention without dropout says of its random numbers."""
+    if getattr(node.target, "__name__", "") != "getitem":
+        return False
+    call, index = node.args
+    schema = getattr(call.target, "_schema", None)
+    if schema is None or schema.returns[index].name not in _OF_DROPOUT:
+        return False
+    names = [argument.name for argument in schema.arguments]
+    given = dict(zip(names, call.args, strict=False)) | call.kwargs
+    if given.get("dropout_p", 0.0):
+        raise NotImplementedError("an attention with dropout keeps its random numbers on the host")
+    return True
 
 
 def _moved(module: Any, traced_on: torch.device, device: torch.device) -> Any:
