@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from t2j_autodiff import PerformanceWarning, module2jax, torch2jax
+from t2j_autodiff import PerformanceWarning, _compat, module2jax, torch2jax
 
 pytestmark = pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
 
@@ -169,3 +169,11 @@ def test_parameters_of_an_encoder_layer_in_eval_mode():
     jax.tree.map(lambda a, b: close(a, b, 1e-3), mine, expected)
     each = jax.vmap(jax.grad(of), (None, 0))(variables["params"], x)
     jax.tree.map(lambda a, b: close(a.sum(0), b, 1e-3), each, expected)
+
+
+def test_attention_on_a_gpu_asks_for_gradients_and_that_on_the_cpu_does_not():
+    for device, found in (("meta", "scaled_dot_product_attention"), ("cpu", None)):
+        x = torch.ones(2, 4, 8, 16, device=device)
+        with _compat.GradientQuestions(hooks_only=False) as questions:
+            torch.nn.functional.scaled_dot_product_attention(x, x, value=x)
+        assert questions.found == found

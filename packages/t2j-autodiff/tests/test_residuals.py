@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 import time
 import types
@@ -767,3 +768,26 @@ def test_an_intermediate_that_is_overwritten_after_it_was_saved(residuals):
         overwrites(torch.from_numpy(x).requires_grad_()).backward()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         jax.grad(torch2jax(overwrites, residuals=residuals))(jnp.asarray(x))
+
+
+@pytest.mark.parametrize(
+    ("operation", "place"),
+    [
+        (torch.ops.aten._scaled_dot_product_efficient_attention.default, {2: True, 3: True}),
+        (torch.ops.aten._scaled_dot_product_flash_attention.default, {6: True, 7: True}),
+        (torch.ops.aten._scaled_dot_product_cudnn_attention.default, {6: True, 7: True}),
+        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default, {}),
+        (torch.ops.aten.native_layer_norm.default, {}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_attention_without_dropout_saves_about_it_is_no_residual(operation, place):
+    def results(**options):
+        graph = torch.fx.Graph()
+        call = graph.call_function(operation, (), options)
+        return [graph.call_function(operator.getitem, (call, k)) for k in range(len(operation._schema.returns))]
+
+    assert {k: True for k, node in enumerate(results()) if _graph._is_of_no_dropout(node)} == place
+    if place:
+        with pytest.raises(NotImplementedError, match="dropout"):
+            _graph._is_of_no_dropout(results(dropout_p=0.1)[max(place)])

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections import deque, namedtuple
+from collections import deque
 
 import pytest
 import torch
 from t2j_core import _compat, _streams
 
-Stream = namedtuple("Stream", "pointer device_index", defaults=(0,))
+CUDA = 1  # torch's number for this type of device
+
+
+class Stream:
+    """One of torch's own has an id; that of an external one is its pointer."""
+
+    def __init__(self, stream_id, device_index, device_type=CUDA):
+        self.stream_id, self.device_index, self.device_type = stream_id, device_index, device_type
+        self.cuda_stream = stream_id
+
+    @property
+    def key(self):
+        return self.stream_id, self.device_index, self.device_type
 
 
 class Cuda:
-    """Devices with one stream of torch each; a stream knows which work of which stream it waits for."""
+    """Devices with one current stream each; notes which stream waits for which: pairs of their pointers."""
 
     def __init__(self):
-        self.device, self.streams = 0, [Stream(0, 0), Stream(0, 1)]
-        self.waits, self.events_made = [], 0
+        self.device, self.streams = 0, [(0, 0, CUDA), (0, 1, CUDA)]
+        self.waits, self.events_made, self.fails = [], 0, False
 
     def install(self, monkeypatch):
         cuda = self
@@ -25,69 +37,81 @@ class Cuda:
             def __init__(self):
                 cuda.events_made += 1
 
-            def record(self, stream):
-                self.recorded = stream
+        def record(event, stream):
+            if cuda.fails:
+                raise RuntimeError("the event failed")
+            event.recorded = stream.cuda_stream
 
-        monkeypatch.setattr(
-            Stream, "wait_event", lambda stream, e: cuda.waits.append((stream, e.recorded)), raising=False
-        )
-
-        def set_stream(stream):
-            self.streams[stream.device_index] = stream
-            self.device = stream.device_index
+        def set_stream(key):
+            self.streams[key[1]] = key
+            self.device = key[1]
 
         for name, value in {
             "is_initialized": lambda: True,
             "current_device": lambda: self.device,
-            "current_stream": lambda device: self.streams[device],
             "set_device": lambda device: setattr(self, "device", device),
-            "set_stream": set_stream,
+            "Stream": Stream,
             "ExternalStream": lambda pointer, device: Stream(pointer, device),
             "Event": Event,
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(_streams, "_events", {0: deque(), 1: deque()})
+        for name, value in {
+            "current_stream": lambda device: self.streams[device],
+            "set_stream": set_stream,
+            "record_event": record,
+            "wait_for_event": lambda event, stream: self.waits.append((stream.cuda_stream, event.recorded)),
+            "_events": {0: deque(), 1: deque()},
+        }.items():
+            monkeypatch.setattr(_streams, name, value)
         return self
 
 
 @pytest.fixture
 def cuda(monkeypatch):
-    _streams._external_stream.cache_clear()
+    for cached in (_streams._stream_at, _streams._own_stream):
+        cached.cache_clear()
     yield Cuda().install(monkeypatch)
-    _streams._external_stream.cache_clear()
+    for cached in (_streams._stream_at, _streams._own_stream):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize("device", [0, 1])
 def test_a_call_is_ordered_after_torch_and_torch_after_the_call(cuda, device):
-    own, of_call = Stream(0, device), Stream(77, device)
     entered = _streams.enter(77, device)
-    assert (cuda.device, cuda.streams[device]) == (device, of_call)
-    assert cuda.waits == [(of_call, own)]
+    assert (cuda.device, cuda.streams[device]) == (device, (77, device, CUDA))
+    assert cuda.waits == [(77, 0)]
     _streams.leave(entered)
-    assert (cuda.device, cuda.streams[device]) == (0, own)
-    assert cuda.waits == [(of_call, own), (own, of_call)]
+    assert (cuda.device, cuda.streams[device]) == (0, (0, device, CUDA))
+    assert cuda.waits == [(77, 0), (0, 77)]
 
 
 def test_a_stream_of_the_users_is_restored(cuda):
-    mine = cuda.streams[0] = Stream(5, 0)
+    cuda.streams[0] = (5, 0, CUDA)
     _streams.leave(_streams.enter(77, 0))
-    assert cuda.streams[0] == mine
-    assert cuda.waits == [(Stream(77, 0), mine), (mine, Stream(77, 0))]
+    assert cuda.streams[0] == (5, 0, CUDA)
+    assert cuda.waits == [(77, 5), (5, 77)]
 
 
 def test_a_stream_that_is_torchs_already_waits_for_nothing(cuda):
-    cuda.streams[0] = Stream(77, 0)
+    cuda.streams[0] = (77, 0, CUDA)
     _streams.leave(_streams.enter(77, 0))
     assert cuda.waits == []
 
 
 def test_a_function_that_changes_stream_and_device_leaves_neither_behind(cuda):
     entered = _streams.enter(77, 0)
-    torch.cuda.set_stream(Stream(9, 1))
-    cuda.streams[0] = Stream(8, 0)
+    cuda.streams[:], cuda.device = [(8, 0, CUDA), (9, 1, CUDA)], 1
     _streams.leave(entered)
-    assert (cuda.device, cuda.streams[0]) == (0, Stream(0, 0))
-    assert cuda.waits[-1] == (Stream(0, 0), Stream(77, 0))
+    assert (cuda.device, cuda.streams[0]) == (0, (0, 0, CUDA))
+    assert cuda.waits[-1] == (0, 77)
+
+
+def test_torch_gets_its_stream_and_device_back_where_an_event_fails(cuda):
+    entered = _streams.enter(77, 1)
+    cuda.fails = True
+    with pytest.raises(RuntimeError, match="the event failed"):
+        _streams.leave(entered)
+    assert (cuda.device, cuda.streams[1]) == (0, (0, 1, CUDA))
 
 
 def test_events_are_used_again(cuda):

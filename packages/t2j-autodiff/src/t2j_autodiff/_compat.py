@@ -233,7 +233,9 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
     """Notes what a function does that depends on `requires_grad`, which `torch.func.vmap` hides from it.
 
     In a batch that is recorded by autograd, a tensor says that it requires no gradient, takes a hook that is never
-    called, and an embedding forgets which index is padding. A checkpoint would run its part again outside of the batch.
+    called, and an embedding forgets which index is padding. Attention on a GPU leaves out what only a backward needs
+    (`compute_logsumexp` in aten/src/ATen/native/transformers/attention.cpp), and that of cuDNN's kernel is then wrong
+    without an error. A checkpoint would run its part again outside of the batch.
     """
 
     found: str | None = None
@@ -243,7 +245,7 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
         self.hooks_only = hooks_only
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asker, is_question = _asker(), func in _QUESTIONS or _is_special_embedding(func, args, kwargs or {})
+        asker, is_question = _asker(), func in _QUESTIONS or _is_special(func, args, kwargs or {})
         if self.hooks_only:
             self.found = "register_hook" if func is torch.Tensor.register_hook else self.found
         elif asker == "torch.utils.checkpoint":
@@ -275,7 +277,10 @@ _EMBEDDINGS = {
 }
 
 
-def _is_special_embedding(func: Any, args: Any, kwargs: Any) -> bool:
+def _is_special(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether it is an embedding, or an attention, that depends on `requires_grad` with these arguments."""
+    if func is torch.nn.functional.scaled_dot_product_attention:
+        return any(isinstance(t, torch.Tensor) and t.device.type != "cpu" for t in (*args, *kwargs.values()))
     if func not in _EMBEDDINGS:
         return False
     given = _EMBEDDINGS[func].bind(*args, **kwargs).arguments

@@ -8,15 +8,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ._compat import current_stream_ids
+from ._compat import current_stream, record_event, set_stream, wait_for_event
+
+
+class Stream(NamedTuple):
+    """A CUDA stream as torch sets it, as an object, and where it is."""
+
+    key: tuple[int, int, int]
+    object: torch.cuda.Stream
+    pointer: int
 
 
 class Entered(NamedTuple):
     """What `leave` restores: torch's device and stream; and the stream of the call."""
 
     device: int
-    own: torch.cuda.Stream
-    of_call: torch.cuda.Stream
+    own: Stream
+    of_call: Stream
 
 
 def enter(pointer: int, device: int) -> Entered:
@@ -34,36 +42,37 @@ def enter(pointer: int, device: int) -> Entered:
                 "`with jax.default_device(jax.devices('cpu')[0])`."
             )
         torch.cuda.init()
-    own = _own_stream(*current_stream_ids(device))
-    entered = Entered(torch.cuda.current_device(), own, _stream_at(pointer, device))
+    entered = Entered(torch.cuda.current_device(), _own_stream(current_stream(device)), _stream_at(pointer, device))
     _order(entered.own, entered.of_call, device)
-    torch.cuda.set_stream(entered.of_call)  # which makes `device` current too
+    set_stream(entered.of_call.key)  # which makes `device` current too
     return entered
 
 
 def leave(entered: Entered) -> None:
     """Give torch its own stream back, ordered after the work of the call, whichever stream the function left behind."""
-    device = entered.of_call.device_index
+    device = entered.of_call.key[1]
     try:
         _order(entered.of_call, entered.own, device)
     finally:
-        torch.cuda.set_stream(entered.own)
+        set_stream(entered.own.key)
         if entered.device != device:
             torch.cuda.set_device(entered.device)
 
 
-# Objects for streams are remembered: making one takes longer than all the rest of `enter` and `leave`.
+# Streams are remembered: making an object takes longer than all the rest of `enter` and `leave`.
 
 
 @functools.lru_cache(maxsize=64)
-def _stream_at(pointer: int, device: int) -> torch.cuda.Stream:
-    return torch.cuda.ExternalStream(pointer, device=device)
+def _stream_at(pointer: int, device: int) -> Stream:
+    stream = torch.cuda.ExternalStream(pointer, device=device)
+    return Stream((stream.stream_id, stream.device_index, stream.device_type), stream, pointer)
 
 
 @functools.lru_cache(maxsize=64)
-def _own_stream(stream_id: int, device_index: int, device_type: int) -> torch.cuda.Stream:
+def _own_stream(key: tuple[int, int, int]) -> Stream:
     """A stream of torch's. Made from its pointer it would not equal the user's object for it."""
-    return torch.cuda.Stream(stream_id=stream_id, device_index=device_index, device_type=device_type)
+    stream = torch.cuda.Stream(stream_id=key[0], device_index=key[1], device_type=key[2])
+    return Stream(key, stream, stream.cuda_stream)
 
 
 # Events that are not in use, by device. Making one takes longer than recording it, and a thread of XLA's has no
@@ -71,15 +80,15 @@ def _own_stream(stream_id: int, device_index: int, device_type: int) -> torch.cu
 _events: collections.defaultdict[int, collections.deque[Any]] = collections.defaultdict(collections.deque)
 
 
-def _order(earlier: torch.cuda.Stream, later: torch.cuda.Stream, device: int) -> None:
+def _order(earlier: Stream, later: Stream, device: int) -> None:
     """Let what `later` is given next begin after what `earlier` was given."""
-    if earlier == later:
+    if earlier.pointer == later.pointer:
         return
     free = _events[device]
     try:
         event = free.pop()
     except IndexError:
         event = torch.cuda.Event()
-    event.record(earlier)
-    event.wait(later)
+    record_event(event, earlier.object)
+    wait_for_event(event, later.object)
     free.append(event)
