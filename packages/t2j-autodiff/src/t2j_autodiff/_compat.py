@@ -251,7 +251,7 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
         elif asker == "torch.utils.checkpoint":
             self.found = "checkpoints"
         elif is_question and not asker.startswith(("t2j_", "torch._functorch.")):
-            self.found = getattr(getattr(func, "__self__", None), "__name__", None) or func.__name__
+            self.found = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
         return func(*args, **(kwargs or {}))
 
 
