@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "large_scale.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "benchmarks/README.md", "docs/large_scale.md", "docs/gpus.md"))
 _PLACE = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", flags=re.S)
 
 
@@ -102,8 +102,16 @@ def _block(name: str, results: Results) -> str:
         mine = [row for row in rows if row.question == question]
         table = _along(mine) if mine[0].at is not None else _single(mine)
         tables.append(f"**{question}**\n\n{table}")
-    missing = [f"Did not take part: {who} ({why.partition(':')[0]})." for who, why in results.skipped(name).items()]
-    return "\n\n".join([*tables, *missing, _measured(results.environment(name))]) + "\n"
+    return "\n\n".join([*tables, *_missing(results.skipped(name)), _measured(results.environment(name))]) + "\n"
+
+
+def _missing(skipped: Mapping[str, str]) -> list[str]:
+    """Who could not take part, by question and reason."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for who, why in skipped.items():
+        question, _, name = who.rpartition(": ")
+        names.setdefault((question, why.partition(":")[0]), []).append(name)
+    return [f"Did not take part in {question}: {'; '.join(who)} ({why})." for (question, why), who in names.items()]
 
 
 def _measured(environment: Any) -> str:
@@ -213,4 +221,24 @@ def _found(results: Results, script: str, name: str, question: str = "", at: flo
     )
 
 
-_SUMMARIES = {"summary": summary, "scaling": scaling}
+def gpu_models(results: Results) -> str:
+    """What models take on a GPU: steps in a row, each without the wait for the one before."""
+    rows: dict[str, dict[str, Row]] = {}
+    for row in results["gpu"]:
+        times, _, question = row.question.partition(" times ")
+        if times.isdecimal() and ("forward, " in question or "value_and_grad, " in question):
+            rows.setdefault(row.question, {})[row.name] = row
+    names = ("torch, native", "t2j", 't2j, residuals="graph"', "wrap_torch2jax", "torch, CUDA graph")
+    lines = [f"| ms, in a row | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for question, found in rows.items():
+        times, _, what = question.partition(" times ")
+        cells = []
+        for name in names:
+            row = found.get(name)
+            ratio = f" ({number(row.ratio.median)}×)" if row and row.ratio else ""
+            cells.append(f"{number(row.value.median / 1000 / int(times))}{ratio}" if row else "")
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _measured(results.environment("gpu"))]) + "\n"
+
+
+_SUMMARIES = {"summary": summary, "scaling": scaling, "gpu-models": gpu_models}

@@ -2,8 +2,8 @@
 
 For tests of versions only: `python scripts/cuda_stubs.py` in the environment whose torch is meant. For each library of
 CUDA that torch's libraries need and that is not there, a stand-in is written beside them: with the name and the symbols
-that torch asks for, each a function that returns `cudaErrorNoDevice`. Needs gcc and binutils. `--overrides` prints
-lines for `uv pip install --override` that keep NVIDIA's wheels out.
+that torch asks for, each a function that returns `cudaErrorNoDevice`, or a text where the text of an error is wanted.
+Needs gcc and binutils. `--overrides` prints lines for `uv pip install --override` that keep NVIDIA's wheels out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 CUDA_LIBRARY = re.compile(r"lib(cu|nv|nccl)")
 CUDA_SYMBOL = re.compile(r"_{0,2}(cu|nv|nccl|Cu)|.*(nvshmem|cudnn)")
 CUDA_PACKAGE = re.compile(r"(nvidia|cuda|triton)[-\w]*")
+TEXT_OF_ERROR = re.compile(r"Get(Last)?(Error|Status)(String|Name)$")
 NO_DEVICE = 100  # cudaErrorNoDevice, CUDA_ERROR_NO_DEVICE
 
 
@@ -62,8 +63,10 @@ def write_stubs(folder: Path) -> dict[str, int]:
 
 def write_stub(path: Path, names: set[str], nodes: dict[str, set[str]]) -> None:
     """One library whose functions say that there is no device."""
-    function = '.globl "{0}"\n.type "{0}",@function\n"{0}":\n mov ${1},%eax\n ret\n'
-    body = "".join(function.format(name, NO_DEVICE) for name in sorted(names))
+    function = '.globl "{0}"\n.type "{0}",@function\n"{0}":\n {1}\n ret\n'
+    number, text = f"mov ${NO_DEVICE},%eax", "lea stub_text(%rip),%rax"
+    body = "".join(function.format(name, text if TEXT_OF_ERROR.search(name) else number) for name in sorted(names))
+    body += 'stub_text: .asciz "no CUDA device"\n'
     script = ""
     for node, inside in sorted(nodes.items()):
         listed = " ".join(f'"{name}";' for name in sorted(inside))

@@ -16,11 +16,18 @@ import torch.utils._pytree as torch_tree
 from . import _compat
 from ._signature import Leaf
 
-# Measured on a CPU: entering the mode, and passing one operation through it.
-_MODE_SECONDS, _OPERATION_SECONDS = 9e-6, 2e-6
-# What a copy takes, and each of its bytes: measured on a CPU, to fresh memory; on a GPU what its launch takes of the
-# host, and 2 TB/s each way, neither measured yet.
-_COPY_SECONDS = {"cpu": (0.0, 0.25e-9), "cuda": (8e-6, 1e-12)}
+
+class _Seconds(NamedTuple):
+    """What it takes to redirect, and to copy. On a GPU the first three are of the host."""
+
+    mode: float  # entering the dispatch mode
+    operation: float  # passing one operation through it
+    copy: float
+    byte: float  # of a copy
+
+
+# Measured on an AMD EPYC, to fresh memory, and on an H200 (`benchmarks/results/gpu.json`).
+_SECONDS = {"cpu": _Seconds(9e-6, 2e-6, 0.0, 0.25e-9), "cuda": _Seconds(28e-6, 5e-6, 10e-6, 0.5e-12)}
 
 
 class _Swap(NamedTuple):
@@ -171,6 +178,7 @@ class Redirected:
         with _Recorder() as recorder:
             results = self._call(*tensors)
         plan = {}
+        seconds = _SECONDS.get(tensors[0].device.type if tensors else "cpu", _SECONDS["cpu"])
         saved = 0.0
         obstacles = dict.fromkeys(range(len(self._outputs)), f"below {self._minimum} bytes")
         for index, (result, leaf) in enumerate(zip(results, self._outputs, strict=False)):
@@ -193,9 +201,8 @@ class Redirected:
                 plan[producer.position] = _Swap(
                     producer.operation, *overload, index, producer.arguments, producer.shape, producer.strides
                 )
-                once, each = _COPY_SECONDS.get(result.device.type, _COPY_SECONDS["cpu"])
-                saved += once + leaf.nbytes * each
-        worth_it = saved > _MODE_SECONDS + recorder.count * _OPERATION_SECONDS
+                saved += seconds.copy + leaf.nbytes * seconds.byte
+        worth_it = saved > seconds.mode + recorder.count * seconds.operation
         if not worth_it:
             too_dear = f"looking for what writes it among {recorder.count} operations costs more than the copy"
             obstacles.update((swap.output, too_dear) for swap in plan.values())
