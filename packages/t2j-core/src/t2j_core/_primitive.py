@@ -53,15 +53,22 @@ def _copy_into(destination: torch.Tensor, source: torch.Tensor) -> None:
     destination.copy_(source.detach(), non_blocking=True)
 
 
+_COPIED_TOGETHER = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
+_COPIED_TOGETHER |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
+
 def _copy_all(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    """Copy small tensors of a GPU, all contiguous, with one launch for each dtype."""
+    """Copy small tensors of a GPU, all contiguous, with one launch for each of the common dtypes."""
     by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for destination, source in zip(destinations, sources, strict=True):
-        group = by_dtype.setdefault(destination.dtype, ([], []))
-        group[0].append(destination)
-        group[1].append(source.detach())
-    for group in by_dtype.values():
-        torch._foreach_copy_(*group, non_blocking=True)
+        if destination.dtype not in _COPIED_TOGETHER:
+            _copy_into(destination, source)
+            continue
+        to, of = by_dtype.setdefault(destination.dtype, ([], []))
+        to.append(destination)
+        of.append(source.detach())
+    for to, of in by_dtype.values():
+        torch._foreach_copy_(to, of, non_blocking=True)
 
 
 _can_move = _compat.learn_storage_layout(_native.learn_storage_layout, _native.exchange_memory)
