@@ -16,7 +16,7 @@ PACKAGE = Path(t2j_autodiff.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_config", "_compat", "_kept", "_keywords"},
+    {"_errors", "_config", "_compat", "_kept", "_keywords", "_tickets"},
     {"_shared", "_forward_level"},
     {"_differentiate"},
     {"_forward_mode"},

@@ -171,9 +171,26 @@ def test_parameters_of_an_encoder_layer_in_eval_mode():
     jax.tree.map(lambda a, b: close(a.sum(0), b, 1e-3), each, expected)
 
 
-def test_attention_on_a_gpu_asks_for_gradients_and_that_on_the_cpu_does_not():
-    for device, found in (("meta", "scaled_dot_product_attention"), ("cpu", None)):
-        x = torch.ones(2, 4, 8, 16, device=device)
-        with _compat.GradientQuestions(hooks_only=False) as questions:
-            torch.nn.functional.scaled_dot_product_attention(x, x, value=x)
-        assert questions.found == found
+@pytest.mark.parametrize("kernel", ["efficient", "cudnn"])
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_attention_without_its_sums_is_noted(kernel, has_sums):
+    operation = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention").default
+    x = torch.empty(2, 4, 8, 16, device="meta")
+    with _compat.WrongInBatches() as wrong:
+        operation(x, x, x, None, has_sums)
+        operation(x, x, x, None, compute_log_sumexp=has_sums)
+    assert (wrong.attention is None) == has_sums
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_batch_of_attention_without_its_sums_is_not_recorded(monkeypatch):
+    # The attention of the CPU always has them: this one stands for it.
+    monkeypatch.setattr(_compat, "_ATTENTION_WITH_SUMS", {"aten._scaled_dot_product_flash_attention_for_cpu.default"})
+    monkeypatch.setattr(_compat, "_argument", lambda func, name, args, kwargs: False)
+    attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+    attention.requires_grad_(False)
+    f = torch2jax(lambda x: attention(x, x, x, need_weights=False)[0].square().sum())
+    x = jnp.asarray(torch.randn(3, 2, 40, 16).numpy())
+    expected = jax.vmap(jax.grad(torch2jax(lambda x: f.__wrapped__(x), residuals="recompute")))(x)
+    np.testing.assert_allclose(jax.vmap(jax.grad(f))(x), expected, rtol=1e-4, atol=1e-5)
+    assert "hides `requires_grad`" in f.explain()

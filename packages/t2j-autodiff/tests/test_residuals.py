@@ -770,6 +770,14 @@ def test_an_intermediate_that_is_overwritten_after_it_was_saved(residuals):
         jax.grad(torch2jax(overwrites, residuals=residuals))(jnp.asarray(x))
 
 
+_LIBRARY = torch.library.Library("t2j_residuals", "DEF")
+
+
+def _with_a_state_of_its_own():
+    _LIBRARY.define("noisy(Tensor x, float dropout_p=0.) -> (Tensor out, Tensor rng_state)")
+    return torch.ops.t2j_residuals.noisy.default
+
+
 @pytest.mark.parametrize(
     ("operation", "place"),
     [
@@ -778,6 +786,7 @@ def test_an_intermediate_that_is_overwritten_after_it_was_saved(residuals):
         (torch.ops.aten._scaled_dot_product_cudnn_attention.default, {6: True, 7: True}),
         (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default, {}),
         (torch.ops.aten.native_layer_norm.default, {}),
+        (_with_a_state_of_its_own(), {}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

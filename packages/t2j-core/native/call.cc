@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "handler.h"
 #include "loans.h"
 #include "state.h"
 
@@ -236,7 +237,7 @@ ffi::Error* take_python_error(const ffi::Api* api, PyObject* label) {
   PyErr_NormalizeException(&type, &value, &trace);
   if (value && trace) PyException_SetTraceback(value, trace);
   PyObject* report =
-      PyObject_CallFunctionObjArgs(hooks.report, label ? label : Py_None, value ? value : Py_None, nullptr);
+      PyObject_CallFunction(hooks.report, "OOi", label ? label : Py_None, value ? value : Py_None, call_depth());
   Py_XDECREF(type);
   Py_XDECREF(value);
   Py_XDECREF(trace);

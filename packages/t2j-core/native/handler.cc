@@ -50,12 +50,13 @@ struct PairedCall {
 };
 thread_local const PairedCall* paired_call = nullptr;
 
-// Tells what runs on this thread which paired call it is in: calls of one execution of a program on one device.
+// Tells what runs on this thread which paired call it is in: calls of one execution of a program on one device. A call
+// inside of another one is not paired.
 class Pairing {
  public:
   Pairing(ffi::CallFrame* frame, const Site& site, dl::Device device) : outer_(paired_call) {
     paired_call = nullptr;
-    if (site.pair < 0 || device.type == dl::kCPU) return;
+    if (site.pair < 0 || device.type == dl::kCPU || nested > 1) return;
     ffi::RunIdGet args{sizeof(ffi::RunIdGet), nullptr, frame->context, 0};
     if (frame->api->run_id_get(&args)) return;  // what cannot be told is read from the device
     call_ = {args.run_id, device.id, site.pair};
@@ -175,6 +176,8 @@ ffi::Error* execute(ffi::CallFrame* frame, dl::DeviceType type) noexcept {
 }
 
 }  // namespace
+
+int call_depth() { return nested; }
 
 PyObject* current_pair() {
   if (!paired_call) Py_RETURN_NONE;

@@ -14,6 +14,9 @@ ffi::Error* execute_cuda(ffi::CallFrame* frame) noexcept;
 ffi::Error* execute_rocm(ffi::CallFrame* frame) noexcept;
 ffi::Error* execute_nothing(ffi::CallFrame* frame) noexcept;  // the floor that benchmarks compare with
 
+// How many calls of torch functions this thread is inside of.
+int call_depth();
+
 // The paired call this thread is in, as (execution, device, pair): a new reference, None in any other. Needs the GIL.
 PyObject* current_pair();
 

@@ -139,7 +139,8 @@ bool Loans::is_same(size_t i, PyObject* first, PyObject* second, bool* same) {
     return succeeded(found);
   }
   if (!to_compare_) to_compare_ = PyList_New(0);
-  PyObject* item = to_compare_ ? Py_BuildValue("nOO", static_cast<Py_ssize_t>(i), first, second) : nullptr;
+  PyObject* is_private = checked_[i].original ? Py_True : Py_False;
+  PyObject* item = to_compare_ ? Py_BuildValue("nOOO", static_cast<Py_ssize_t>(i), is_private, first, second) : nullptr;
   bool ok = item && PyList_Append(to_compare_, item) == 0;
   Py_XDECREF(item);
   return ok;
@@ -151,24 +152,42 @@ bool Loans::compare_later() {
   return comparison != nullptr;
 }
 
-// Learns what the comparisons of earlier calls have shown, as far as the GPU has come.
+// Learns what the comparisons of earlier calls have shown, as far as the GPU has come: all of it, also where an error
+// is set, which is the first.
 bool Loans::read_comparisons() {
   std::vector<PyObject*> comparisons;
   comparisons.swap(site_.comparisons);  // the hooks may let another call of this site run
-  bool ok = true;
+  PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
   for (PyObject* comparison : comparisons) {
-    PyObject* operands = ok ? PyObject_CallOneArg(hooks.differing, comparison) : nullptr;
-    if (operands == Py_None) {
-      site_.comparisons.push_back(Py_NewRef(comparison));
-    } else {
-      ok = operands != nullptr;
-      for (Py_ssize_t i = 0; ok && i < PyTuple_GET_SIZE(operands); ++i)
-        ok = tell_written(PyLong_AsSize_t(PyTuple_GET_ITEM(operands, i)), true, true);
+    PyObject* operands = PyObject_CallOneArg(hooks.differing, comparison);
+    if (operands == Py_None) site_.comparisons.push_back(Py_NewRef(comparison));
+    if (!operands || (operands != Py_None && !tell_differing(operands))) {
+      if (type) {
+        PyErr_Clear();
+      } else {
+        PyErr_Fetch(&type, &value, &trace);
+      }
     }
     Py_XDECREF(operands);
     Py_DECREF(comparison);
   }
-  return ok;
+  if (type) PyErr_Restore(type, value, trace);
+  return type == nullptr;
+}
+
+// `operands` is a tuple of (operand, whether the call got a private copy of it).
+bool Loans::tell_differing(PyObject* operands) {
+  Py_ssize_t n = PyTuple_GET_SIZE(operands), operand;
+  int is_private;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    if (!PyArg_ParseTuple(PyTuple_GET_ITEM(operands, i), "np", &operand, &is_private)) return false;
+    copy_from_now_on(operand);
+  }
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    PyArg_ParseTuple(PyTuple_GET_ITEM(operands, i), "np", &operand, &is_private);
+    if (!tell_written(operand, is_private, true)) return false;
+  }
+  return true;
 }
 
 // Not where the user asked for an error at every call.

@@ -59,6 +59,7 @@ class Loans {
   bool is_same(size_t i, PyObject* first, PyObject* second, bool* same);
   bool compare_later();
   bool read_comparisons();
+  bool tell_differing(PyObject* operands);
   bool tell_written(size_t i, bool is_private, bool has_lent);
   void copy_from_now_on(size_t operand);
   PyObject* new_digest(size_t i);

@@ -129,6 +129,7 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "current_pair", [] { return py::reinterpret_steal<py::object>(current_pair()); },
       "The paired call that this thread is in: (execution, device, pair), or None.");
+  m.def("call_depth", &call_depth, "How many calls of torch functions this thread is inside of.");
   m.def("counters", &counters, "What is alive: call sites, calls with escaped tensors, calls in flight.");
   m.def("abi_layout", &abi_layout, "Sizes and offsets of the ABI declarations.");
   m.def(

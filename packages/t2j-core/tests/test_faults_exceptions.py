@@ -667,3 +667,23 @@ def test_an_error_of_fake_tensors_is_not_printed():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("raised")
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_that_a_function_has_handled_is_not_raised_by_its_call():
+    def fails(x):
+        raise KeyError("inner")
+
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+    inner, runs = jax.jit(torch2jax(fails, output_shapes=shape)), []
+
+    def handles(x):
+        runs.append(x.shape)
+        if len(runs) > 2:  # JAX is refused in its first call, and in the run before that
+            with pytest.raises(Exception, match="inner"):
+                inner(jnp.ones(3)).block_until_ready()
+
+    outer = torch2jax(handles, output_shapes=None, has_side_effect=True)
+    for _ in range(4):
+        assert outer(jnp.ones(3)) is None
+    jax.effects_barrier()
+    assert len(runs) > 2

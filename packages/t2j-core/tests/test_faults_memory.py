@@ -25,6 +25,8 @@ from t2j_core import (
     T2jWarning,
     TensorEscapeError,
     TensorMutationError,
+    _lending,
+    _primitive,
     j2t,
     last_error,
     module2jax,
@@ -1159,3 +1161,25 @@ def test_dropped_wrappers_are_freed():
     assert alive <= 10, "functions without a name must go; names stay registered"
     assert live_functions() - before <= 10
     assert counters()["live_sites"] - sites <= 10
+
+
+@pytest.mark.parametrize("differs_at", [None, 0, 5, 99])
+def test_blocks_are_compared_as_the_whole_is(monkeypatch, differs_at):
+    monkeypatch.setattr(_lending, "_blocks", lambda data: data.split(7))
+    first, second = torch.arange(25.0), torch.arange(25.0)
+    if differs_at is not None:
+        second.view(torch.uint8)[differs_at] ^= 1
+    same = differs_at is None
+    assert _lending.has_same_bits(first, second.untyped_storage()) == same
+    assert bool(_lending._are_same(*map(_lending._bytes_of, (first, second)))) == same
+    assert not _lending.has_same_bits(first, torch.ones(3))
+    assert not bool(_lending._are_same(first.view(torch.uint8), torch.ones(3, dtype=torch.uint8)))
+
+
+def test_results_that_are_copied_together_keep_their_bits():
+    names = ("float32", "float8_e5m2", "uint16", "uint32", "uint64", "bool", "complex64", "bfloat16", "int64")
+    sources = [torch.arange(6).to(getattr(torch, name)).reshape(2, 3) for name in names for _ in range(2)]
+    destinations = [torch.zeros_like(source) for source in sources]
+    _primitive._copy_all(destinations, [s.requires_grad_() if s.dtype == torch.float32 else s for s in sources])
+    for mine, other in zip(destinations, sources, strict=True):
+        assert mine.detach().view(torch.uint8).tolist() == other.detach().view(torch.uint8).tolist()

@@ -143,10 +143,9 @@ class _AtOnce:
         questions, wrong = _compat.GradientQuestions(hooks_only=self.shows_gradients), _compat.WrongInBatches()
         with questions if recorded else contextlib.nullcontext(), wrong:
             answers = self.run(*x)
-        if questions.found is not None:
-            raise HiddenGradientError(
-                f"`torch.func.vmap` hides `requires_grad`, and the function uses {questions.found}"
-            )
+        asked = questions.found or (wrong.attention if recorded and not self.shows_gradients else None)
+        if asked is not None:
+            raise HiddenGradientError(f"`torch.func.vmap` hides `requires_grad`, and the function uses {asked}")
         if wrong.found is not None:
             raise _NotFaithfulError(f"it batches {wrong.found} wrongly")
         return answers

@@ -202,14 +202,33 @@ _WRONG_NODES = {"CdistBackward0"}
 
 
 class WrongInBatches(DispatchMode):
-    """Notes an operation that `torch.func.vmap` batches wrongly, without an error."""
+    """Notes an operation that `torch.func.vmap` batches wrongly, without an error.
+
+    And attention without the logarithms of its sums, which only a backward needs. PyTorch leaves them out on a GPU
+    where no argument says that it requires a gradient (`compute_logsumexp` in
+    aten/src/ATen/native/transformers/attention.cpp), and the backward of cuDNN's kernel is then wrong without an error.
+    """
 
     found: str | None = None
+    attention: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if str(func) in _WRONG_IN_BATCHES:
             self.found = str(func)
+        if str(func) in _ATTENTION_WITH_SUMS and not _argument(func, "compute_log_sumexp", args, kwargs or {}):
+            self.attention = str(func)
         return func(*args, **(kwargs or {}))
+
+
+_ATTENTION_WITH_SUMS = {
+    "aten._scaled_dot_product_efficient_attention.default",
+    "aten._scaled_dot_product_cudnn_attention.default",
+}
+
+
+def _argument(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    position = next(i for i, argument in enumerate(func._schema.arguments) if argument.name == name)
+    return args[position] if position < len(args) else kwargs.get(name)
 
 
 def is_wrong_in_batches(edges: Iterable[Any]) -> bool:
@@ -233,9 +252,7 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
     """Notes what a function does that depends on `requires_grad`, which `torch.func.vmap` hides from it.
 
     In a batch that is recorded by autograd, a tensor says that it requires no gradient, takes a hook that is never
-    called, and an embedding forgets which index is padding. Attention on a GPU leaves out what only a backward needs
-    (`compute_logsumexp` in aten/src/ATen/native/transformers/attention.cpp), and that of cuDNN's kernel is then wrong
-    without an error. A checkpoint would run its part again outside of the batch.
+    called, and an embedding forgets which index is padding. A checkpoint would run its part again outside of the batch.
     """
 
     found: str | None = None
@@ -245,7 +262,7 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
         self.hooks_only = hooks_only
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asker, is_question = _asker(), func in _QUESTIONS or _is_special(func, args, kwargs or {})
+        asker, is_question = _asker(), func in _QUESTIONS or _is_special_embedding(func, args, kwargs or {})
         if self.hooks_only:
             self.found = "register_hook" if func is torch.Tensor.register_hook else self.found
         elif asker == "torch.utils.checkpoint":
@@ -277,10 +294,7 @@ _EMBEDDINGS = {
 }
 
 
-def _is_special(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether it is an embedding, or an attention, that depends on `requires_grad` with these arguments."""
-    if func is torch.nn.functional.scaled_dot_product_attention:
-        return any(isinstance(t, torch.Tensor) and t.device.type != "cpu" for t in (*args, *kwargs.values()))
+def _is_special_embedding(func: Any, args: Any, kwargs: Any) -> bool:
     if func not in _EMBEDDINGS:
         return False
     given = _EMBEDDINGS[func].bind(*args, **kwargs).arguments

@@ -207,9 +207,11 @@ def _is_of_no_dropout(node: Any) -> bool:
         return False
     call, index = node.args
     schema = getattr(call.target, "_schema", None)
-    if schema is None or schema.returns[index].name not in _OF_DROPOUT:
+    if schema is None or call.target.namespace != "aten" or schema.returns[index].name not in _OF_DROPOUT:
         return False
     names = [argument.name for argument in schema.arguments]
+    if "dropout_p" not in names:
+        return False
     given = dict(zip(names, call.args, strict=False)) | call.kwargs
     if given.get("dropout_p", 0.0):
         raise NotImplementedError("an attention with dropout keeps its random numbers on the host")

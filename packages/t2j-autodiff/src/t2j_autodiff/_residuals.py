@@ -20,7 +20,6 @@ import torch
 from t2j_core import T2jWarning
 from t2j_core.extend import (
     Leaf,
-    current_pair,
     generator_states,
     modules_in_use,
     numbers_in,
@@ -29,7 +28,7 @@ from t2j_core.extend import (
     warn,
 )
 
-from . import _compat
+from . import _compat, _tickets
 from ._batching import HiddenGradientError, Levels, with_batch_axes
 from ._config import residual_limit
 from ._differentiate import Flat, first_line
@@ -41,8 +40,7 @@ logger = logging.getLogger("t2j_autodiff")
 
 NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
 _MUCH = 16
-_NO_GRAPH = 0
-_SEVERAL = -1  # forwards have run since a backward of their pair did
+_NO_GRAPH = _tickets.NOTHING
 _LEAST_BYTES = 4096  # what a graph weighs at least
 _CHECKS = 3  # how many runs are watched for random numbers
 
@@ -110,7 +108,6 @@ class LiveGraphs:
         self.shared = shared
         self.label = label
         self.shelf = Shelf(_kept)
-        self._left: dict[tuple[int, int, int], int] = {}  # by each forward for the backward of its pair: a number
         self.reason_not_kept: str | None = None
         self.reason_no_batch_is_kept: str | None = None
         self.is_reversed = False  # a backward has been asked for
@@ -153,7 +150,7 @@ class LiveGraphs:
             if self._is_wanted(x, levels) and not _compat.in_transform():
                 number, y = self._record(f, x, levels, sizes)
             answer = plain(*x) if y is None else y
-            self._leave(number)
+            _tickets.leave(number)
             return (*answer, torch.full(sizes, number, dtype=torch.int32, device=x[0].device))
 
         return run
@@ -345,28 +342,10 @@ class LiveGraphs:
 
     def take(self, number: torch.Tensor) -> _Graph | None:
         """Remove a kept graph."""
-        value = self._left_on_host()
-        if value == _SEVERAL and self.shelf and number.numel():
+        value = _tickets.take()
+        if value == _tickets.UNKNOWN and self.shelf and number.numel():
             value = numbers_in(number)[0]
         return _kept.take(self.shelf, value) if value > _NO_GRAPH else None
-
-    # On a GPU, reading the number waits until all work before it is done. Where JAX has lowered a forward and its
-    # backward into one block of a program, they are a pair: the forward leaves the number on the host too. It counts
-    # if exactly one forward of the pair has run since the last backward, because XLA may merge, hoist or repeat calls.
-
-    def _leave(self, number: int) -> None:
-        pair = current_pair()
-        if pair is not None and remember(self._left, pair, number) != number:
-            self._left[pair] = _SEVERAL
-
-    def _left_on_host(self) -> int:
-        pair = current_pair()
-        if pair is None:
-            return _SEVERAL
-        value = self._left.get(pair, _SEVERAL)
-        if value != _SEVERAL:
-            self._left.pop(pair, None)
-        return value
 
 
 def _edge_to(t: torch.Tensor) -> torch.autograd.graph.GradientEdge:

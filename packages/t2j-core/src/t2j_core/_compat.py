@@ -210,11 +210,21 @@ def keep_alive(ctx: Any, value: object) -> None:
     ctx.module_context.add_keepalive(value)
 
 
-def register_lowering(primitive: Any, rule: Any, platform: str, *, one_by_one: bool) -> None:
-    """Register how calls are lowered for a platform: equal ones once, or, as jax before 0.7 always does, one by one."""
+def register_lowering(primitive: Any, rule: Any, *, one_by_one: bool) -> None:
+    """Register how calls are lowered, for all platforms: equal ones once, or one by one, as jax before 0.7 always does.
+
+    Rules for single platforms fail where calls are lowered one by one for several: `lower_per_platform` in
+    jax/_src/interpreters/mlir.py adds a tuple to a list then.
+    """
     has_cache = "cacheable" in inspect.signature(mlir.register_lowering).parameters
-    options = {"cacheable": False} if one_by_one and has_cache else {}
-    mlir.register_lowering(primitive, rule, platform=platform, **options)
+    options: Any = {"cacheable": False} if one_by_one and has_cache else {}
+    mlir.register_lowering(primitive, rule, **options)
+
+
+def platforms_of(ctx: Any) -> Sequence[str]:
+    """The platforms that are being lowered for."""
+    platforms: Sequence[str] = ctx.platforms or ctx.module_context.platforms
+    return platforms
 
 
 def paired(ctx: Any, operand: Any, target: str) -> dict[str, Any]:

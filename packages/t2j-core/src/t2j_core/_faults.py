@@ -151,8 +151,11 @@ def note_several_devices(name: str) -> None:
     remember(_on_several_devices, name, None)
 
 
-def report(signature: Signature | None, error: BaseException) -> tuple[int, str]:
-    """Keep an exception for `last_error` and word it for XLA: (status code, message)."""
+def report(signature: Signature | None, error: BaseException, depth: int = 1) -> tuple[int, str]:
+    """Keep an exception for `last_error` and word it for XLA: (status code, message).
+
+    It was raised in a call inside of `depth - 1` others of this thread.
+    """
     if signature is not None:
         error = as_jax_inside(signature.name, error) or error
         note_numbers(error, signature.key)
@@ -161,7 +164,7 @@ def report(signature: Signature | None, error: BaseException) -> tuple[int, str]
     _clear_frames(error)
     hide_own_frames(error)
     text, summary = _worded(error)
-    number = keep(error)
+    number = keep(error, depth)
     if len(text) > _LIMIT:
         text = f"{text[: _LIMIT // 2]}\n  [...]\n{text[-_LIMIT // 2 :]}"
     name = signature.name if signature else "a torch function"

@@ -80,40 +80,51 @@ Memory = torch.Tensor | torch.UntypedStorage
 def has_same_bits(first: Memory, second: Memory) -> bool:
     """Whether a copy still holds what the operand holds, or one digest what another does. On a GPU this waits."""
     one, other = _bytes_of(first), _bytes_of(second)
-    return one.shape == other.shape and torch.equal(one, other)
+    return one.shape == other.shape and all(map(torch.equal, _blocks(one), _blocks(other)))
 
 
 class _Comparison(NamedTuple):
     """Comparisons that a GPU makes."""
 
-    operands: list[int]
+    operands: list[tuple[int, bool]]
     are_same: torch.Tensor  # bool, one for each operand, in memory of the host
     done: torch.cuda.Event
 
 
-def compare_later(pairs: Sequence[tuple[int, Memory, Memory]]) -> _Comparison:
-    """Let the GPU compare pairs of memory, each of an operand, behind the work of the call."""
-    found = [_are_same(_bytes_of(first), _bytes_of(second)) for _, first, second in pairs]
+def compare_later(pairs: Sequence[tuple[int, bool, Memory, Memory]]) -> _Comparison:
+    """Let the GPU compare pairs of memory, each of an operand, behind the work of the call.
+
+    With each operand comes whether the call got a private copy of it.
+    """
+    found = [_are_same(_bytes_of(first), _bytes_of(second)) for *_, first, second in pairs]
     are_same = torch.empty(len(found), dtype=torch.bool, pin_memory=True)
     are_same.copy_(torch.stack(found), non_blocking=True)
     done = torch.cuda.Event()
     done.record()
-    return _Comparison([operand for operand, _, _ in pairs], are_same, done)
+    return _Comparison([(operand, is_private) for operand, is_private, *_ in pairs], are_same, done)
 
 
 def _are_same(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """As `torch.equal`, whose answer is a `bool` and therefore waited for."""
+    """As `torch.equal`, which returns a `bool` and therefore waits."""
     if first.shape != second.shape:
         return torch.zeros((), dtype=torch.bool, device=first.device)
-    return (first == second).all()
+    return torch.stack([(a == b).all() for a, b in zip(_blocks(first), _blocks(second), strict=True)]).all()
 
 
-def differing(comparison: _Comparison) -> tuple[int, ...] | None:
-    """The operands whose bytes differ; None while the GPU has not come so far."""
+def differing(comparison: _Comparison) -> tuple[tuple[int, bool], ...] | None:
+    """The operands whose bytes differ, as they came; None while the GPU has not come so far."""
     if not comparison.done.query():
         return None
     pairs = zip(comparison.operands, comparison.are_same.tolist(), strict=True)
     return tuple(operand for operand, is_same in pairs if not is_same)
+
+
+_BLOCK = 1 << 24
+
+
+def _blocks(data: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Parts to compare: on a GPU a comparison needs as much memory again."""
+    return data.split(_BLOCK) if data.is_cuda else (data,)
 
 
 def _bytes_of(memory: Memory) -> torch.Tensor:

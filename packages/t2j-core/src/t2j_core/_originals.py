@@ -36,6 +36,7 @@ class _OfThread(threading.local):
     def __init__(self) -> None:
         self.kept: dict[int, BaseException] = {}
         self.newest = 0  # the number of the last one that was kept here
+        self.depth = 0  # how many calls of this thread were inside of each other when it was raised
 
 
 of_thread = _OfThread()
@@ -47,14 +48,14 @@ def raises_originals(function: _F) -> _F:
     return function
 
 
-def keep(error: BaseException) -> int:
+def keep(error: BaseException, depth: int = 1) -> int:
     """Keep an exception for whoever owns the call, and for `last_error`: its number."""
     global _newest
     number = next(_numbers)
     _newest = error
     if _is_in_eager_call():
         remember(of_thread.kept, number, error, _MOST_OF_THREAD)
-        of_thread.newest = number
+        of_thread.newest, of_thread.depth = number, depth
     elif config.kept_errors:
         remember(_kept, number, error, config.kept_errors)
     return number
@@ -86,8 +87,13 @@ def original_of(error: BaseException) -> BaseException | None:
     return table.pop(number, None)
 
 
-def raise_late(results: Any) -> None:
-    """Raise the error of an eager call that has kept an exception (`of_thread.newest` has changed) and returned."""
+def raise_late(results: Any, depth: int) -> None:
+    """Raise the error of an eager call that has kept an exception (`of_thread.newest` has changed) and returned.
+
+    The call was made inside of `depth` others. What those inside of it have raised, it has handled.
+    """
+    if of_thread.depth != depth + 1:
+        return
     jax.block_until_ready(results)
     if not jax.tree.leaves(results):  # there is nothing to await
         error = of_thread.kept.pop(of_thread.newest, None)

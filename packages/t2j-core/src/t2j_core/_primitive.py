@@ -27,6 +27,7 @@ from ._torchfn import TorchFn, WeakFn, claim, resolve, strong
 
 _TARGET = "t2j_torch_call"
 _NOTHING = "t2j_nothing"
+_NATIVE = {"cpu", "cuda", "rocm"}  # platforms that have the handler; on others torch runs on the host
 
 # --- the native side -----------------------------------------------------------------------------------------------
 
@@ -124,6 +125,7 @@ atexit.register(_native.close_gate)
 _compat.after_fork(_native.after_fork)
 
 counters: Callable[[], dict[str, int]] = _native.counters
+call_depth: Callable[[], int] = _native.call_depth
 current_pair: Callable[[], tuple[int, int, int] | None] = _native.current_pair
 uses_exchange_api = _native.uses_exchange_api
 abi_layout: Callable[[], dict[str, int]] = _native.abi_layout
@@ -139,7 +141,7 @@ def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
             results: list[Any] = _jitted(fn)(*operands)
             hold_until_ready(fn, results)
             if of_thread.newest != newest:
-                raise_late(results)
+                raise_late(results, call_depth())
             return results
     except _compat.XLA_ERRORS as error:
         failure = original_of(error)
@@ -179,7 +181,10 @@ def _abstract(*operands: Any, fn: TorchFn | WeakFn) -> tuple[list[Any], frozense
     return results, _compat.side_effects if fn.has_side_effect else frozenset()
 
 
-def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn, platform: str) -> Sequence[Any]:
+def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
+    platforms = set(_compat.platforms_of(ctx))
+    if not platforms <= _NATIVE:
+        return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
     bound, own, fn = fn, isinstance(fn, WeakFn), strong(fn)
     attributes = {"id": np.int64(bound.id), "call": "" if own else fn.key}
     if _compat.is_exporting(ctx):
@@ -189,7 +194,7 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn, platform: str) -> Seq
         if not own:
             _compat.keep_alive(ctx, fn)
             claim(fn)
-            if platform != "cpu" and fn.ticket is not None:
+            if fn.ticket is not None and platforms in ({"cuda"}, {"rocm"}):
                 attributes |= _compat.paired(ctx, operands[fn.ticket], _TARGET)
         if _compat.devices_of(ctx) > 1:
             _faults.note_several_devices(fn.signature.name)
@@ -215,10 +220,6 @@ def _partly_manual(fn: TorchFn) -> ShardingError:
     )
 
 
-def _lower_to_host(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
-    return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
-
-
 def _jet(primals: Any, series: Any, *, fn: TorchFn) -> Any:
     raise TransformError(
         describe(
@@ -237,10 +238,7 @@ def call_primitive(name: str, *, takes_tickets: bool = False) -> Any:
     primitive.multiple_results = True
     primitive.def_impl(_impl)
     primitive.def_effectful_abstract_eval(_abstract)
-    _compat.mlir.register_lowering(primitive, _lower_to_host)
-    for platform in ("cpu", "cuda", "rocm"):
-        rule = functools.partial(_lower, platform=platform)
-        _compat.register_lowering(primitive, rule, platform, one_by_one=takes_tickets)
+    _compat.register_lowering(primitive, _lower, one_by_one=takes_tickets)
     _compat.register_jet(primitive, _jet)
     return primitive
 

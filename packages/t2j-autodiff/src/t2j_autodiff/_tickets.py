@@ -1,0 +1,62 @@
+"""Where a GPU's forward leaves the number of its kept graph on the host, for the derivative that it makes a pair with.
+
+Reading the number from the device waits until all work before it is done. JAX lowers a forward and its derivative into
+one block of a program, where both get the number of their pair. But XLA inlines functions that are called twice and
+unrolls loops, so several forwards of a program may have the same pair, in any order with their derivatives. So a number
+left here counts only while a single forward of the pair has run in the execution. It must be that of the derivative
+then, whose own forward has run.
+
+An execution runs on one thread for each device, so each thread has its own table. While a call of one execution runs, a
+signal handler or a finalizer may run others: the table remembers the last few.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from t2j_core.extend import current_pair
+
+UNKNOWN = -1
+NOTHING = 0
+_MOST_NESTED = 16
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.executions: dict[tuple[int, int], dict[Any, int]] = {}  # the one used last is the last
+
+    def numbers(self, execution: tuple[int, int]) -> dict[Any, int]:
+        """What forwards of an execution have left, by pair."""
+        found = self.executions.pop(execution, None)
+        if found is None:
+            found = {}
+            while len(self.executions) >= _MOST_NESTED:
+                self.executions.pop(next(iter(self.executions)), None)
+        self.executions[execution] = found
+        return found
+
+
+_of_thread = _OfThread()
+
+
+def leave(number: int) -> None:
+    """Leave a number for the derivative of this call's pair, if it has one."""
+    pair = current_pair()
+    if pair is not None:
+        *execution, key = pair
+        numbers = _of_thread.numbers((execution[0], execution[1]))
+        numbers[key] = UNKNOWN if key in numbers else number
+
+
+def take() -> int:
+    """The number that this call's forward has left, once; then `NOTHING`. `UNKNOWN` if only the device can tell."""
+    pair = current_pair()
+    if pair is None:
+        return UNKNOWN
+    *execution, key = pair
+    numbers = _of_thread.numbers((execution[0], execution[1]))
+    number = numbers.get(key, UNKNOWN)
+    if number != UNKNOWN:
+        numbers[key] = NOTHING
+    return number
