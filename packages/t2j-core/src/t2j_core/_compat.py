@@ -230,8 +230,8 @@ def platforms_of(ctx: Any) -> Sequence[str]:
 def paired(ctx: Any, operand: Any, target: str) -> dict[str, Any]:
     """Attributes that a call being lowered shares with the one that `operand` comes from, if that is one of `target`.
 
-    The number of a pair is its own in this module, and the same wherever the module is lowered again. None where the
-    operand comes from another block: what a loop or a branch hands over belongs to no one call.
+    The number of a pair is its own in this module, and the same wherever the module is lowered again. There are no such
+    attributes where the operand comes from another block: what a loop or a branch hands over belongs to no one call.
     """
     ir = mlir.ir
     maker = operand.owner
