@@ -234,8 +234,9 @@ def paired(ctx: Any, operand: Any, target: str) -> dict[str, Any]:
     attributes where the operand comes from another block: what a loop or a branch hands over belongs to no one call.
     """
     ir = mlir.ir
-    maker = operand.owner
-    if isinstance(maker, ir.Block) or maker.operation.block != ir.InsertionPoint.current.block:
+    maker, surrounding = operand.owner, ir.InsertionPoint.current.block.owner
+    # Every region of JAX's has one block. (jax 0.6: an operation does not tell its block.)
+    if isinstance(maker, ir.Block) or maker.operation.parent.operation != surrounding.operation:
         return {}
     attributes = maker.operation.attributes
     if "call_target_name" not in attributes or ir.StringAttr(attributes["call_target_name"]).value != target:
@@ -243,7 +244,8 @@ def paired(ctx: Any, operand: Any, target: str) -> dict[str, Any]:
     items: Any = ir.DictAttr(attributes["mhlo.backend_config"])
     config = {item.name: item.attr for item in items}
     if "pair" not in config:
-        config["pair"] = mlir.ir_attribute(np.int64(len(ctx.module_context.keepalives)))
+        number = len(ctx.module_context.keepalives)
+        config["pair"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
         attributes["mhlo.backend_config"] = ir.DictAttr.get(config)
     return {"pair": np.int64(ir.IntegerAttr(config["pair"]).value)}
 
