@@ -206,13 +206,14 @@ class Race:
 
 
 def _calibrate(call: Call, pace: Pace) -> int:
-    """Warm `call` up and return how many calls fill one sample."""
-    count, end = 0, time.perf_counter() + pace.warmup
-    start = time.perf_counter()
-    while count < 2 or time.perf_counter() < end:
+    """Warm `call` up and return how many calls fill one sample. The first calls may take longer than others."""
+    clock, seconds = time.perf_counter, []
+    end = clock() + pace.warmup
+    while len(seconds) < 3 or clock() < end:
+        start = clock()
         call()
-        count += 1
-    return max(1, round(pace.sample * count / (time.perf_counter() - start)))
+        seconds.append(clock() - start)
+    return max(1, round(pace.sample / statistics.median(seconds)))
 
 
 def _sample(call: Call, count: int) -> float:
