@@ -186,7 +186,7 @@ def test_attention_without_its_sums_is_noted(kernel, has_sums):
 def test_a_batch_of_attention_without_its_sums_is_not_recorded(monkeypatch):
     # The attention of the CPU always has them: this one stands for it.
     monkeypatch.setattr(_compat, "_ATTENTION_WITH_SUMS", {"aten._scaled_dot_product_flash_attention_for_cpu.default"})
-    monkeypatch.setattr(_compat, "_argument", lambda func, name, args, kwargs: False)
+    monkeypatch.setattr(_compat, "argument_of", lambda func, name, args, kwargs: False)
     attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
     attention.requires_grad_(False)
     f = torch2jax(lambda x: attention(x, x, x, need_weights=False)[0].square().sum())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from _counted import Counted, in_jnp
 from t2j_autodiff import (
     PerformanceWarning,
     T2jWarning,
@@ -38,21 +39,6 @@ def nothing_kept():
     clear_residuals()
     yield
     clear_residuals()
-
-
-class Counted:
-    """A torch function that counts its runs on data."""
-
-    def __init__(self):
-        self.runs = 0
-
-    def __call__(self, x):
-        self.runs += not x.is_meta
-        return torch.tanh(x).exp().sum()
-
-
-def in_jnp(x):
-    return jnp.exp(jnp.tanh(x)).sum()
 
 
 def run_twice(x, f):

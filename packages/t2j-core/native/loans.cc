@@ -22,6 +22,28 @@ bool reserve(int64_t bytes) {
   return false;
 }
 
+// Keeps the first of several Python errors while work goes on.
+class FirstError {
+ public:
+  // Takes the error that is set.
+  void take() {
+    if (type_) {
+      PyErr_Clear();
+    } else {
+      PyErr_Fetch(&type_, &value_, &trace_);
+    }
+  }
+  // False with the first error set, if there was one.
+  bool none() {
+    if (!type_) return true;
+    PyErr_Restore(type_, value_, trace_);
+    return false;
+  }
+
+ private:
+  PyObject *type_ = nullptr, *value_ = nullptr, *trace_ = nullptr;
+};
+
 // False with a Python error set if the call failed.
 bool succeeded(PyObject* owned) {
   Py_XDECREF(owned);
@@ -157,37 +179,28 @@ bool Loans::compare_later() {
 bool Loans::read_comparisons() {
   std::vector<PyObject*> comparisons;
   comparisons.swap(site_.comparisons);  // the hooks may let another call of this site run
-  PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
+  FirstError error;
   for (PyObject* comparison : comparisons) {
     PyObject* operands = PyObject_CallOneArg(hooks.differing, comparison);
     if (operands == Py_None) site_.comparisons.push_back(Py_NewRef(comparison));
-    if (!operands || (operands != Py_None && !tell_differing(operands))) {
-      if (type) {
-        PyErr_Clear();
-      } else {
-        PyErr_Fetch(&type, &value, &trace);
-      }
-    }
+    if (!operands || (operands != Py_None && !tell_differing(operands))) error.take();
     Py_XDECREF(operands);
     Py_DECREF(comparison);
   }
-  if (type) PyErr_Restore(type, value, trace);
-  return type == nullptr;
+  return error.none();
 }
 
 // `operands` is a tuple of (operand, whether the call got a private copy of it).
 bool Loans::tell_differing(PyObject* operands) {
-  Py_ssize_t n = PyTuple_GET_SIZE(operands), operand;
-  int is_private;
-  for (Py_ssize_t i = 0; i < n; ++i) {
-    if (!PyArg_ParseTuple(PyTuple_GET_ITEM(operands, i), "np", &operand, &is_private)) return false;
-    copy_from_now_on(operand);
+  FirstError error;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(operands); ++i) {
+    Py_ssize_t operand;
+    int is_private;
+    if (!PyArg_ParseTuple(PyTuple_GET_ITEM(operands, i), "np", &operand, &is_private) ||
+        !tell_written(operand, is_private, true))
+      error.take();
   }
-  for (Py_ssize_t i = 0; i < n; ++i) {
-    PyArg_ParseTuple(PyTuple_GET_ITEM(operands, i), "np", &operand, &is_private);
-    if (!tell_written(operand, is_private, true)) return false;
-  }
-  return true;
+  return error.none();
 }
 
 // Not where the user asked for an error at every call.
@@ -272,21 +285,16 @@ bool Loans::move(const Held& held) {
 }
 
 bool Loans::move_all() {
-  PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
+  FirstError error;
   for (const Held& held : held_) {
     if (held.kind == Held::kPrivate || held.kind == Held::kOwnResult || move(held)) continue;
-    if (type) {
-      PyErr_Clear();
-    } else {
-      PyErr_Fetch(&type, &value, &trace);
-    }
+    error.take();
     if (held.kind == Held::kOperand) copy_from_now_on(held.index);
     if (held.kind == Held::kResult && site_.may_keep_results)
       succeeded(PyObject_CallOneArg(hooks.stop_redirecting, site_.target));
     PyErr_Clear();
   }
-  if (type) PyErr_Restore(type, value, trace);
-  return type == nullptr;
+  return error.none();
 }
 
 // Where the garbage collector had to free a tensor, the next calls rather pay for a copy than for a collection.

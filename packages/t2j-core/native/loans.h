@@ -90,7 +90,7 @@ class Loans {
   std::vector<PyObject*> tensors_;
   std::vector<Checked> checked_;  // one for each operand in a checked call, else none
   std::vector<Held> held_;
-  PyObject* to_compare_ = nullptr;  // a list of (operand, bytes, bytes), where a GPU compares later
+  PyObject* to_compare_ = nullptr;  // what the hook `compare_later` takes, where a GPU compares later
   int64_t reserved_ = 0;
 };
 

@@ -46,7 +46,7 @@ struct Site {
   PyObject* label = nullptr;    // for the hooks that word errors
   PyObject* lending = nullptr;  // for the hooks that learn how operands are to be handed over
   std::vector<Operand> operands, results;
-  int64_t pair = -1;              // of calls in one program where one finds what the other has left behind, a number
+  int64_t pair = -1;              // the number of the pair of calls it belongs to, in the program: see `current_pair`
   bool single = false;            // the target returns a tensor, not a tuple
   bool pass_results = false;      // the target is handed tensors over the result buffers
   bool may_keep_results = false;  // ... without its knowledge, so it may keep them

@@ -177,10 +177,8 @@ class _AtOnceOrInTurn:
         except Exception as error:
             if _compat.in_transform():  # the outermost batch decides
                 raise
-            if self.kind == "record" and isinstance(error, HiddenGradientError):
-                raise
             is_short = isinstance(error, OUT_OF_MEMORY)
-            if self.kind == "record" and is_short:  # a recording is repeated, or left out
+            if self.kind == "record" and (is_short or isinstance(error, HiddenGradientError)):  # it can be left out
                 raise
             if shared.options.vmap_randomness == "error" and "randomness" in str(error):  # which was asked for
                 raise

@@ -215,7 +215,7 @@ class WrongInBatches(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if str(func) in _WRONG_IN_BATCHES:
             self.found = str(func)
-        if str(func) in _ATTENTION_WITH_SUMS and not _argument(func, "compute_log_sumexp", args, kwargs or {}):
+        if str(func) in _ATTENTION_WITH_SUMS and not argument_of(func, "compute_log_sumexp", args, kwargs or {}):
             self.attention = str(func)
         return func(*args, **(kwargs or {}))
 
@@ -226,9 +226,12 @@ _ATTENTION_WITH_SUMS = {
 }
 
 
-def _argument(func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    position = next(i for i, argument in enumerate(func._schema.arguments) if argument.name == name)
-    return args[position] if position < len(args) else kwargs.get(name)
+def argument_of(operation: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """What an operation gets for an argument, or its default; None if it has no argument of that name."""
+    for position, argument in enumerate(operation._schema.arguments):
+        if argument.name == name:
+            return args[position] if position < len(args) else kwargs.get(name, argument.default_value)
+    return None
 
 
 def is_wrong_in_batches(edges: Iterable[Any]) -> bool:

@@ -138,14 +138,12 @@ class Graphs:
                 for i, order in zip(self._differentiated, self._tangent_orders, strict=True)
             ]
             own = (t.permute(_inverse(order)) for t, order in zip(a[n:m], self._orders, strict=True))
-            unused = {k: torch.empty(t.shape, dtype=t.dtype, device=a[0].device) for k, t in self._unused.items()}
-            saved = [
-                a[self._inputs[k]] if k in self._inputs else unused[k] if k in unused else next(own)
-                for k in range(self._count)
-            ]
+            saved = {k: a[i] for k, i in self._inputs.items()}
+            saved |= zip(self._own, own, strict=True)
+            saved |= {k: torch.empty(t.shape, dtype=t.dtype, device=a[0].device) for k, t in self._unused.items()}
             _, backward = self._on(a[0].device)
             with torch.no_grad():
-                grads = backward(*saved, *cotangents)
+                grads = backward(*(saved[k] for k in range(self._count)), *cotangents)
             of_ins = dict(zip(range(n), grads, strict=True))
             return tuple(
                 torch.zeros_like(a[i]) if of_ins[i] is None else _compat.conj(_compat.materialised(of_ins[i]))
@@ -209,13 +207,10 @@ def _is_of_no_dropout(node: Any) -> bool:
     schema = getattr(call.target, "_schema", None)
     if schema is None or call.target.namespace != "aten" or schema.returns[index].name not in _OF_DROPOUT:
         return False
-    names = [argument.name for argument in schema.arguments]
-    if "dropout_p" not in names:
-        return False
-    given = dict(zip(names, call.args, strict=False)) | call.kwargs
-    if given.get("dropout_p", 0.0):
+    dropout = _compat.argument_of(call.target, "dropout_p", call.args, call.kwargs)
+    if dropout:
         raise NotImplementedError("an attention with dropout keeps its random numbers on the host")
-    return True
+    return dropout is not None
 
 
 def _moved(module: Any, traced_on: torch.device, device: torch.device) -> Any:

@@ -18,15 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from t2j_core import T2jWarning
-from t2j_core.extend import (
-    Leaf,
-    generator_states,
-    modules_in_use,
-    numbers_in,
-    remember,
-    storage_uses,
-    warn,
-)
+from t2j_core.extend import Leaf, generator_states, modules_in_use, numbers_in, remember, storage_uses, warn
 
 from . import _compat, _tickets
 from ._batching import HiddenGradientError, Levels, with_batch_axes

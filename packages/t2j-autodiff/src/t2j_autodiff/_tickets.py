@@ -13,7 +13,6 @@ signal handler or a finalizer may run others: the table remembers the last few.
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 from t2j_core.extend import current_pair
 
@@ -24,9 +23,9 @@ _MOST_NESTED = 16
 
 class _OfThread(threading.local):
     def __init__(self) -> None:
-        self.executions: dict[tuple[int, int], dict[Any, int]] = {}  # the one used last is the last
+        self.executions: dict[tuple[int, int], dict[int, int]] = {}  # the one used last is the last
 
-    def numbers(self, execution: tuple[int, int]) -> dict[Any, int]:
+    def numbers(self, execution: tuple[int, int]) -> dict[int, int]:
         """What forwards of an execution have left, by pair."""
         found = self.executions.pop(execution, None)
         if found is None:
@@ -42,21 +41,19 @@ _of_thread = _OfThread()
 
 def leave(number: int) -> None:
     """Leave a number for the derivative of this call's pair, if it has one."""
-    pair = current_pair()
-    if pair is not None:
-        *execution, key = pair
-        numbers = _of_thread.numbers((execution[0], execution[1]))
-        numbers[key] = UNKNOWN if key in numbers else number
+    if (call := current_pair()) is not None:
+        run, device, pair = call
+        numbers = _of_thread.numbers((run, device))
+        numbers[pair] = UNKNOWN if pair in numbers else number
 
 
 def take() -> int:
     """The number that this call's forward has left, once; then `NOTHING`. `UNKNOWN` if only the device can tell."""
-    pair = current_pair()
-    if pair is None:
+    if (call := current_pair()) is None:
         return UNKNOWN
-    *execution, key = pair
-    numbers = _of_thread.numbers((execution[0], execution[1]))
-    number = numbers.get(key, UNKNOWN)
+    run, device, pair = call
+    numbers = _of_thread.numbers((run, device))
+    number = numbers.get(pair, UNKNOWN)
     if number != UNKNOWN:
-        numbers[key] = NOTHING
+        numbers[pair] = NOTHING
     return number

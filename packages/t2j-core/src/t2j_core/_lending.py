@@ -80,7 +80,7 @@ Memory = torch.Tensor | torch.UntypedStorage
 def has_same_bits(first: Memory, second: Memory) -> bool:
     """Whether a copy still holds what the operand holds, or one digest what another does. On a GPU this waits."""
     one, other = _bytes_of(first), _bytes_of(second)
-    return one.shape == other.shape and all(map(torch.equal, _blocks(one), _blocks(other)))
+    return bool(_are_same(one, other)) if one.is_cuda else torch.equal(one, other)
 
 
 class _Comparison(NamedTuple):
@@ -104,11 +104,15 @@ def compare_later(pairs: Sequence[tuple[int, bool, Memory, Memory]]) -> _Compari
     return _Comparison([(operand, is_private) for operand, is_private, *_ in pairs], are_same, done)
 
 
+_BLOCK = 1 << 24
+
+
 def _are_same(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """As `torch.equal`, which returns a `bool` and therefore waits."""
+    """As `torch.equal`, which returns a `bool` and therefore waits, and needs as much memory again on a GPU."""
     if first.shape != second.shape:
         return torch.zeros((), dtype=torch.bool, device=first.device)
-    return torch.stack([(a == b).all() for a, b in zip(_blocks(first), _blocks(second), strict=True)]).all()
+    blocks = zip(first.split(_BLOCK), second.split(_BLOCK), strict=True)
+    return torch.stack([(a == b).all() for a, b in blocks]).all()
 
 
 def differing(comparison: _Comparison) -> tuple[tuple[int, bool], ...] | None:
@@ -117,14 +121,6 @@ def differing(comparison: _Comparison) -> tuple[tuple[int, bool], ...] | None:
         return None
     pairs = zip(comparison.operands, comparison.are_same.tolist(), strict=True)
     return tuple(operand for operand, is_same in pairs if not is_same)
-
-
-_BLOCK = 1 << 24
-
-
-def _blocks(data: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Parts to compare: on a GPU a comparison needs as much memory again."""
-    return data.split(_BLOCK) if data.is_cuda else (data,)
 
 
 def _bytes_of(memory: Memory) -> torch.Tensor:

@@ -87,13 +87,8 @@ def original_of(error: BaseException) -> BaseException | None:
     return table.pop(number, None)
 
 
-def raise_late(results: Any, depth: int) -> None:
-    """Raise the error of an eager call that has kept an exception (`of_thread.newest` has changed) and returned.
-
-    The call was made inside of `depth` others. What those inside of it have raised, it has handled.
-    """
-    if of_thread.depth != depth + 1:
-        return
+def raise_late(results: Any) -> None:
+    """Raise the error of an eager call that has kept an exception (`of_thread.newest` has changed) and returned."""
     jax.block_until_ready(results)
     if not jax.tree.leaves(results):  # there is nothing to await
         error = of_thread.kept.pop(of_thread.newest, None)

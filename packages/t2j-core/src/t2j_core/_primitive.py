@@ -133,15 +133,24 @@ abi_layout: Callable[[], dict[str, int]] = _native.abi_layout
 # --- the primitive -------------------------------------------------------------------------------------------------
 
 
+def outputs_of(entry: Callable[..., Any], arrays: Sequence[Any]) -> Any:
+    """The outputs of a compiled form. What its function raises is raised here, or by JAX as it runs.
+
+    What calls inside of this one have raised, it has handled.
+    """
+    newest = of_thread.newest
+    outputs = entry(*arrays)
+    if of_thread.newest != newest and of_thread.depth == call_depth() + 1:
+        raise_late(outputs)
+    return outputs
+
+
 @raises_originals
 def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
-    newest = of_thread.newest
     try:
         with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):  # each of them ends here again
-            results: list[Any] = _jitted(fn)(*operands)
+            results: list[Any] = outputs_of(_jitted(fn), operands)
             hold_until_ready(fn, results)
-            if of_thread.newest != newest:
-                raise_late(results, call_depth())
             return results
     except _compat.XLA_ERRORS as error:
         failure = original_of(error)

@@ -29,9 +29,9 @@ from ._in_place import handed_over
 from ._indices import with_long_indices
 from ._infer import infer_outputs
 from ._options import Options, checked_examples
-from ._originals import of_thread, original_of, raise_late, raises_originals
+from ._originals import original_of, raises_originals
 from ._orphans import Signatures, let_go
-from ._primitive import call_depth, torch_call
+from ._primitive import outputs_of, torch_call
 from ._pytree import Static, is_flat, merger, split
 from ._randomness import told
 from ._rng import seeded, turns
@@ -229,7 +229,7 @@ class TorchFunction(Generic[P]):
         failure: BaseException | None = None
         try:
             if not kwargs and set(map(type, args)) == {self._array_type}:
-                outputs = _run(self._flat, args)
+                outputs = outputs_of(self._flat, args)
             else:
                 outputs = self._call_any(args, kwargs)
         except Exception as error:
@@ -249,13 +249,13 @@ class TorchFunction(Generic[P]):
         if self._array_type is None:
             self._array_type = next((type(leaf) for leaf in leaves if _compat.is_concrete_array(leaf)), None)
         if leaves and set(map(type, leaves)) == {self._array_type}:
-            return _run(self._entry_of_arrays(tree, len(leaves)), leaves)
+            return outputs_of(self._entry_of_arrays(tree, len(leaves)), leaves)
         _compat.check_jax_is_allowed(self.__name__)
         data, key = split(args, kwargs)
         is_traced = any(isinstance(leaf, _compat.Tracer) for leaf in data)
         arrays = arrays_of(data, self.__name__, key, is_traced=is_traced)
         dtypes = self._torch_dtypes(data, key)
-        return self._bind(arrays, key, dtypes) if is_traced else _run(self._entry(key, dtypes, arrays), arrays)
+        return self._bind(arrays, key, dtypes) if is_traced else outputs_of(self._entry(key, dtypes, arrays), arrays)
 
     def _entry(self, key: Any, dtypes: Any, arrays: Sequence[Any]) -> Any:
         """The compiled form for a call with constants, or with arrays of other libraries."""
@@ -447,15 +447,6 @@ class _CarrierError(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
-
-
-def _run(entry: Any, arrays: Sequence[Any]) -> Any:
-    """The outputs of a compiled form. What its function raises is raised here, or by JAX as it runs."""
-    newest = of_thread.newest
-    outputs = entry(*arrays)
-    if of_thread.newest != newest:
-        raise_late(outputs, call_depth())
-    return outputs
 
 
 def _behind(error: Exception) -> BaseException:
