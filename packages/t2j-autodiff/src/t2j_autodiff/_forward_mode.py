@@ -162,7 +162,7 @@ def _confirm_zero(
         g = vjp(f, [t.detach() for t in x], ins, {i: normal(t) for i, t in still.items()}, linear=linear)
     except NonDifferentiableError:
         raise
-    except Exception:  # then there is no gradient to compare with
+    except Exception:  # there is no gradient to compare with
         return
     if not agree(g, tangents, (), ()):
         raise NonDifferentiableError(message)

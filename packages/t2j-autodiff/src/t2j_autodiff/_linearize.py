@@ -118,7 +118,7 @@ class Linearized:
     # --- linear maps -----------------------------------------------------------------------------------------------
 
     def map_leaves(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple[list[Leaf], list[Leaf]]:
-        """What a linear map takes beside the constants, and what it answers."""
+        """What a linear map takes beside the constants, and what it returns."""
         of_ins, of_outs = [self.operands[i] for i in ins], [self.results[i] for i in outs]
         return (of_ins, of_outs) if direction == "jvp" else (of_outs, of_ins)
 

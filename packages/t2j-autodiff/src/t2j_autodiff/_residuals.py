@@ -207,7 +207,7 @@ class LiveGraphs:
         operands, storages = graph.operands, graph.storages
 
         def pack(t: torch.Tensor) -> Any:
-            if not t.numel():  # of its own: an empty operand is no memory, but its tensor counts as kept
+            if not t.numel():  # an empty operand has no memory to keep, but its tensor would count as kept
                 t = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
             storage = t.untyped_storage()
             index = lent.get(storage.data_ptr())

@@ -1,6 +1,6 @@
 """The rules that JAX's transformations follow, for both primitives.
 
-`torch_call` is any torch function. Its jvp is a forward that answers residuals, and a `torch_linear`: a map that is
+`torch_call` is any torch function. Its jvp is a forward that returns residuals, and a `torch_linear`: a map that is
 linear in its last operands and has a transpose. JAX's own partial evaluation makes reverse mode of the two.
 """
 
@@ -152,7 +152,7 @@ class Rules:
 
 
 class ForwardRules(Rules):
-    """Rules of a forward that answers residuals after its outputs."""
+    """Rules of a forward that returns residuals after its outputs."""
 
     def __init__(self, linearized: Linearized, levels: Levels, depth: float) -> None:
         super().__init__(linearized.batched_flat(levels), depth, linearized.shared)
