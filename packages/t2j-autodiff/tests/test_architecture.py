@@ -16,11 +16,16 @@ PACKAGE = Path(t2j_autodiff.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_config", "_compat", "_kept", "_keywords", "_tickets"},
+    {"_embeddings"},
+    {"_errors", "_config", "_compat", "_kept", "_keywords", "_norms", "_tickets"},
     {"_shared", "_forward_level"},
     {"_differentiate"},
+    {"_agreement", "_adjoint"},
+    {"_pushforward"},
+    {"_reverse_ways"},
     {"_forward_mode"},
     {"_batching"},
+    {"_rehearsal"},
     {"_residuals", "_graph"},
     {"_linearize"},
     {"_linear"},

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,8 @@ from t2j_core.extend import DispatchMode, hide_frames
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
+
+from ._embeddings import is_special_embedding, plain_embedding
 
 hide_frames(__file__)
 
@@ -100,14 +101,17 @@ def forward_canary() -> Callable[[], bool]:
 
 
 class _FaithfulForwardMode(torch.overrides.TorchFunctionMode):
-    """Mends two things of torch's forward mode.
+    """Mends three things of torch's forward mode.
 
     `torch.no_grad` does not stop it, and JAX's two modes must agree. A custom operator whose backward comes from
     `torch.library.register_autograd` loses tangents without a word: `torch._library.autograd.make_autograd_impl` goes
-    through its backward only for arguments that require gradients.
+    through its backward only for arguments that require gradients. The derivative of an embedding does not know of
+    `padding_idx` and `scale_grad_by_freq` (`embedding` in tools/autograd/derivatives.yaml).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_special_embedding(func, args, kwargs or {}):
+            return plain_embedding(func, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
         if func is torch._C._set_grad_enabled:
             torch._C._set_fwd_grad_enabled(args[0])
@@ -165,6 +169,12 @@ def is_once_differentiable(results: Iterable[torch.Tensor]) -> bool:
     return any(type(node).__name__ == "Error" for node in _nodes(t.grad_fn for t in results))
 
 
+def has_own_jvp(results: Iterable[torch.Tensor]) -> bool:
+    """Whether the graph behind `results` has an `autograd.Function` that defines its forward mode."""
+    classes = (getattr(type(node), "_forward_cls", None) for node in _nodes(t.grad_fn for t in results))
+    return any(cls is not None and cls.jvp is not torch.autograd.Function.jvp for cls in classes)
+
+
 def conj(tensor: torch.Tensor) -> torch.Tensor:
     """The conjugate as numbers: of torch's own two, `vmap` cannot batch what follows one, nor the other itself."""
     if not tensor.is_complex():
@@ -177,9 +187,16 @@ def materialised(tensor: torch.Tensor) -> torch.Tensor:
     """Torch's symbolic zeros as numbers, and sparse gradients dense; any other tensor as it is."""
     if tensor.layout != torch.strided:  # as those of `nn.Embedding(sparse=True)`
         return tensor.to_dense()
-    if not tensor._is_zerotensor():
+    if not _unwrapped(tensor)._is_zerotensor():
         return tensor
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:
+    """What is inside of the wrappers of `torch.func`, which do not tell that it is a symbolic zero."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 class RandomOperations(DispatchMode):
@@ -265,7 +282,7 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
         self.hooks_only = hooks_only
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asker, is_question = _asker(), func in _QUESTIONS or _is_special_embedding(func, args, kwargs or {})
+        asker, is_question = _asker(), func in _QUESTIONS or is_special_embedding(func, args, kwargs or {})
         if self.hooks_only:
             self.found = "register_hook" if func is torch.Tensor.register_hook else self.found
         elif asker == "torch.utils.checkpoint":
@@ -290,16 +307,3 @@ _QUESTIONS = {
     torch.nn.functional.embedding_bag,
     torch.embedding_bag,
 }
-_NO_PADDING = {torch.nn.functional.embedding: None, torch.embedding: -1}
-_EMBEDDINGS = {
-    torch.nn.functional.embedding: inspect.signature(torch.nn.functional.embedding),
-    torch.embedding: inspect.signature(lambda weight, indices, padding_idx=-1, scale_grad_by_freq=0, sparse=0: None),
-}
-
-
-def _is_special_embedding(func: Any, args: Any, kwargs: Any) -> bool:
-    if func not in _EMBEDDINGS:
-        return False
-    given = _EMBEDDINGS[func].bind(*args, **kwargs).arguments
-    no_padding = _NO_PADDING[func]
-    return given.get("padding_idx", no_padding) != no_padding or bool(given.get("scale_grad_by_freq"))

@@ -8,7 +8,9 @@ autodiff cookbook).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from t2j_core.extend import modules_in_use
@@ -30,12 +32,29 @@ def vjp(
     `linear` are the inputs that a derivative is linear in. A backward that PyTorch cannot differentiate shows there.
     """
     cotangents = {i: _compat.conj(ct) for i, ct in cotangents.items()}
-    with modules_in_use(until_the_end=True):
+    with modules_in_use(until_the_end=True), _no_derivative_is_named():
         if _compat.in_transform():
             grads = _vjp_in_transform(f, x, ins, cotangents)
         else:
             grads = _vjp(f, x, ins, cotangents, linear)
     return tuple(_compat.conj(_compat.materialised(g)) for g in grads)
+
+
+@contextlib.contextmanager
+def _no_derivative_is_named() -> Iterator[None]:
+    """Raise `NonDifferentiableError` where torch says that an operation has no derivative."""
+    try:
+        yield
+    except RuntimeError as error:  # or NotImplementedError, which is one
+        reason = _NO_DERIVATIVE.search(str(error))
+        if reason is None or isinstance(error, NonDifferentiableError):
+            raise
+        raise NonDifferentiableError(
+            f"PyTorch cannot differentiate an operation of this function: {reason.group()}."
+        ) from error
+
+
+_NO_DERIVATIVE = re.compile(r"(the )?derivative for '?[\w:.]+'? is not implemented")
 
 
 def _vjp(

@@ -11,10 +11,14 @@ import torch
 from t2j_core.extend import Leaf, TorchFn, flat_signature, remember
 
 from . import _compat
+from ._adjoint import Adjoint
 from ._batching import Levels, batched, with_all_levels
 from ._differentiate import Flat, vjp
-from ._forward_mode import ForwardMode, jvp, one_at_a_time
+from ._forward_mode import ForwardMode, jvp, one_at_a_time, rehearse
 from ._graph import Graphs
+from ._norms import PlainNorms
+from ._pushforward import Pushforward
+from ._rehearsal import rehearsed
 from ._residuals import LiveGraphs, warn_if_random
 from ._shared import Shared
 
@@ -125,23 +129,34 @@ class Linearized:
     def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
         """A linear map without residuals: it runs the forward again, and torch can differentiate it."""
         f, n, shared = self.flat, len(self.operands), self.shared
-        known, linear = self.forward_mode, self.linear
+        known, linear, adjoint = self.forward_mode, self.linear, self.source.rules.adjoint
+
+        def at(a: Sequence[torch.Tensor]) -> Pushforward:
+            return Pushforward(f, a[:n], ins, a[n:], outs, self.results, linear, adjoint)
 
         def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return jvp(f, a[:n], ins, a[n:], outs, known, linear=linear)
+            return jvp(at(a), known)
 
         def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return vjp(f, a[:n], ins, dict(zip(outs, a[n:], strict=True)), linear=linear)
+            cotangents = dict(zip(outs, a[n:], strict=True))
+            return (adjoint or functools.partial(vjp, f, linear=linear))(a[:n], ins, cotangents)
 
         if linear:
-            pull = under_math_attention(pull)  # its backward too, which may run forwards again (checkpoints)
+            pull = in_plain_operations(pull)  # its backward too, which may run forwards again (checkpoints)
         taken, answered = self.map_leaves(direction, ins, outs)
         flat: Flat = warn_if_random(push if direction == "jvp" else pull, shared)
         for k, (size, dims) in enumerate(levels):
             leaves = [with_all_levels(leaf, levels[:k]) for leaf in answered]
             dims = (*dims[:n], *(0 for _ in taken))
             flat = batched(flat, leaves, size, dims, shared, is_derivative=True, kind=direction)
+        if direction == "jvp":
+            flat = rehearsed(flat, lambda *a: rehearse(at(a), known), n, levels, known)
         return flat
+
+    def adjoint(self, push: Flat, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Adjoint:
+        """The pullback of the pushforward `push`."""
+        pull = in_plain_operations(self.map_flat("vjp", ins, outs, levels))
+        return Adjoint(push, pull, len(self.operands), [with_all_levels(self.results[i], levels) for i in outs])
 
     def map_call(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
         """A linear map with residuals: it uses them if they are there, else it runs the forward again."""
@@ -164,11 +179,11 @@ class Linearized:
         return push if direction == "jvp" else pull
 
 
-def under_math_attention(f: Flat) -> Flat:
-    """`f` for a second derivative, which the fast attention kernels lack."""
+def in_plain_operations(f: Flat) -> Flat:
+    """`f` for a second derivative, which the fast attention kernels lack, and normalisation gets wrong."""
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with one_at_a_time, _compat.math_attention():
+        with one_at_a_time, _compat.math_attention(), PlainNorms():
             return f(*x)
 
     return run

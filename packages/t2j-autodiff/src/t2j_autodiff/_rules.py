@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from t2j_core.extend import TorchFn, call_primitive, describe, torch_call, torch_call_p, transposing_call
 
 from . import _compat
+from ._adjoint import Adjoint
 from ._batching import Dims, Levels, batched, over_devices, with_all_levels, with_levels
 from ._differentiate import Flat
 from ._errors import DepthError
 from ._linear import LinearFunction, Verdict, judged, not_linear
-from ._linearize import Linearized, Memo, derived, is_inexact, under_math_attention
+from ._linearize import Linearized, Memo, derived, in_plain_operations, is_inexact
 from ._residuals import LiveGraphs
 from ._shared import Shared
 
@@ -28,8 +29,17 @@ torch_linear_p = call_primitive("torch_linear", takes_tickets=True)
 class Rules:
     """How JAX transforms a function. `flat` is what torch differentiates and batches."""
 
-    def __init__(self, flat: Flat, depth: float, shared: Shared, *, linear_from: int | None = None) -> None:
+    def __init__(
+        self,
+        flat: Flat,
+        depth: float,
+        shared: Shared,
+        *,
+        linear_from: int | None = None,
+        adjoint: Adjoint | None = None,
+    ) -> None:
         self.flat = flat
+        self.adjoint = adjoint  # the pullback of `flat`, where it is a pushforward
         self.depth = depth  # how many more times it may be differentiated
         self.shared = shared
         self.linear_from = linear_from  # the first of the operands that a derivative is linear in
@@ -219,8 +229,9 @@ class LinearRules(Rules):
         levels: Levels,
         depth: float,
     ) -> None:
-        flat = under_math_attention(linearized.map_flat(direction, ins, outs, levels))
-        super().__init__(flat, depth, linearized.shared, linear_from=len(linearized.operands))
+        flat = in_plain_operations(linearized.map_flat(direction, ins, outs, levels))
+        adjoint = linearized.adjoint(flat, ins, outs, levels) if direction == "jvp" else None
+        super().__init__(flat, depth, linearized.shared, linear_from=len(linearized.operands), adjoint=adjoint)
         self.source = linearized
         self.direction, self.ins, self.outs, self.levels = direction, ins, outs, levels
         self.n_operands, self.n_constants = len(linearized.operands), len(linearized.constants)
@@ -230,7 +241,7 @@ class LinearRules(Rules):
 
         def make() -> TorchFn:
             operands = self._without_residuals(fn.signature.operands)
-            rules = Rules(self.flat, self.depth, self.shared, linear_from=self.n_operands)
+            rules = Rules(self.flat, self.depth, self.shared, linear_from=self.n_operands, adjoint=self.adjoint)
             source = self.source.source
             return derived(
                 self.direction, source, self.flat, operands, fn.signature.outputs.leaves, _outputs(source), rules
