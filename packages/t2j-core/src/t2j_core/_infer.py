@@ -23,7 +23,7 @@ from ._dataless import keeps_state
 from ._dtypes import aval_text, note_missing_width
 from ._errors import DataDependentShapeError, OutputError, T2jError, T2jWarning, describe, warn
 from ._garbage import collect
-from ._indices import expands_index
+from ._indices import LongIndices, are_narrow, expands_index
 from ._jax_inside import as_jax_inside, jax_inside
 from ._made_up import Examples, Values, enough, values
 from ._pytree import Static, merger, plain
@@ -217,11 +217,11 @@ def infer_outputs(
             is_random = (
                 notes_random and draws.any() and _is_random_without_data(mode, device, name, call, key, operands)
             )
-            expands = on_meta.expands_indices or (False if mode is on_meta else None)
+            needs = on_meta.expands_indices or outputs.needs_long_indices or (False if mode is on_meta else None)
             return dataclasses.replace(
                 outputs,
                 is_quick=is_quick,
-                expands_indices=expands,
+                needs_long_indices=needs,
                 origin=origin,
                 is_random=is_random,
                 keeps_state=keeps,
@@ -453,7 +453,9 @@ apart = _inference  # for sister packages, which try out functions too
 def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
     args, kwargs = merger(key)(tensors)
     versions = [t._version for t in tensors]
-    answer = call(*args, **kwargs)
+    with contextlib.ExitStack() as stack:
+        long = stack.enter_context(LongIndices(misread=False)) if are_narrow(t.dtype for t in tensors) else None
+        answer = call(*args, **kwargs)
     _check_containers(answer, ())
     items, tree = jax.tree.flatten(plain(answer))
     mutated = tuple(i for i, t in enumerate(tensors) if t._version != versions[i])
@@ -461,7 +463,8 @@ def _run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Ten
     results = [item for item in items if isinstance(item, torch.Tensor)]
     returned = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
     leaves = tuple(output_leaf(_sizes(t), t.dtype) for t in results)
-    return Outputs(tree, leaves, statics, mutated, returned, is_declared=False)
+    needs = True if long is not None and long.has_met_refused else None
+    return Outputs(tree, leaves, statics, mutated, returned, is_declared=False, needs_long_indices=needs)
 
 
 def _check_containers(item: Any, outer: tuple[int, ...]) -> None:

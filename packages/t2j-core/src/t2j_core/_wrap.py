@@ -26,7 +26,7 @@ from ._explain import explained, heading, shown_options
 from ._faults import hold
 from ._frames import hide_own_frames
 from ._in_place import handed_over
-from ._indices import with_long_indices
+from ._indices import are_narrow, with_long_indices
 from ._infer import infer_outputs
 from ._options import Options, checked_examples
 from ._originals import original_of, raises_originals
@@ -349,15 +349,15 @@ class TorchFunction(Generic[P]):
 
     def _build(self, signature: Signature) -> TorchFn:
         passes, aliases = handed_over(signature, self.options)
-        call, expands = self._callable(), signature.outputs.expands_indices
-        if expands is None:
-            expands = any(leaf.torch_dtype == torch.int32 for leaf in signature.operands)
+        call, needs_long = self._callable(), signature.outputs.needs_long_indices
+        if needs_long is None:
+            needs_long = are_narrow(leaf.torch_dtype for leaf in signature.operands)
         if signature.outputs.keeps_state:
             self._told.add("keeps state")
         if "keeps state" in self._told:  # that of one signature may be used by another
             call = refusing(call, self.__name__)
         return TorchFn(
-            with_long_indices(call) if expands else call,
+            with_long_indices(call) if needs_long else call,
             signature,
             outputs=self.options.outputs,
             arguments=self.options.arguments,
