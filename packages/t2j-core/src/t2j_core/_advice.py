@@ -103,6 +103,15 @@ def values_matter(without_data: Kind | None, with_data: Sequence[Exception]) -> 
     return len(kinds) > 1 or len(set(map(_text, with_data))) > 1
 
 
+def first_line(error: Exception) -> str:
+    """The type of an exception and the first line of its text."""
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # it is the user's
+        lines = []
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
 def _text(error: Exception) -> str:
     try:
         return str(error)

@@ -3,6 +3,7 @@
 Semi-public: it changes with the minor version of t2j-core.
 """
 
+from ._apart import apart as apart
 from ._arguments import leaves_of as leaves_of
 from ._bounded import remember as remember
 from ._compat import DispatchMode as DispatchMode
@@ -24,7 +25,6 @@ from ._errors import warn as warn
 from ._explain import grouped as grouped
 from ._explain import heading as heading
 from ._explain import short_avals as short_avals
-from ._infer import apart as apart
 from ._keywords import Keywords as Keywords
 from ._lending import CLONE as CLONE
 from ._module import functional as functional

@@ -1,0 +1,150 @@
+"""Runs of a function on data, which tell whether shapes depend on values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from . import _compat
+from ._advice import Kind, note_inference, values_matter
+from ._apart import apart
+from ._dtypes import note_missing_width
+from ._errors import DataDependentShapeError, OutputError, T2jError, describe
+from ._made_up import Examples, Values, enough, values
+from ._randomness import Draws, Watch, generator_states
+from ._returned import one_run
+from ._signature import Leaf, Outputs, fixed_shapes, named_avals
+from ._unkeyed import is_random
+
+
+class Runs:
+    """Runs of a function on different values: enough of them to tell whether shapes depend on values."""
+
+    def __init__(
+        self, call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], *, notes_random: bool
+    ) -> None:
+        self._call, self._name, self._key, self._operands = call, name, key, operands
+        self._notes_random = notes_random
+        self._drew_on: tuple[Callable[[], Values], str] | None = None  # values of a run that drew random numbers
+        self._answers: list[Outputs] = []
+        self._failures: list[Exception] = []
+
+    def run(self, examples: Examples, without_data: Kind | None) -> None:
+        for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
+            for count, make in enumerate(values(self._operands, examples), 1):
+                self._run_once(device, make)
+                if self._is_settled() or (count == _IN_VAIN and not self._may_work(without_data)):
+                    break
+            if self._answers or self._is_settled():
+                return
+
+    def forget_failures(self) -> None:
+        """Their tracebacks refer to frames that refer to this."""
+        self._failures.clear()
+
+    def _run_once(self, device: str, make: Callable[[], Values]) -> None:
+        try:
+            with apart(self._name):
+                before = generator_states()
+                self._answers.append(self._run(device, make))
+                if not all(map(torch.equal, before, generator_states())):
+                    self._drew_on = make, device
+        except Exception as error:  # not all values need be valid input
+            self._failures.append(error)
+
+    def _run(self, device: str, make: Callable[[], Values], call: Callable[..., Any] | None = None) -> Outputs:
+        return one_run(call or self._call, self._key, [tensor.to(device) for tensor in make()])
+
+    def _is_random(self) -> bool:
+        if self._drew_on is None or not self._notes_random:
+            return False
+        make, device = self._drew_on
+
+        def again(draws: Draws) -> None:
+            watched = lambda *args, **kwargs: draws.returned(self._call(*args, **kwargs))
+            with Watch(draws):
+                self._run(device, make, watched)
+
+        return is_random(self._name, again)
+
+    def _is_settled(self) -> bool:
+        if self._failures and isinstance(self._failures[-1], T2jError):
+            return True
+        count = enough(self._operands) if self._answers and not self._is_doubtful() else math.inf
+        return len(self._answers) >= count or self._differ()
+
+    def _is_doubtful(self) -> bool:
+        """Whether only further values would show elements: `x[x > 1000]`."""
+        return any(0 in leaf.shape for leaf in self._answers[0].leaves) and not _are_empty(self._operands)
+
+    def _differ(self) -> bool:
+        return any(_content(answer) != _content(self._answers[0]) for answer in self._answers)
+
+    def _may_work(self, without_data: Kind | None) -> bool:
+        return bool(self._answers) or values_matter(without_data, self._failures)
+
+    def outputs(self) -> Outputs:
+        first, last = self._answers[0], self._answers[-1]
+        if last.leaves != first.leaves:
+            raise DataDependentShapeError(_data_dependent(self._name, self._key, self._operands, first, last))
+        if _content(last) != _content(first):
+            raise OutputError(_changing_constant(self._name, self._key, self._operands, first))
+        return dataclasses.replace(first, is_doubtful=self._is_doubtful(), is_random=self._is_random())
+
+    def failure(self, without_data: Kind | None) -> Exception | None:
+        """The first exception, or that of t2j, with notes; None where a run succeeded."""
+        if self._answers:
+            return None
+        of_t2j = [error for error in self._failures if isinstance(error, T2jError)]
+        if of_t2j:
+            return of_t2j[0]
+        failure, matter = self._failures[0], self._may_work(without_data)
+        note_inference(failure, self._name, self._key, self._operands, values_matter=matter)
+        note_missing_width(failure)
+        return failure
+
+
+def _are_empty(operands: Sequence[Leaf]) -> bool:
+    return all(0 in leaf.shape for leaf in operands)
+
+
+def _content(outputs: Outputs) -> tuple[Any, ...]:
+    return outputs.leaves, outputs.tree, outputs.statics
+
+
+_IN_VAIN = 4  # runs that fail in the same way, as on real data
+
+
+def infer_from_data(runs: Runs, examples: Examples, without_data: Kind | None) -> Outputs:
+    runs.run(examples, without_data)
+    failure = runs.failure(without_data)
+    try:
+        if failure is not None:
+            raise failure
+        return runs.outputs()
+    finally:
+        runs.forget_failures()
+        del failure  # its traceback holds this frame
+
+
+def _data_dependent(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
+    return describe(
+        f"The output shapes of {name} depend on the values of its inputs ({named_avals(key, operands)}).",
+        expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
+        got=f"({', '.join(map(str, first.leaves))}) for one input, ({', '.join(map(str, second.leaves))}) for another",
+        remedy=fixed_shapes(operands),
+    )
+
+
+def _changing_constant(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], outputs: Outputs) -> str:
+    kinds = sorted({static.kind.__name__ for static in outputs.statics if static is not None})
+    return describe(
+        f"{name} returns a constant that depends on the values of its inputs ({named_avals(key, operands)}).",
+        expected="tensors, and constants that are the same for every input of a signature",
+        got=f"another {' or '.join(kinds) or 'tree'} for another input",
+        remedy="Return values that change from call to call as tensors: `x.sum()` instead of `x.sum().item()`.",
+    )
