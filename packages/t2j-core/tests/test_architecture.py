@@ -17,13 +17,13 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage", "_in_flight", "_bounded", "_parts", "_module_use", "_indices", "_frames"},
-    {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords"},
+    {"_errors", "_garbage", "_in_flight", "_bounded", "_parts", "_module_use", "_indices", "_frames", "_deadline"},
+    {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints"},
     {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers", "_dataless"},
     {"_convert", "_variables", "_randomness"},
     {"_signature"},
     {"_advice", "_made_up", "_constants", "_trees", "_apart", "_on_meta", "_returned"},
-    {"_unkeyed"},
+    {"_unkeyed", "_further"},
     {"_runs"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending", "_skeleton", "_once", "_options"},
     {"_torchfn"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import jax
@@ -44,15 +45,68 @@ FROM_VALUES = {
     "NumPy": (lambda a, n: torch.from_numpy(np.resize(a.numpy(), int(n))), line, 4),
     "rare ones": (lambda a: a[a > 1000], line),
     "a list of tensors": (lambda a, n: [a] * int(n), line, 3),
+    "two axes": (lambda a, i, j: a.transpose(i, j), block, 0, 2),
+    "moved axis": (lambda a, i, j: a.movedim(int(i), int(j)), block, 0, 2),
+    "three axes of two sizes": (lambda a, i, j, k: a.permute(int(i), int(j), int(k)), jnp.ones((2, 3, 2)), 0, 2, 1),
+    "axes of two sizes": (lambda a, axes: a.permute(tuple(axes)), jnp.ones((2, 3, 2)), jnp.array([0, 2, 1])),
+    "parts": (lambda a, sizes: torch.split(a, sizes.tolist()), line, jnp.array([2, 3, 5])),
+    "many parts": (lambda a, sizes: torch.split(a, sizes.tolist()), jnp.arange(32.0), jnp.full(16, 2)),
+    "offsets": (lambda a, i: [a[int(m) : int(n)] for m, n in itertools.pairwise(i)], line, jnp.array([0, 3, 10])),
+    "a comparison": (lambda a, n: a[:2] if n > 3 else a, line, 5),
+    "a comparison of ints": (lambda a, n: a[:2] if int(n) > 1000 else a, line, 2000),
+    "a comparison of floats": (lambda a, s: a[:2] if s > 300.5 else a, line, 400.0),
+    "equal": (lambda a, n: a[:2] if n == 41 else a, line, 41),
+    "one of some": (lambda a, n: a[:2] if int(n) in (50, 60) else a, line, 60),
+    "a global limit": (lambda a, n: a[:2] if n > LIMIT else a, line, 50),
+    "an attribute": (lambda a, n: a[:2] if n > Limits.most else a, line, 90),
+    "another function": (lambda a, n: a[:2] if is_large(n) else a, line, 200),
+    "a sum": (lambda a: a[:2] if a.sum() > 1000 else a, line * 100),
+    "one element": (lambda a: a[:2] if a[3] < -500 else a, line - 1000),
+    "two flags": (lambda a, f, g: a[:2] if f and not g else a, line, True, False),
+    "a tolerance": (lambda a, tolerance: halved(a, tolerance), line, 0.01),
+    "an error that the function catches": (lambda a, n: a[: or_three(n)], line, 5),
+    "interpolation": (lambda x, s: F.interpolate(x, scale_factor=float(s)), jnp.ones((1, 2, 8, 8)), 2.0),
+    "unfold": (lambda a, n: a.unfold(0, int(n), 1), line, 3),
+    "one_hot of as many": (F.one_hot, jnp.array([0, 1, 2])),
+    "bincount": (torch.bincount, jnp.array([0, 1, 2])),
+    "unique": (torch.unique, line),
+    "an entry of a list": (lambda a, n: [a, a[:2]][n], line, 1),
 }
+
+LIMIT = 37
+
+
+class Limits:
+    most = 77
+
+
+def is_large(n):
+    return n > 123
+
+
+def halved(a, tolerance):
+    rows, size = [], 1.0
+    while size > tolerance:
+        size /= 2
+        rows.append(a * size)
+    return torch.stack(rows)
+
+
+def or_three(n):
+    try:
+        return int(n)
+    except Exception:
+        return 3
 
 
 @pytest.mark.parametrize("name", FROM_VALUES)
 def test_a_shape_that_follows_from_a_value_is_an_error_of_the_trace(name):
     function, *args = FROM_VALUES[name]
-    with pytest.raises(DataDependentShapeError, match="depend on the values of its inputs") as error:
-        jax.jit(torch2jax(function)).lower(*args)
-    assert "output_shapes" not in str(error.value)
+    f = torch2jax(function)
+    for call in (jax.jit(f).lower, lambda *args: f(*map(jnp.asarray, args))):
+        with pytest.raises(DataDependentShapeError, match="depend on the values of its inputs") as error:
+            call(*args)
+        assert "output_shapes" not in str(error.value)
 
 
 FIXED = {
@@ -61,8 +115,24 @@ FIXED = {
     "one of several": (lambda a, n: a[int(n)], block, 1),
     "branch": (lambda a: a if a.sum() > 0 else -a, line),
     "sort": (lambda a: torch.from_numpy(np.sort(a.numpy())), line),
+    "sum over an axis of a square": (lambda a, axis: a.sum(int(axis)), line[:9].reshape(3, 3), 1),
+    "parts that are summed": (
+        lambda a, sizes: torch.stack([part.sum() for part in torch.split(a, sizes.tolist())]),
+        *(line, jnp.array([2, 3, 5])),
+    ),
+    "heads": (lambda a, n: a.view(4, int(n), -1).softmax(-1).reshape(4, 12), jnp.ones((4, 12)), 3),
+    "one valid value": (lambda a, n: only_17(a, n), line, 17),
+    "a comparison": (lambda a, n: a * 2 if n > 3 else a * 3, line, 5),
+    "an error that the function catches": (lambda a, n: a * or_three(n), line, 5),
+    "until it is small": (lambda a, tolerance: halved(a, tolerance)[-1], line, 0.01),
     "permute a cube": (lambda a, axes: a.permute(tuple(axes)), block[:2, :2, :2], jnp.array([2, 0, 1])),
 }
+
+
+def only_17(a, n):
+    if int(n) != 17:
+        raise ValueError("not 17")
+    return a * 2
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -70,6 +140,34 @@ def test_a_value_that_decides_no_shape_is_free(name):
     function, *args = FIXED[name]
     expected = function(*(torch.from_numpy(np.array(a)) for a in args))
     np.testing.assert_array_equal(jax.jit(torch2jax(function))(*args), expected)
+
+
+def test_the_error_names_the_argument_that_decides_and_what_to_do():
+    f = torch2jax(lambda a, sizes, b, n: (a[: int(n)], b * sizes.sum()))
+    with pytest.raises(DataDependentShapeError, match=r"of its inputs \(args\[3\]: i32\[\]\)") as error:
+        f(line, jnp.array([1, 2]), block, jnp.int32(2))
+    assert "Pass args[3] as a Python number" in str(error.value)
+    assert f(line, jnp.array([1, 2]), block, 2)[0].shape == (2,)
+    f = torch2jax(lambda a, axes: a.permute(tuple(axes)))
+    with pytest.raises(DataDependentShapeError, match=r"Pass args\[1\] as a tuple of Python numbers"):
+        f(block, jnp.array([2, 0, 1]))
+    assert f(block, (2, 0, 1)).shape == (4, 2, 3)
+
+
+def test_made_up_numbers_keep_no_loop_running():
+    def up_to(a, n):
+        for _ in range(int(n)):
+            a = a + 1 if n < 4000 else torch.stack([a] * 1000).sum(0) / 1000
+        return a
+
+    assert torch2jax(up_to)(jnp.zeros(1000), jnp.int32(3))[0] == 3
+
+
+def test_a_constant_that_only_real_data_changes():
+    f = torch2jax(lambda t: bool(t.sum() > 1e9))
+    assert f(line) is False
+    with pytest.raises(OutputError, match="returned a constant that differs"):
+        f(line + 1e9)
 
 
 def larger(t):

@@ -86,7 +86,12 @@ def _another_aval(signature: Signature, path: str, leaf: Leaf, value: torch.Tens
         what = f"{what} ({named_avals(signature.key, signature.operands)})."
         expected = f"{leaf}, as it was {signature.outputs.origin}"
         return DataDependentShapeError(
-            describe(what, expected=expected, got=f"{got} for these values", remedy=fixed_shapes(signature.operands))
+            describe(
+                what,
+                expected=expected,
+                got=f"{got} for these values",
+                remedy=fixed_shapes(signature.operand_paths(), signature.operands),
+            )
         )
     remedy = "Return the same shapes and dtypes for every input of a signature."
     return OutputError(_wrong(signature, path, str(leaf), got, remedy))

@@ -34,12 +34,17 @@ class Place(NamedTuple):
 
 def users_place(error: BaseException) -> Place | None:
     """The innermost line of an exception that is neither torch's nor JAX's nor t2j's; None where there is none."""
-    places = [
-        Place(frame.f_code.co_filename, line)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if _package(frame) not in _FRAMEWORKS
-    ]
+    places = [Place(frame.f_code.co_filename, line) for frame, line in _users(error)]
     return places[-1] if places else None
+
+
+def users_frames(error: BaseException) -> list[types.FrameType]:
+    """The frames of an exception that are neither torch's nor JAX's nor t2j's, the innermost last."""
+    return [frame for frame, _ in _users(error)]
+
+
+def _users(error: BaseException) -> Iterator[tuple[types.FrameType, int]]:
+    return (entry for entry in traceback.walk_tb(error.__traceback__) if _package(entry[0]) not in _FRAMEWORKS)
 
 
 def hide_own_frames(error: BaseException) -> None:

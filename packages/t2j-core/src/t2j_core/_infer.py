@@ -15,6 +15,7 @@ from ._advice import Kind, first_line, kind_of
 from ._apart import apart
 from ._dataless import keeps_state
 from ._errors import T2jError, T2jWarning, warn
+from ._hints import numbers_beside
 from ._made_up import Examples
 from ._on_meta import NeedsDataError, OnMeta
 from ._randomness import Draws, Watch
@@ -53,10 +54,13 @@ def infer_outputs(
         modes.append((_compat.fake_mode(), str(_compat.torch_device())))
     obstacle = ""
     failure: Kind | None = None
+    numbers: tuple[float, ...] = ()
     for mode, device in modes:
         try:
             with apart(name):
                 outputs = _run_in(mode, device, call, key, operands, draws)
+            if mode is on_meta and on_meta.asked_for_values:
+                raise NeedsDataError("it asks for values, and goes on without them")
             keeps = on_meta.kept()
             if keeps:
                 warn(keeps_state(name), T2jWarning)
@@ -81,8 +85,9 @@ def infer_outputs(
             break
         except Exception as reason:
             obstacle, failure = f" ({first_line(reason)})", failure or kind_of(reason)
+            numbers = numbers or numbers_beside(reason)
             logger.info("%s cannot run without data (%s: %s)", name, type(reason).__name__, reason)
-    runs = Runs(call, name, key, operands, notes_random=notes_random)
+    runs = Runs(call, name, key, operands, numbers=numbers, notes_random=notes_random)
     outputs = infer_from_data(runs, examples, failure)
     on = "examples and made-up data" if any(example is not None for example in examples) else "made-up data"
     return dataclasses.replace(outputs, origin=f"inferred by runs on {on}{obstacle}")

@@ -25,7 +25,7 @@ _LARGEST = 4096  # a size that is tried: a function may make a square of it
 
 def enough(operands: Sequence[Leaf]) -> int:
     """How many runs with different values tell whether shapes depend on them."""
-    return 3 if any(not _is_inexact(leaf) for leaf in operands) else 2
+    return 3 if any(not is_inexact(leaf) for leaf in operands) else 2
 
 
 def values(operands: Sequence[Leaf], examples: Examples = ()) -> Iterator[Callable[[], Values]]:
@@ -46,34 +46,44 @@ def _with_examples(examples: Examples, make: Callable[[], Values]) -> Values:
 
 def _made_up(operands: Sequence[Leaf]) -> Iterator[Callable[[], Values]]:
     for inexact, integer, flag in _KINDS:
-        yield functools.partial(_all_filled, operands, inexact, integer, flag)
-    deciding = [leaf for leaf in operands if _is_size(leaf) and leaf.shape == ()]
-    deciding = deciding or [leaf for leaf in operands if _is_size(leaf)]
-    for sizes in _sizes(operands, sum(math.prod(leaf.shape) for leaf in deciding)):
-        yield functools.partial(_with_sizes, operands, deciding, sizes)
+        yield functools.partial(all_filled, operands, inexact, integer, flag)
+    places = deciding(operands)
+    for sizes in _sizes(operands, sum(math.prod(operands[i].shape) for i in places)):
+        yield functools.partial(with_sizes, operands, places, sizes)
     for largest in (1e3, 1e6):
-        yield functools.partial(_all_filled, operands, functools.partial(_large, largest=largest), _ramp, _ones)
+        yield functools.partial(all_filled, operands, functools.partial(_large, largest=largest), ramp, ones)
 
 
-def _all_filled(operands: Sequence[Leaf], inexact: Any, integer: Any, flag: Any) -> Values:
+def all_filled(operands: Sequence[Leaf], inexact: Any, integer: Any, flag: Any) -> Values:
+    """Values that a function of positions makes, for each kind of dtype."""
     return [_filled(leaf, inexact, integer, flag) for leaf in operands]
 
 
-def _with_sizes(operands: Sequence[Leaf], deciding: Sequence[Leaf], sizes: Sequence[int]) -> Values:
+def deciding(operands: Sequence[Leaf]) -> list[int]:
+    """The operands that may be sizes, axes or counts: numbers of integers, or else small arrays of integers."""
+    small = [i for i, leaf in enumerate(operands) if _is_size(leaf)]
+    return [i for i in small if operands[i].shape == ()] or small
+
+
+def with_sizes(operands: Sequence[Leaf], deciding: Sequence[int], sizes: Sequence[int]) -> Values:
+    """Values with these integers for the operands that decide."""
     rest = iter(sizes)
-    return [_of_sizes(leaf, rest) if leaf in deciding else _filled(leaf, _ramp, _ones, _ones) for leaf in operands]
+    return [
+        _of_sizes(leaf, rest) if i in deciding else _filled(leaf, ramp, ones, ones) for i, leaf in enumerate(operands)
+    ]
 
 
-def _is_inexact(leaf: Leaf) -> bool:
+def is_inexact(leaf: Leaf) -> bool:
+    """Whether an operand has floating or complex numbers."""
     return leaf.torch_dtype.is_floating_point or leaf.torch_dtype.is_complex
 
 
 def _is_size(leaf: Leaf) -> bool:
-    return not _is_inexact(leaf) and leaf.torch_dtype != torch.bool and math.prod(leaf.shape) <= _FEW
+    return not is_inexact(leaf) and leaf.torch_dtype != torch.bool and math.prod(leaf.shape) <= _FEW
 
 
 def _filled(leaf: Leaf, inexact: Any, integer: Any, flag: Any) -> torch.Tensor:
-    make = flag if leaf.torch_dtype == torch.bool else inexact if _is_inexact(leaf) else integer
+    make = flag if leaf.torch_dtype == torch.bool else inexact if is_inexact(leaf) else integer
     numbers: torch.Tensor = make(torch.arange(math.prod(leaf.shape)))
     return numbers.reshape(leaf.shape).to(leaf.torch_dtype)
 
@@ -85,11 +95,13 @@ def _zeros(i: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(i)
 
 
-def _ones(i: torch.Tensor) -> torch.Tensor:
+def ones(i: torch.Tensor) -> torch.Tensor:
+    """1, 1, 1."""
     return torch.ones_like(i)
 
 
-def _ramp(i: torch.Tensor) -> torch.Tensor:
+def ramp(i: torch.Tensor) -> torch.Tensor:
+    """1, 2, 3, up to 100 and again."""
     return i % 100 + 1
 
 
@@ -111,8 +123,8 @@ def _scalar_or(scalar: int, make: Callable[[torch.Tensor], torch.Tensor]) -> Cal
 _KINDS: tuple[tuple[Any, Any, Any], ...] = (  # for inexact dtypes, for integers, for booleans
     (_zeros, _zeros, _zeros),
     (_mixed, _scalar_or(1, lambda i: i % 100), lambda i: (i + 1) % 2),
-    (_ramp, _scalar_or(2, lambda i: i.flip(0) % 100), _ones),
-    (_ones, _scalar_or(3, _ones), lambda i: i % 2),
+    (ramp, _scalar_or(2, lambda i: i.flip(0) % 100), ones),
+    (ones, _scalar_or(3, ones), lambda i: i % 2),
 )
 
 

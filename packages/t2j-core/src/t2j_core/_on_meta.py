@@ -37,6 +37,7 @@ class OnMeta(_compat.DispatchMode):
         self._largest = 0  # elements of the largest tensor
         self._is_random = False
         self.expands_indices = False
+        self.asked_for_values = False  # of a tensor without data
         self._autocast_depth = 0
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._made: dict[int, Any] = {}  # storages of real tensors of this run, by address
@@ -83,6 +84,7 @@ class OnMeta(_compat.DispatchMode):
                 if makes and isinstance(leaf, torch.Tensor):
                     self._made[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage()
             return result
+        self.asked_for_values |= _asks_for_values(func)
         result = _from_zeros(func, tensors, args, kwargs)
         if result is None:
             result = self._on_meta(func, args, kwargs)
@@ -122,18 +124,22 @@ def _most_elements(func: Any, tensors: list[torch.Tensor]) -> int:
     return math.prod(max(t.numel(), 1) for t in tensors)
 
 
+def _asks_for_values(func: Any) -> bool:
+    tags = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+    return any(tag in func.tags for tag in tags)
+
+
 def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
     """What a small operation makes of zeros, as meta tensors; None where that does not tell.
 
     Many meta kernels are written in Python and import torch's compiler, which takes seconds; zeros are cheaper.
     """
     schema = func._schema
-    tags = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
     if (
         _compat.dynamo_is_loaded()
         or schema.is_mutable
         or any(r.alias_info for r in schema.returns)
-        or any(tag in func.tags for tag in tags)
+        or _asks_for_values(func)
         or _most_elements(func, tensors) > _SMALL
     ):
         return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,12 +14,16 @@ import torch
 from . import _compat
 from ._advice import Kind, note_inference, values_matter
 from ._apart import apart
+from ._deadline import Deadline, OutOfTimeError
 from ._dtypes import note_missing_width
 from ._errors import DataDependentShapeError, OutputError, T2jError, describe
-from ._made_up import Examples, Values, enough, values
+from ._further import further
+from ._hints import numbers_beside
+from ._made_up import Examples, Values, enough, is_inexact, values
+from ._pytree import argument_paths
 from ._randomness import Draws, Watch, generator_states
 from ._returned import one_run
-from ._signature import Leaf, Outputs, fixed_shapes, named_avals
+from ._signature import Leaf, Outputs, fixed_shapes, named_avals, named_values
 from ._unkeyed import is_random
 
 
@@ -25,22 +31,42 @@ class Runs:
     """Runs of a function on different values: enough of them to tell whether shapes depend on values."""
 
     def __init__(
-        self, call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], *, notes_random: bool
+        self,
+        call: Callable[..., Any],
+        name: str,
+        key: tuple[Any, ...],
+        operands: Sequence[Leaf],
+        *,
+        numbers: Sequence[float],
+        notes_random: bool,
     ) -> None:
         self._call, self._name, self._key, self._operands = call, name, key, operands
+        self._numbers = dict.fromkeys(numbers)  # which the function may compare values with
         self._notes_random = notes_random
-        self._drew_on: tuple[Callable[[], Values], str] | None = None  # values of a run that drew random numbers
+        self._drew_on: _On | None = None  # values of a run that drew random numbers
         self._answers: list[Outputs] = []
+        self._ran_on: list[_On] = []  # for each answer
         self._failures: list[Exception] = []
 
     def run(self, examples: Examples, without_data: Kind | None) -> None:
+        """Run on examples and made-up values, until it is clear whether shapes depend on them."""
+        patience = time.monotonic() + _PATIENCE
         for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
             for count, make in enumerate(values(self._operands, examples), 1):
                 self._run_once(device, make)
                 if self._is_settled() or (count == _IN_VAIN and not self._may_work(without_data)):
                     break
+            if self._may_work(without_data) and not self._is_decided():
+                self._run_further(device, patience)
             if self._answers or self._is_settled():
                 return
+
+    def _run_further(self, device: str, patience: float) -> None:
+        for make in further(self._operands, self._numbers):
+            if self._is_decided() or time.monotonic() > patience:
+                return
+            with contextlib.suppress(OutOfTimeError), Deadline(patience + _PATIENCE):
+                self._run_once(device, make)
 
     def forget_failures(self) -> None:
         """Their tracebacks refer to frames that refer to this."""
@@ -51,9 +77,11 @@ class Runs:
             with apart(self._name):
                 before = generator_states()
                 self._answers.append(self._run(device, make))
+                self._ran_on.append((make, device))
                 if not all(map(torch.equal, before, generator_states())):
                     self._drew_on = make, device
         except Exception as error:  # not all values need be valid input
+            self._numbers.update(dict.fromkeys(numbers_beside(error)))
             self._failures.append(error)
 
     def _run(self, device: str, make: Callable[[], Values], call: Callable[..., Any] | None = None) -> Outputs:
@@ -71,13 +99,19 @@ class Runs:
 
         return is_random(self._name, again)
 
+    def _is_decided(self) -> bool:
+        """Whether an error is found that further runs cannot change."""
+        return self._differ() or bool(self._failures and isinstance(self._failures[-1], T2jError))
+
     def _is_settled(self) -> bool:
-        if self._failures and isinstance(self._failures[-1], T2jError):
-            return True
-        count = enough(self._operands) if self._answers and not self._is_doubtful() else math.inf
-        return len(self._answers) >= count or self._differ()
+        count = enough(self._operands) if self._answers and not self._has_empty() else math.inf
+        return len(self._answers) >= count or self._is_decided()
 
     def _is_doubtful(self) -> bool:
+        """Whether XLA would drop a call that would show more: elements, or that a constant is none."""
+        return self._has_empty() or any(static is not None for static in self._answers[0].statics)
+
+    def _has_empty(self) -> bool:
         """Whether only further values would show elements: `x[x > 1000]`."""
         return any(0 in leaf.shape for leaf in self._answers[0].leaves) and not _are_empty(self._operands)
 
@@ -90,10 +124,37 @@ class Runs:
     def outputs(self) -> Outputs:
         first, last = self._answers[0], self._answers[-1]
         if last.leaves != first.leaves:
-            raise DataDependentShapeError(_data_dependent(self._name, self._key, self._operands, first, last))
+            raise DataDependentShapeError(self._data_dependent(first, last))
         if _content(last) != _content(first):
             raise OutputError(_changing_constant(self._name, self._key, self._operands, first))
         return dataclasses.replace(first, is_doubtful=self._is_doubtful(), is_random=self._is_random())
+
+    def _data_dependent(self, first: Outputs, second: Outputs) -> str:
+        paths, found = argument_paths(self._key), self._deciding() or range(len(self._operands))
+        named = named_values([paths[i] for i in found], [self._operands[i] for i in found])
+        return describe(
+            f"The output shapes of {self._name} depend on the values of its inputs ({named}).",
+            expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
+            got=f"({_listed(first)}) for one input, ({_listed(second)}) for another",
+            remedy=fixed_shapes([paths[i] for i in found], [self._operands[i] for i in found]),
+        )
+
+    def _deciding(self) -> list[int]:
+        """The operands of which one alone decides between the first answer and the last, the likely ones first."""
+        (make, device), (make_other, _) = self._ran_on[0], self._ran_on[-1]
+        order = sorted(range(len(self._operands)), key=lambda i: (is_inexact(self._operands[i]), i))
+        return sorted(i for i in order[:_MOST_TRIED] if self._decides(i, make, make_other, device))
+
+    def _decides(self, index: int, make: Callable[[], Values], make_other: Callable[[], Values], device: str) -> bool:
+        def mixed() -> Values:
+            made, other = make(), make_other()
+            return [*made[:index], other[index], *made[index + 1 :]]
+
+        try:
+            with apart(self._name):
+                return self._run(device, mixed).leaves != self._answers[0].leaves
+        except Exception:  # what goes with one value need not go with another
+            return False
 
     def failure(self, without_data: Kind | None) -> Exception | None:
         """The first exception, or that of t2j, with notes; None where a run succeeded."""
@@ -116,6 +177,10 @@ def _content(outputs: Outputs) -> tuple[Any, ...]:
     return outputs.leaves, outputs.tree, outputs.statics
 
 
+_On = tuple[Callable[[], Values], str]  # the values of a run, and its device
+_PATIENCE = 0.5  # seconds, after which there are no further runs
+_MOST_TRIED = 8
+_MOST_LISTED = 6
 _IN_VAIN = 4  # runs that fail in the same way, as on real data
 
 
@@ -131,13 +196,10 @@ def infer_from_data(runs: Runs, examples: Examples, without_data: Kind | None) -
         del failure  # its traceback holds this frame
 
 
-def _data_dependent(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], first: Outputs, second: Outputs) -> str:
-    return describe(
-        f"The output shapes of {name} depend on the values of its inputs ({named_avals(key, operands)}).",
-        expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
-        got=f"({', '.join(map(str, first.leaves))}) for one input, ({', '.join(map(str, second.leaves))}) for another",
-        remedy=fixed_shapes(operands),
-    )
+def _listed(outputs: Outputs) -> str:
+    texts = list(map(str, outputs.leaves))
+    more = [f"and {len(texts) - _MOST_LISTED} more"] if len(texts) > _MOST_LISTED + 1 else []
+    return ", ".join((texts[:_MOST_LISTED] if more else texts) + more)
 
 
 def _changing_constant(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], outputs: Outputs) -> str:

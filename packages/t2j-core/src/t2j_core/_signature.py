@@ -92,7 +92,12 @@ _MANY = 4
 
 def named_avals(key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:
     """The first operands by their names: `args[0]: f32[8,3], args[1]: i32[] and 3 more`."""
-    named = [f"{path}: {leaf}" for path, leaf in zip(argument_paths(key), operands, strict=True)]
+    return named_values(argument_paths(key), operands)
+
+
+def named_values(paths: Sequence[str], leaves: Sequence[Leaf]) -> str:
+    """The same for some operands."""
+    named = [f"{path}: {leaf}" for path, leaf in zip(paths, leaves, strict=True)]
     more = f" and {len(named) - _MANY} more" if len(named) > _MANY + 1 else ""
     return ", ".join(named[: _MANY if more else None]) + more
 
@@ -120,15 +125,34 @@ def flat_signature(name: str, operands: Sequence[Leaf], results: Sequence[Leaf])
     return Signature(name, key, tuple(operands), outputs)
 
 
-def fixed_shapes(operands: Sequence[Leaf]) -> str:
-    """What to do where shapes depend on values."""
+_FEW = 8
+
+
+def fixed_shapes(paths: Sequence[str], operands: Sequence[Leaf]) -> str:
+    """What to do where shapes depend on the values of some operands."""
+    numbers = [path for path, leaf in zip(paths, operands, strict=True) if _is_number(leaf)]
+    if numbers and len(numbers) == len(operands):
+        kinds = "a Python number" if all(leaf.shape == () for leaf in operands) else "a tuple of Python numbers"
+        return (
+            f"Pass {' and '.join(numbers)} as {kinds}, not as an array, so that it is a constant; under a `jax.jit` of "
+            "your own, name it in `static_argnums` or `static_argnames` of that `jax.jit`."
+        )
     remedy = "Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries."
-    if any(leaf.shape == () and not jax.numpy.issubdtype(leaf.dtype, np.inexact) for leaf in operands):
+    if any(leaf.shape == () and not _is_inexact(leaf) for leaf in operands):
         return (
             "A number among the arguments of a `jax.jit` of your own is data. If the shapes depend on it, make it a "
             f"constant with `static_argnums` or `static_argnames` of that `jax.jit`. Otherwise: {remedy}"
         )
     return remedy
+
+
+def _is_number(leaf: Leaf) -> bool:
+    """Whether an operand could as well be a Python number, or a few integers."""
+    return leaf.shape == () or (len(leaf.shape) == 1 and leaf.shape[0] <= _FEW and not _is_inexact(leaf))
+
+
+def _is_inexact(leaf: Leaf) -> bool:
+    return bool(jax.numpy.issubdtype(leaf.dtype, np.inexact))
 
 
 def same_tree(outputs: Outputs) -> str:
