@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import warnings
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 import torch.nn.functional as F
-from t2j_core import T2jWarning, module2jax, torch2jax
+from t2j_core import Size, T2jWarning, module2jax, torch2jax
 from torch import nn
 
 X = jnp.ones((4, 6))
@@ -101,8 +102,31 @@ RANDOM = {
     "module put into training mode": lambda: of_module(nn.Dropout(0.5).eval(), train=True),
     "lstm": lambda: of_module(nn.LSTM(6, 6, 2, dropout=0.5)),
     "encoder": lambda: of_module(nn.TransformerEncoderLayer(6, 2, 6)),
+    "seeded by the system": lambda: torch2jax(lambda t: (torch.seed(), t + torch.rand(6))[1]),
+    "a generator seeded by the system": lambda: torch2jax(
+        lambda t: (torch.default_generator.seed(), t + torch.rand(6))[1]
+    ),
+    "seeded by the clock": lambda: torch2jax(lambda t: (torch.manual_seed(time.time_ns()), t + torch.rand(6))[1]),
+    "forked, and seeded by the system": lambda: torch2jax(forked_and_seeded_anew),
+    "a generator of its own, seeded by the system": lambda: torch2jax(lambda t: t + torch.rand(6, generator=anew())),
+    "a generator that is kept": lambda: torch2jax(lambda t: t + torch.rand(6, generator=KEPT)),
     "a table of each call": lambda: of_module(Table()),
 }
+
+
+KEPT = torch.Generator().manual_seed(0)
+
+
+def anew():
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+def forked_and_seeded_anew(t):
+    with torch.random.fork_rng(devices=[]):
+        torch.random.seed()
+        return t * torch.rand_like(t)
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -207,3 +231,54 @@ def test_an_initialisation_draws_what_it_draws_in_torch():
 def test_declared_outputs_are_not_watched():
     f = lambda: torch2jax(lambda t: F.dropout(t, 0.5), output_shapes=jax.ShapeDtypeStruct((4, 6), jnp.float32))
     assert told(f) == []
+
+
+# --- declared outputs: the first real calls tell --------------------------------------------------------------------
+
+
+def of_calls(function, jitted, **options):
+    """The warnings of random numbers in three calls of a function with declared outputs, and their results."""
+    f = torch2jax(function, output_shapes=Size(4, 6), **options)
+    f = jax.jit(f) if jitted else f
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = [jax.block_until_ready(f(X)) for _ in range(3)]
+    return [w for w in caught if "random numbers" in str(w.message)], results
+
+
+def written_and_random(t):
+    t.add_(1)
+    return t + 0 * torch.rand(6)
+
+
+DECLARED = {
+    "rand": lambda t: t + torch.rand(6),
+    "dropout": lambda t: F.dropout(t, 0.5),
+    "seeded by the system": lambda t: (torch.seed(), t + torch.rand(6))[1],
+    "partly forked": partly_forked,
+    "a number": lambda t: t * 2 if torch.rand(()).item() < 0.5 else t * 3,
+    "written": written_and_random,
+}
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("name", DECLARED)
+def test_the_first_call_tells_where_outputs_are_declared(name, jitted):
+    (message,), _ = of_calls(DECLARED[name], jitted)
+    assert "`rng=True`" in str(message.message)
+
+
+def test_what_is_repeated_to_tell_writes_into_nothing():
+    before = X + 0
+    _, results = of_calls(written_and_random, False)
+    assert all((result == before + 1).all() for result in results)
+    assert (before == X).all()
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("name", ["forked", "forked and seeded", "seeded", "not used", "a layer", "every call runs"])
+def test_a_declared_function_that_draws_no_numbers_of_its_own(name, jitted):
+    functions = {"forked": forked, "forked and seeded": forked_and_seeded, "seeded": seeded}
+    functions |= {"not used": lambda t: (torch.rand(3), t + 1)[1], "a layer": lambda t: t + 0 * loaded(t)[:, :1]}
+    options = {"has_side_effect": True} if name == "every call runs" else {}
+    assert of_calls(functions.get(name, lambda t: t + torch.rand(6)), jitted, **options)[0] == []

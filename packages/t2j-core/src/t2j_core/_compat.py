@@ -668,6 +668,11 @@ def _is_watched() -> bool:
     )
 
 
+def is_transformed() -> bool:
+    """Whether a transformation of `torch.func`, or forward mode, is running."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def close_abandoned_forward_level() -> bool:
     """Close the level of forward mode if a function has entered it and returned without leaving it.
 

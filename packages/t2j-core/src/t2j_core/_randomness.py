@@ -17,19 +17,20 @@ _PROBABILITIES = ("p", "dropout_p", "dropout")
 _MODES = ("train", "training")
 
 
-def draws(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operation draws numbers from a default generator."""
+def drawn_from(func: Any, args: Any, kwargs: Any) -> Any:
+    """The generator that an operation draws numbers from: its own, or the default one of a CPU; None if it does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
-        return False
+        return None
     given = {
         argument.name: argument.default_value for argument in func._schema.arguments if argument.has_default_value()
     }
     given.update(zip((argument.name for argument in func._schema.arguments), args, strict=False))
     given.update(kwargs)
     if any(given.get(name) is False for name in _MODES) or any(_is_zero(given.get(name)) for name in _PROBABILITIES):
-        return False  # dropout that does nothing; attention has such an argument
+        return None  # dropout that does nothing; attention has such an argument
     generator = given.get("generator")
-    return generator is None or _compat.is_default_generator(generator)
+    is_default = generator is None or _compat.is_default_generator(generator)
+    return torch.default_generator if is_default else generator
 
 
 def _is_zero(value: Any) -> bool:
@@ -53,11 +54,13 @@ def told(name: str) -> str:
 
 
 class Draws:
-    """Counts the operations of a run that draw from a default generator.
+    """Counts the operations of a run that draw random numbers.
 
     Given a seed, only those count that draw what follows from the state at the beginning of the run: a function that
     seeds the generator itself, or forks it and restores it, gives the same numbers at every call. And what was drawn
-    is followed to the results: a function that makes a layer and loads weights into it draws for nothing.
+    is followed to the results: a function that makes a layer and loads weights into it draws for nothing. `others` are
+    the states of generators that the function has seeded, or made: in two runs they differ if it did so by the clock,
+    or by `torch.seed()`.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -65,6 +68,7 @@ class Draws:
         self._count = 0
         self._drawn: dict[int, torch.UntypedStorage] = {}  # memory with what was drawn, or came of it; kept alive
         self._is_used = False  # it was returned, or became something that is not a tensor
+        self._others: list[bytes] = []
         if seed is not None:
             torch.default_generator.manual_seed(seed)
             self._before = torch.default_generator.get_state()
@@ -80,17 +84,29 @@ class Draws:
             return self._is_used and not torch.equal(self._before, torch.default_generator.get_state())
         return self._count > 0
 
+    @property
+    def others(self) -> list[bytes]:
+        """The states of generators other than the default one at the beginning of the run, if the results show them."""
+        return self._others if self._is_used else []
+
     def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """See one operation, and its result."""
+        generator = drawn_from(func, args, kwargs)
         if self._seed is None:
-            self._count += draws(func, args, kwargs)
-        elif draws(func, args, kwargs) and torch.initial_seed() == self._seed:
-            self._count += 1
+            self._count += generator is not None
+        elif generator is not None:
             self._mark(func, args, kwargs, result)
-            with _compat.default_torch_state(("cpu",)):  # operations without data leave the generator as it is
-                torch.rand(())
+            self._note_generator(generator)
         elif self._drawn:
             self._follow(func, args, kwargs, result)
+
+    def _note_generator(self, generator: torch.Generator) -> None:
+        if generator is torch.default_generator and torch.initial_seed() == self._seed:
+            self._count += 1
+            with _compat.default_torch_state(("cpu",)):  # operations without data leave the generator as it is
+                torch.rand(())
+        else:
+            self._others.append(generator.get_state().numpy().tobytes())
 
     def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         overwrites = func._schema.name in _OVERWRITES and _is_whole(args[0])

@@ -37,6 +37,7 @@ from ._randomness import told
 from ._rng import seeded, turns
 from ._signature import Leaf, Outputs, Signature, declared_outputs, leaf_of
 from ._torchfn import TorchFn, register_name
+from ._unkeyed import telling_of_draws
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec  # with a default, which `typing` has from Python 3.13
@@ -354,6 +355,8 @@ class TorchFunction(Generic[P]):
             needs_long = are_narrow(leaf.torch_dtype for leaf in signature.operands)
         if signature.outputs.keeps_state:
             self._told.add("keeps state")
+        if signature.outputs.is_declared and not (self.options.rng or self.options.has_side_effect):
+            call = telling_of_draws(call, self.__name__, self._told)
         if "keeps state" in self._told:  # that of one signature may be used by another
             call = refusing(call, self.__name__)
         return TorchFn(
