@@ -18,8 +18,9 @@ PACKAGE = Path(t2j_core.__file__).parent
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
     {"_errors", "_garbage", "_in_flight", "_bounded", "_parts", "_module_use", "_indices", "_frames", "_deadline"},
-    {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints"},
+    {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints", "_public"},
     {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers", "_dataless"},
+    {"_misplaced"},
     {"_convert", "_variables", "_randomness"},
     {"_signature"},
     {"_advice", "_made_up", "_constants", "_trees", "_apart", "_on_meta", "_returned"},
@@ -175,7 +176,7 @@ def test_the_names_for_sister_packages():
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
             *("apart", "transposing_call", "check_choice", "checked_bool", "checked_integer", "checked_examples"),
-            *("hide_frames", "Keywords", "refused", "generator_states", "current_pair"),
+            *("hide_frames", "Keywords", "refused", "generator_states", "current_pair", "public", "options_of"),
             *("describe", "warn", "grouped", "heading", "short_avals", "P", "remember", "turns"),
         ]
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core import ArgumentError, load_variables, module2jax
+from t2j_core import ArgumentError, ShardingError, load_variables, module2jax, torch2jax
 from torch import nn
 
 X = jnp.ones((2, 4))
@@ -37,12 +37,13 @@ MISFITS = {
     "nested": ({"params": {"l": {"weight": jnp.ones((3, 4)), "bias": jnp.ones(3)}}}, r"\['l'\](.|\n)*'l.weight'"),
     "other part": ({"params": {**PARAMS, "offset": jnp.ones(3)}}, r"buffer(.|\n)*\['buffers'\]\['offset'\]"),
     "unknown part": ({"parameters": {}}, r"\['parameters'\](.|\n)*'params'"),
+    "description": ({"params": {**PARAMS, "l.bias": jax.ShapeDtypeStruct((3,), jnp.float32)}}, "holds no data"),
     "text": ({"params": {**PARAMS, "l.bias": "zeros"}}, r"neither an array nor a number(.|\n)*str"),
 }
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("name", [name for name in MISFITS if name != "text"])
+@pytest.mark.parametrize("name", [name for name in MISFITS if name not in ("text", "description")])
 def test_variables_that_do_not_fit_are_refused(name, transform):
     wrong, message = MISFITS[name]
     with pytest.raises(ArgumentError, match=message):
@@ -239,3 +240,39 @@ def test_a_parameter_that_jax_cannot_hold_is_named():
     with pytest.raises(ArgumentError) as error:
         module2jax(module)
     assert "'sparse'" in "".join(error.value.__notes__)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.complex64])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_dtype_of_another_kind(transform, dtype):
+    wrong = {**VARIABLES, "params": {**PARAMS, "l.bias": jnp.ones(3, dtype)}}
+    with pytest.raises(ArgumentError, match=r"\['l.bias'\](.|\n)*wrong dtype(.|\n)*torch.float32(.|\n)*astype"):
+        transform(APPLY)(wrong, X)
+
+
+def test_a_width_is_the_users_choice_and_named_where_it_does_not_go():
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), VARIABLES)
+    assert APPLY(half, X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    mixed = {**VARIABLES, "params": {**PARAMS, "l.bias": jnp.ones(3, jnp.float16)}}
+    with pytest.raises(RuntimeError, match="dtype") as error:
+        APPLY(mixed, X)
+    assert "args[0]['params']['l.bias']: f16[3]" in "".join(error.value.__notes__)
+
+
+def test_a_missing_variable_is_told_with_how_many_there_are():
+    with pytest.raises(ArgumentError, match=r"\['l.bias'\]` is missing(.|\n)*1 of 2 params"):
+        APPLY({**VARIABLES, "params": {"l.weight": PARAMS["l.weight"]}}, X)
+
+
+def test_a_class_is_no_module():
+    with pytest.raises(ArgumentError, match=r"`module2jax\(Linear\(...\)\)`"):
+        module2jax(nn.Linear)
+    with pytest.raises(ArgumentError, match=r"`torch2jax\(Linear\(...\)\)`"):
+        torch2jax(nn.Linear)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_variables_on_other_devices_than_the_argument():
+    there, here = jax.devices()[1], jax.devices()[0]
+    with pytest.raises(ShardingError, match=r"args\[0\]\['params'\](.|\n)*devices \[1\](.|\n)*args\[1\]"):
+        APPLY(jax.device_put({"params": PARAMS, "buffers": BUFFERS}, there), jax.device_put(X, here))

@@ -23,6 +23,8 @@ from t2j_core.extend import (
     checked_examples,
     describe,
     functional,
+    options_of,
+    public,
     remember,
 )
 
@@ -32,6 +34,7 @@ from ._rules import Rules
 from ._shared import DiffOptions, Shared
 
 
+@public()
 def torch2jax(
     fn: Callable[P, Any],
     *example_args: Any,
@@ -257,6 +260,7 @@ def _of(label: str, signature: str) -> str:
     return label.removeprefix(signature) if label.startswith(signature) else f" of {label}"
 
 
+@public(options_of(torch2jax))
 def module2jax(
     module: torch.nn.Module,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import re
 import traceback
@@ -9,9 +10,11 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 from ._errors import T2jWarning, warn
 from ._frames import Place, users_place
-from ._pytree import numbers
+from ._pytree import argument_paths, numbers
 from ._signature import Leaf, Outputs, named_avals
 
 _OF_A_NUMBER = re.compile(r"\b(int|float|complex|list|tuple)\b")  # "must be Tensor, not float", "'int' object has no"
@@ -35,6 +38,45 @@ def note_numbers(error: BaseException, key: tuple[Any, ...]) -> None:
                 error,
                 f"The function gets Python numbers as they are, here {_listed(names)}. Where it needs a tensor, pass "
                 "an array: `jnp.asarray(...)`.",
+            )
+
+
+_NAMES = {  # in errors of torch, where they differ from those of its dtypes
+    torch.float16: "Half",
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.bfloat16: "BFloat16",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.bool: "Bool",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
+}
+
+
+def note_mixed_dtypes(error: BaseException, key: tuple[Any, ...], operands: Sequence[Leaf]) -> None:
+    """Tell which arguments have another dtype than most, where torch says that two dtypes do not go together."""
+    with contextlib.suppress(Exception):  # its text is the user's
+        text = str(error)
+        if type(error) is not RuntimeError or not re.search("dtype|scalar type", text):
+            return
+        told = [leaf.torch_dtype for leaf in operands if re.search(rf"\b{_NAMES.get(leaf.torch_dtype)}\b", text)]
+        if len(set(told)) < 2:
+            return
+        most = collections.Counter(told).most_common(1)[0][0]
+        pairs = zip(argument_paths(key), operands, strict=True)
+        other = [f"{path}: {leaf}" for path, leaf in pairs if leaf.torch_dtype in told and leaf.torch_dtype != most]
+        add_note(error, f"Most arguments are of the dtype {most}; these are not: {_listed(other)}.")
+
+
+def note_jax_dtypes(error: BaseException) -> None:
+    """Tell that `jnp.float32` is no dtype of torch."""
+    with contextlib.suppress(Exception):  # its text is the user's
+        if type(error) is TypeError and "_ScalarMeta" in str(error):
+            add_note(
+                error,
+                "A dtype of JAX, such as `jnp.float32`, is no dtype of torch. Pass `torch.float32`, or convert with "
+                "`dtype_j2t`.",
             )
 
 
@@ -84,6 +126,8 @@ def note_inference(
             )
     add_note(error, text)
     note_numbers(error, key)
+    note_jax_dtypes(error)
+    note_mixed_dtypes(error, key, operands)
 
 
 Kind = tuple[type[Exception], "Place | None"]

@@ -37,10 +37,11 @@ def _named(convert: Callable[[int, Any], Any], values: Sequence[Any], name: str,
     try:
         for index, value in enumerate(values):
             results.append(convert(index, value))
-    except DTypeError as error:
+    except (DTypeError, ArgumentError) as error:
         if key is None:
             raise
-        raise DTypeError(f"{argument_paths(key)[len(results)]} of {name}: {error}") from None
+        kind = DTypeError if isinstance(error, DTypeError) else ArgumentError
+        raise kind(f"{argument_paths(key)[len(results)]} of {name}: {error}") from None
     return results
 
 

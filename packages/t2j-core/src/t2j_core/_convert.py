@@ -123,9 +123,7 @@ def t2j(tensor: torch.Tensor, via: Via = "dlpack") -> jax.Array:
             got = "a meta tensor, which has no data" if tensor.is_meta else f"{tensor.layout}"
             got = "a nested tensor" if tensor.is_nested else got
         raise ArgumentError(
-            describe(
-                "`t2j` takes a dense torch tensor.", expected="torch.Tensor", got=got, remedy="Use `torch.as_tensor`."
-            )
+            describe("`t2j` takes a dense torch tensor.", expected="torch.Tensor", got=got, remedy=_dense(tensor))
         )
     if not has_data(tensor):
         raise ArgumentError(
@@ -145,6 +143,15 @@ def t2j(tensor: torch.Tensor, via: Via = "dlpack") -> jax.Array:
     if _has_no_float8(stored):
         return _compat.array_over(tensor.view(torch.uint8)).view(canonical(row.jax))
     return _compat.array_over(tensor)
+
+
+def _dense(given: Any) -> str:
+    """How to make what was given a dense tensor."""
+    if not isinstance(given, torch.Tensor):
+        return "Use `torch.as_tensor`."
+    if given.is_meta:
+        return "Pass a tensor that holds data; for a shape alone, a `jax.ShapeDtypeStruct` as an example."
+    return "Use `tensor.to_padded_tensor(0.0)`." if given.is_nested else "Use `tensor.to_dense()`."
 
 
 _GPU_ALIGNMENT = 16  # `kEntryParameterAlignBytes` in xla/service/gpu: a program refuses other arguments

@@ -94,6 +94,8 @@ def _unsupported(dtype: object) -> str:
         what, remedy = f"{dtype!r} is no dtype.", "Pass a dtype such as `jnp.float32` or `torch.float32`."
     else:
         what, remedy = f"`{name}` is a dtype that PyTorch does not have.", "Convert with `array.astype(...)` first."
+    if name is not None and name.startswith("key<"):
+        remedy = "For random numbers in torch, wrap with `rng=True` and pass the key first; else `jax.random.key_data`."
     if name is not None and (bits := packed_bits(name)):
         what = f"`{name}` is packed: its numbers have {bits} bits, and only whole bytes cross between JAX and PyTorch."
     return describe(what, expected="one of " + ", ".join(str(row.jax) for row in ROWS), got=dtype, remedy=remedy)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ._advice import note_cuda_graphs, note_numbers
+from ._advice import note_cuda_graphs, note_jax_dtypes, note_mixed_dtypes, note_numbers
 from ._bounded import remember
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
 from ._errors import DataDependentShapeError, DTypeError, OutputError, describe
@@ -164,7 +164,9 @@ def report(signature: Signature | None, error: BaseException, depth: int = 1) ->
     if signature is not None:
         error = as_jax_inside(signature.name, error) or error
         note_numbers(error, signature.key)
+        note_mixed_dtypes(error, signature.key, signature.operands)
     note_missing_width(error)
+    note_jax_dtypes(error)
     note_cuda_graphs(error)
     _clear_frames(error)
     hide_own_frames(error)

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from ._convert import j2t, t2j
 from ._errors import ArgumentError, DTypeError, describe
 from ._keywords import Keywords
+from ._public import options_of, public
 from ._skeleton import Skeletons
 from ._variables import NUMBERS, Layout
 from ._wrap import TorchFunction, signature_of, torch2jax
@@ -20,6 +21,7 @@ from ._wrap import TorchFunction, signature_of, torch2jax
 Variables = dict[str, dict[str, Any]]
 
 
+@public(options_of(torch2jax))
 def module2jax(
     module: torch.nn.Module,
     *,
@@ -94,12 +96,15 @@ def functional(
 def _check_module(function: str, module: Any) -> None:
     """Raise unless `module` is a module whose parameters and buffers hold data."""
     if not isinstance(module, torch.nn.Module):
+        remedy = "Wrap a function with `torch2jax`." if function == "module2jax" else "Pass the module first."
+        if isinstance(module, type):
+            remedy = f"Make a module first: `{function}({module.__name__}(...))`."
         raise ArgumentError(
             describe(
                 f"`{function}` takes a module.",
                 expected="torch.nn.Module",
-                got=type(module).__name__,
-                remedy="Wrap a function with `torch2jax`." if function == "module2jax" else "Pass the module first.",
+                got=f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__,
+                remedy=remedy,
             )
         )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -134,6 +139,7 @@ def _array(tensor: torch.Tensor, is_copied: bool, name: str) -> jax.Array:
         raise
 
 
+@public()
 def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str, Any]]) -> None:
     """Write variables back into the module they came from, so that `state_dict()` saves them.
 

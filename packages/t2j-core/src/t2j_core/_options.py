@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ._errors import ArgumentError, describe
+from ._public import closest
 from ._signature import declared_outputs
 
 _CHOICES = {"outputs": ("auto", "copy", "out"), "arguments": ("auto", "copy", "check")}
@@ -46,7 +47,9 @@ def check_choice(option: str, given: Any, choices: Sequence[str | None]) -> None
     """Raise unless an option is one of some words."""
     if not (given is None or isinstance(given, str)) or given not in choices:
         *most, last = ("None" if choice is None else f'"{choice}"' for choice in choices)
-        raise refused(option, f"{', '.join(most)} or {last}", given, "Choose one.", what="unknown")
+        close = closest(given, [choice for choice in choices if choice]) if isinstance(given, str) else None
+        remedy = "Choose one." if close is None else f'Did you mean "{close}"?'
+        raise refused(option, f"{', '.join(most)} or {last}", given, remedy, what="unknown")
 
 
 def checked_bool(option: str, given: Any) -> bool:

@@ -43,6 +43,8 @@ def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
         what, remedy = "a container that contains itself", "Return the tensors in tuples, lists and dicts."
     elif isinstance(item, (Iterator, Awaitable, AsyncIterator)):
         what, remedy = "something that would run after the call", "Return a tuple of the values: `tuple(generator)`."
+        if not isinstance(item, Iterator):
+            remedy = "Run it inside the function, such as by `asyncio.run(...)`, and return its result."
         if inspect.iscoroutine(item):
             item.close()
     else:
@@ -61,6 +63,13 @@ def _parts(item: Any) -> Any:
     return item if isinstance(item, (list, tuple)) else ()
 
 
+_DENSE = {
+    "quantised": "Return `tensor.dequantize()`.",
+    "nested": "Return `tensor.to_padded_tensor(0.0, output_size=...)`, of a size that does not depend on values.",
+    "sparse": "Return `tensor.to_dense()`.",
+}
+
+
 def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
         kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
@@ -69,7 +78,7 @@ def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
                 f"The function returns a {kind} tensor, which JAX arrays cannot hold.",
                 expected="a dense tensor",
                 got=f"{tensor.dtype}, {tensor.layout}",
-                remedy="Return `tensor.dequantize()`." if tensor.is_quantized else "Return `tensor.to_dense()`.",
+                remedy=_DENSE[kind],
             )
         )
     return tuple(tensor.shape)

@@ -8,15 +8,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import torch
 import torch.utils._pytree as torch_tree
 
 from . import _compat
-from ._dtypes import canonical, dtype_t2j
-from ._errors import ArgumentError, describe
+from ._dtypes import canonical, dtype_j2t, dtype_t2j
+from ._errors import ArgumentError, DTypeError, describe
 
 NUMBERS = (bool, int, float, complex)
 _WHAT = {"params": "parameter", "buffers": "buffer"}
+_MANY = 4
 _TREE = '{"params": {...}, "buffers": {...}}'
 
 
@@ -40,9 +42,14 @@ class Layout:
             raise _no_variables(what, variables)
         self.check_some(variables)
         for part, tensors in self.tensors.items():
-            for name in tensors:
-                if name not in variables.get(part, ()):
-                    raise missing(part, name, self.module)
+            given = variables.get(part, {})
+            for name, tensor in tensors.items():
+                if name not in given:
+                    raise missing(part, name, self.module, f"{len(given)} of {len(tensors)} {part}")
+                if not isinstance(given[name], NUMBERS) and not _may_stand_for(given[name].dtype, tensor):
+                    remedy = f"Convert it: `array.astype({dtype_t2j(tensor.dtype).name!r})`."
+                    got = str(given[name].dtype)
+                    raise self._misfit(part, name, "of a wrong dtype", str(tensor.dtype), got, remedy)
 
     def check_some(self, variables: Any) -> None:
         """The same for variables among which some may be missing."""
@@ -61,6 +68,8 @@ class Layout:
         if tensor is None:
             raise self._unknown(part, name)
         is_number = isinstance(value, NUMBERS)
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise self._misfit(part, name, "a description, which holds no data,", "an array", type(value).__name__)
         if not is_number and not (hasattr(value, "shape") and hasattr(value, "dtype")):
             raise self._misfit(part, name, "neither an array nor a number", "an array or a number", _got(value))
         if is_number and not _holds(tensor.dtype, value):
@@ -87,10 +96,17 @@ class Layout:
         return ArgumentError(
             describe(
                 f"`{path}` is not a variable of {self.module}.",
-                expected=_TREE if part not in self.tensors else f"names of the module's {_WHAT[part]}s",
+                expected=_TREE if part not in self.tensors else self._names(part),
+                got=repr(part if name is None else name),
                 remedy=self._advice(part, name),
             )
         )
+
+    def _names(self, part: str) -> str:
+        names = [repr(name) for name in self.tensors[part]]
+        more = [f"and {len(names) - _MANY} more"] if len(names) > _MANY + 1 else []
+        listed = ", ".join((names[:_MANY] if more else names) + more)
+        return f"names of the module's {_WHAT[part]}s: {listed}" if names else f"no {_WHAT[part]}s"
 
     def _advice(self, part: Any, name: Any) -> str:
         if name is not None and self._tied.get(name, name) != name:
@@ -119,6 +135,17 @@ def _may_be_shard(got: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return all(any(size * count == full for count in counts) for size, full in zip(got, whole, strict=True))
 
 
+def _may_stand_for(given: Any, expected: torch.Tensor) -> bool:
+    """Whether an array's dtype is of the kind of a variable's; of which width is the user's choice."""
+    try:
+        dtype = dtype_j2t(given)
+    except DTypeError:  # which is told with its own words
+        return True
+    if dtype.is_complex or expected.is_complex():
+        return expected.is_complex()
+    return dtype.is_floating_point or not expected.is_floating_point() or expected.dim() == 0
+
+
 def _holds(dtype: torch.dtype, number: Any) -> bool:
     """Whether a number is of the kind of a dtype, or of a lesser one."""
     if dtype.is_complex:
@@ -142,12 +169,13 @@ def as_tensor(value: Any, dtype: torch.dtype, call: Any) -> torch.Tensor:
     return value.to(dtype) if is_narrowed or is_integer else value
 
 
-def missing(part: str, name: str, module: str) -> ArgumentError:
+def missing(part: str, name: str, module: str, got: str | None = None) -> ArgumentError:
     """The error for a variable that was not passed."""
     return ArgumentError(
         describe(
             f"`variables[{part!r}][{name!r}]` is missing in a call of {module}.",
             expected=f"{_TREE} with every parameter and buffer of the module",
+            got=got,
             remedy='Pass `{**variables, "params": params}`, where `variables` is what `module2jax` returned.',
         )
     )

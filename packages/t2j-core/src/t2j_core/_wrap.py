@@ -28,10 +28,12 @@ from ._frames import hide_own_frames
 from ._in_place import handed_over
 from ._indices import are_narrow, with_long_indices
 from ._infer import infer_outputs
+from ._misplaced import as_users_error
 from ._options import Options, checked_examples
 from ._originals import original_of, raises_originals
 from ._orphans import Signatures, let_go
 from ._primitive import outputs_of, torch_call
+from ._public import public
 from ._pytree import Static, is_flat, merger, split
 from ._randomness import told
 from ._rng import seeded, turns
@@ -49,6 +51,7 @@ else:
     P = ParamSpec("P")
 
 
+@public()
 def torch2jax(
     fn: Callable[P, Any],
     *example_args: Any,
@@ -114,6 +117,15 @@ class TorchFunction(Generic[P]):
         if not callable(fn):
             raise ArgumentError(
                 describe("`fn` must be callable.", got=type(fn).__name__, remedy="Pass a function or an `nn.Module`.")
+            )
+        if isinstance(fn, type) and issubclass(fn, torch.nn.Module):
+            raise ArgumentError(
+                describe(
+                    f"`fn` is the class {fn.__name__}, whose call makes a module.",
+                    expected="a function, or a module",
+                    got="a class",
+                    remedy=f"Make a module first: `torch2jax({fn.__name__}(...))`.",
+                )
             )
         self.fn = fn
         self.options = options
@@ -234,7 +246,7 @@ class TorchFunction(Generic[P]):
             else:
                 outputs = self._call_any(args, kwargs)
         except Exception as error:
-            failure = _behind(error)
+            failure = as_users_error(self.__name__, error, args, kwargs) or _behind(error)
         if failure is not None:  # raised out here, its own `__cause__` and `__context__` stay
             if isinstance(failure, TensorEscapeError):
                 hold((args, kwargs))

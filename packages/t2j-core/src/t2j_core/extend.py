@@ -41,6 +41,8 @@ from ._primitive import call_primitive as call_primitive
 from ._primitive import current_pair as current_pair
 from ._primitive import torch_call as torch_call
 from ._primitive import torch_call_p as torch_call_p
+from ._public import options_of as options_of
+from ._public import public as public
 from ._pytree import argument_paths as argument_paths
 from ._pytree import merger as merger
 from ._pytree import split as split

@@ -27,6 +27,8 @@ from t2j_core.extend import (
     heading,
     hide_frames,
     leaves_of,
+    options_of,
+    public,
     remember,
     split,
 )
@@ -51,8 +53,10 @@ _OF_AUTODIFF = (
     *("vmap_method", "vmap_randomness", "vmap_chunk_size"),
 )
 _OF_CORE = tuple(field.name for field in fields(Options))
+_OPTIONS = _OF_CORE + _OF_AUTODIFF
 
 
+@public(_OPTIONS)
 def torch2jax(
     fn: Callable[P, Any],
     *example_args: Any,
@@ -145,6 +149,7 @@ def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any)
     return torch2jax(fn, *example_args, **options)
 
 
+@public((*options_of(torch2jax), *_OPTIONS))
 def module2jax(
     module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, copy: bool = False, **options: Any
 ) -> tuple[TorchFunction[...], dict[str, dict[str, Any]]]:

@@ -1,0 +1,90 @@
+"""Options that are misspelt, and what public functions show of themselves where they raise."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from t2j_core import ArgumentError, OutputError, module2jax, torch2jax
+from torch import nn
+
+MISSPELT = {
+    "output_shapes": lambda: torch2jax(torch.sin, outputshapes=(2,)),
+    "has_side_effect": lambda: torch2jax(torch.sin, side_effect=True),
+    "train": lambda: module2jax(nn.Linear(1, 1), training=True),
+    "rng": lambda: module2jax(nn.Linear(1, 1), rgn=True),
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_option(name):
+    with pytest.raises(ArgumentError, match=f"has no option(.|\n)*Expected: (.|\n)*Did you mean `{name}`"):
+        MISSPELT[name]()
+
+
+def test_a_misspelt_word():
+    with pytest.raises(ArgumentError, match='Did you mean "copy"'):
+        torch2jax(torch.sin, outputs="cpoy")
+    with pytest.raises(ArgumentError, match="Choose one"):
+        torch2jax(torch.sin, outputs=3)
+
+
+def test_options_without_a_function():
+    with pytest.raises(ArgumentError, match=r"without its first argument `fn`(.|\n)*functools.partial\(torch2jax"):
+        torch2jax(rng=True)
+
+
+@pytest.mark.parametrize("call", [*MISSPELT.values(), lambda: torch2jax(3), lambda: module2jax(3)])
+def test_tracebacks_show_one_frame_of_t2j(call):
+    with pytest.raises(ArgumentError) as error:
+        call()
+    frames = [frame for frame in traceback.extract_tb(error.value.__traceback__) if "t2j_core" in frame.filename]
+    assert len(frames) == 1
+
+
+async def later(t):
+    await asyncio.sleep(0)
+    return t
+
+
+RETURNED = {
+    "coroutine": (later, r"asyncio\.run"),
+    "generator": (lambda t: (t for _ in range(2)), "tuple"),
+    "nested": (lambda t: torch.nested.nested_tensor([t, t], layout=torch.jagged), "to_padded_tensor"),
+    "sparse": (lambda t: t.to_sparse(), "to_dense"),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_what_cannot_be_returned_has_a_remedy(name):
+    f, remedy = RETURNED[name]
+    with pytest.raises(OutputError, match=remedy):
+        torch2jax(f)(jnp.ones(2))
+
+
+def test_tensors_without_data_or_dense_data_are_named():
+    f = torch2jax(lambda a, b: a)
+    with pytest.raises(ArgumentError, match=r"args\[1\] of (.|\n)*to_dense"):
+        f(jnp.ones(2), torch.ones(2).to_sparse())
+    with pytest.raises(ArgumentError, match=r"args\[0\] of (.|\n)*meta tensor"):
+        f(torch.ones(2, device="meta"), jnp.ones(2))
+
+
+def test_keys_of_a_dict_that_cannot_be_sorted():
+    with pytest.raises(ArgumentError, match="keys cannot be sorted(.|\n)*int, str"):
+        torch2jax(lambda d: d["a"])({1: jnp.ones(2), "a": jnp.ones(2)})
+
+
+def test_a_dtype_of_jax_inside():
+    with pytest.raises(TypeError) as error:
+        torch2jax(lambda t: t.to(jnp.float16))(jnp.ones(2))
+    assert "`torch.float32`" in "".join(error.value.__notes__)
+
+
+def test_a_key_without_rng():
+    with pytest.raises(TypeError, match="`rng=True`"):
+        torch2jax(lambda k, t: t)(jax.random.key(0), jnp.ones(2))
