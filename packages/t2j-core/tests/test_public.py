@@ -22,7 +22,9 @@ MISSPELT = {
 
 @pytest.mark.parametrize("name", MISSPELT)
 def test_a_misspelt_option(name):
-    with pytest.raises(ArgumentError, match=f"has no option(.|\n)*Expected: (.|\n)*Did you mean `{name}`"):
+    with pytest.raises(
+        ArgumentError, match=f"unexpected keyword argument(.|\n)*Expected: (.|\n)*Did you mean `{name}`"
+    ):
         MISSPELT[name]()
 
 

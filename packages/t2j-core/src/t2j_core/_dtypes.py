@@ -149,7 +149,7 @@ def canonical(dtype: Any) -> np.dtype[Any]:
     return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
-_WIDE = re.compile(r"\b(Long(Tensor)?|int64|float64|Double(?! backward)|double (?=!=)|(?<=!= )double)\b")
+_WIDE = re.compile(r"\b(Long(Tensor)?|long tensor|int64|float64|Double(?! backward)|double (?=!=)|(?<=!= )double)\b")
 
 
 def note_missing_width(error: BaseException) -> None:

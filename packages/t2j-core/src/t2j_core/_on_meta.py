@@ -84,10 +84,13 @@ class OnMeta(_compat.DispatchMode):
                 if makes and isinstance(leaf, torch.Tensor):
                     self._made[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage()
             return result
-        self.asked_for_values |= _asks_for_values(func)
         result = _from_zeros(func, tensors, args, kwargs)
         if result is None:
-            result = self._on_meta(func, args, kwargs)
+            try:
+                result = self._on_meta(func, args, kwargs)
+            except Exception:
+                self.asked_for_values |= _needs_values(func)
+                raise
         leaves = torch_tree.tree_leaves(result)
         self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return result
@@ -124,7 +127,7 @@ def _most_elements(func: Any, tensors: list[torch.Tensor]) -> int:
     return math.prod(max(t.numel(), 1) for t in tensors)
 
 
-def _asks_for_values(func: Any) -> bool:
+def _needs_values(func: Any) -> bool:
     tags = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
     return any(tag in func.tags for tag in tags)
 
@@ -139,7 +142,7 @@ def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) 
         _compat.dynamo_is_loaded()
         or schema.is_mutable
         or any(r.alias_info for r in schema.returns)
-        or _asks_for_values(func)
+        or _needs_values(func)
         or _most_elements(func, tensors) > _SMALL
     ):
         return None

@@ -49,7 +49,7 @@ def _misused(
         if given not in options and given != first:
             return ArgumentError(
                 describe(
-                    f"`{name}` has no option `{given}`.",
+                    f"{name}() got an unexpected keyword argument '{given}'.",
                     expected=", ".join(options),
                     got=given,
                     remedy=_similar(given, options),

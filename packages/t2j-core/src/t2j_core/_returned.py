@@ -21,6 +21,7 @@ from ._signature import Outputs, output_leaf
 
 
 def one_run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
+    """Run a function on tensors, and read its outputs off. Raises `OutputError` for what JAX cannot take."""
     args, kwargs = merger(key)(tensors)
     versions = [t._version for t in tensors]
     with contextlib.ExitStack() as stack:

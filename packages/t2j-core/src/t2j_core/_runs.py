@@ -185,6 +185,7 @@ _IN_VAIN = 4  # runs that fail in the same way, as on real data
 
 
 def infer_from_data(runs: Runs, examples: Examples, without_data: Kind | None) -> Outputs:
+    """The outputs that runs on examples and made-up data have shown."""
     runs.run(examples, without_data)
     failure = runs.failure(without_data)
     try:
