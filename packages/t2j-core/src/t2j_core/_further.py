@@ -53,6 +53,8 @@ def _different(operands: Sequence[Leaf], places: Sequence[int]) -> Iterator[Sequ
     axes = max((len(leaf.shape) for i, leaf in enumerate(operands) if i not in places), default=0)
     if slots > 1:
         yield from itertools.islice(itertools.permutations(range(max(axes, slots)), slots), _MOST)
+        yield [*[1] * (slots - 1), 2]  # sizes of which the first are those of a batch
+        yield [*[1] * (slots - 2), 2, 3]
 
 
 def _with_flags(operands: Sequence[Leaf], flags: Sequence[int], count: int) -> Values:

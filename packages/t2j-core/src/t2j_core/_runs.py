@@ -125,7 +125,9 @@ class Runs:
         first, last = self._answers[0], self._answers[-1]
         if last.leaves != first.leaves:
             raise DataDependentShapeError(self._data_dependent(first, last))
-        if _content(last) != _content(first):
+        if last.tree != first.tree:
+            raise OutputError(_changing_tree(self._name, self._key, self._operands))
+        if last.statics != first.statics:
             raise OutputError(_changing_constant(self._name, self._key, self._operands, first))
         return dataclasses.replace(first, is_doubtful=self._is_doubtful(), is_random=self._is_random())
 
@@ -203,11 +205,20 @@ def _listed(outputs: Outputs) -> str:
     return ", ".join((texts[:_MOST_LISTED] if more else texts) + more)
 
 
+def _changing_tree(name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:
+    return describe(
+        f"The tree that {name} returns depends on the values of its inputs ({named_avals(key, operands)}).",
+        expected="the same tuples, lists and dicts, with the same keys, for every input of a signature",
+        got="another tree for another input",
+        remedy="Return the same tree for every input, with `torch.where` to choose between values.",
+    )
+
+
 def _changing_constant(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], outputs: Outputs) -> str:
     kinds = sorted({static.kind.__name__ for static in outputs.statics if static is not None})
     return describe(
         f"{name} returns a constant that depends on the values of its inputs ({named_avals(key, operands)}).",
         expected="tensors, and constants that are the same for every input of a signature",
-        got=f"another {' or '.join(kinds) or 'tree'} for another input",
+        got=f"another {' or '.join(kinds)} for another input",
         remedy="Return values that change from call to call as tensors: `x.sum()` instead of `x.sum().item()`.",
     )
