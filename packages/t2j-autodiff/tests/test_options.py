@@ -39,3 +39,12 @@ def test_values_of_numpy_do():
         nondiff_mask=(np.True_,),
     ).diff_options
     assert (options.depth, options.use_zeros, options.vmap_chunk_size, options.nondiff_argnums) == (1, True, 2, (0,))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [({"residuals": "grpah"}, '"graph"'), ({"residual": "auto"}, "`residuals`"), ({"vmapmethod": 1}, "`vmap_method`")],
+)
+def test_what_is_misspelt_is_answered_with_what_was_meant(wrong, right):
+    with pytest.raises(ArgumentError, match=f"Did you mean {right}"):
+        torch2jax(torch.sin, **wrong)
