@@ -282,6 +282,20 @@ def test_a_list_that_refers_to_parameters():
     assert_every_call_is_the_first(make)
 
 
+class Opaque(tuple):
+    """A tuple as that of `e3nn.o3.Irrep`: it holds two values, and refuses to say so."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+    def __iter__(self):
+        raise NotImplementedError
+
+
+def test_a_module_that_holds_a_tuple_without_a_length():
+    assert_every_call_is_the_first(lambda: Scaled(tuple.__new__(Opaque, (2, 3)), lambda module, t: t * module.held[0]))
+
+
 @dataclasses.dataclass
 class Record:
     tensor: object = None

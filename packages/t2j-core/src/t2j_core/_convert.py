@@ -164,10 +164,11 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def has_data(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds values, unlike fake ones and those inside `torch.func`."""
+    """Whether a tensor holds values, unlike meta and fake ones, wrapper subclasses and those inside `torch.func`."""
     try:
-        return tensor.numel() == 0 or tensor.data_ptr() != 0
-    except RuntimeError:
+        is_there = tensor.untyped_storage().device.type != "meta"  # to ask a fake tensor for its address is a warning
+        return tensor.numel() == 0 or (is_there and tensor.data_ptr() != 0)
+    except Exception:  # of the user's subclass
         return False
 
 

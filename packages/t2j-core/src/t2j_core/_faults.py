@@ -13,6 +13,7 @@ import torch
 
 from ._advice import note_cuda_graphs, note_jax_dtypes, note_mixed_dtypes, note_numbers
 from ._bounded import remember
+from ._convert import has_data
 from ._dtypes import aval_text, canonical, dtype_t2j, note_missing_width
 from ._errors import DataDependentShapeError, DTypeError, OutputError, describe
 from ._frames import hide_own_frames, with_those_behind
@@ -55,7 +56,7 @@ def check_output(signature: Signature, index: int, value: Any, device_type: int,
         raise OutputError(_wrong(signature, path, f"{leaf}, dense", kind, "Return one dense tensor."))
     if value.is_quantized:
         raise OutputError(_wrong(signature, path, str(leaf), f"{value.dtype}", "Return `tensor.dequantize()`."))
-    if value.is_meta or not _has_storage(value):
+    if value.is_meta or not has_data(value):
         raise OutputError(
             _wrong(signature, path, str(leaf), f"a {_kind(value)} without data", "Return a tensor that holds values.")
         )
@@ -103,13 +104,6 @@ def _wrong(signature: Signature, path: str, expected: str, got: str, remedy: str
 
 def _kind(value: torch.Tensor) -> str:
     return "meta tensor" if value.is_meta else type(value).__name__
-
-
-def _has_storage(value: torch.Tensor) -> bool:
-    try:
-        return value.numel() == 0 or value.data_ptr() != 0
-    except Exception:  # wrapper subclasses and fake tensors
-        return False
 
 
 def _stores_as(dtype: torch.dtype, leaf: Leaf) -> bool:

@@ -46,8 +46,9 @@ def inside(part: Any) -> Iterable[Any]:
     found: list[Any] = list((attributes_of(part) or {}).values())
     if isinstance(part, dict):
         found += dict.values(part)
-    elif isinstance(part, _SEQUENCES):
-        found += part
+    elif isinstance(part, _SEQUENCES):  # of the kind itself: a subclass may give others, or raise
+        kind = next(kind for kind in _SEQUENCES if isinstance(part, kind))
+        found.extend(kind.__iter__(part))
     elif isinstance(part, functools.partial):
         found += (part.func, part.args, part.keywords)
     elif isinstance(part, types.MethodType):  # such as a hook of an object that records

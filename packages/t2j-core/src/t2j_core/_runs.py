@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 
 from . import _compat
 from ._advice import Kind, note_inference, values_matter
+from ._allowance import Allowance, OverdrawnError
 from ._apart import apart
-from ._deadline import Deadline, OutOfTimeError
 from ._dtypes import note_missing_width
 from ._errors import DataDependentShapeError, OutputError, T2jError, describe
 from ._further import further
@@ -50,22 +49,22 @@ class Runs:
 
     def run(self, examples: Examples, without_data: Kind | None) -> None:
         """Run on examples and made-up values, until it is clear whether shapes depend on them."""
-        patience = time.monotonic() + _PATIENCE
+        allowance = Allowance()
         for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
             for count, make in enumerate(values(self._operands, examples), 1):
                 self._run_once(device, make)
                 if self._is_settled() or (count == _IN_VAIN and not self._may_work(without_data)):
                     break
             if self._may_work(without_data) and not self._is_decided():
-                self._run_further(device, patience)
+                self._run_further(device, allowance)
             if self._answers or self._is_settled():
                 return
 
-    def _run_further(self, device: str, patience: float) -> None:
+    def _run_further(self, device: str, allowance: Allowance) -> None:
         for make in further(self._operands, self._numbers):
-            if self._is_decided() or time.monotonic() > patience:
+            if self._is_decided() or allowance.is_used_up:
                 return
-            with contextlib.suppress(OutOfTimeError), Deadline(patience + _PATIENCE):
+            with contextlib.suppress(OverdrawnError), allowance:
                 self._run_once(device, make)
 
     def forget_failures(self) -> None:
@@ -180,7 +179,6 @@ def _content(outputs: Outputs) -> tuple[Any, ...]:
 
 
 _On = tuple[Callable[[], Values], str]  # the values of a run, and its device
-_PATIENCE = 0.5  # seconds, after which there are no further runs
 _MOST_TRIED = 8
 _MOST_LISTED = 6
 _IN_VAIN = 4  # runs that fail in the same way, as on real data
