@@ -26,7 +26,7 @@ FLOORS = [
     {"_forward_mode"},
     {"_batching"},
     {"_rehearsal"},
-    {"_residuals", "_graph"},
+    {"_residuals", "_graph", "_shown"},
     {"_linearize"},
     {"_linear"},
     {"_rules"},

@@ -81,13 +81,13 @@ def batched(
 ) -> Flat:
     """`f` for `size` examples at once; every output has the examples along axis 0.
 
-    `kind` is "value", "vjp" or "jvp": what cannot be batched of one may be batched of another. A "record" raises where
-    the function asks for what is hidden from it: it can do without.
+    `kind` is "value", "shown", "vjp" or "jvp": what cannot be batched of one may be batched of another. A "record"
+    raises where the function asks for what is hidden from it: it can do without.
     """
     options = shared.options
     method = options.vmap_method
     key_is_batched = shared.has_key and dims[0] is not None
-    if method in ("expand_dims", "broadcast_all"):
+    if options.has_leading_axes:
         if isinstance(f, LeadingAxes):
             return f.over(size, dims)
         if not is_derivative:
@@ -140,15 +140,18 @@ class _AtOnce:
         return tuple(self._as_declared(y, leaf) for y, leaf in zip(answers, self.results, strict=True))
 
     def _watched(self, x: Sequence[torch.Tensor], recorded: bool) -> tuple[torch.Tensor, ...]:
-        questions, wrong = _compat.GradientQuestions(hooks_only=self.shows_gradients), _compat.WrongInBatches()
+        questions, wrong = _compat.GradientQuestions(), _compat.WrongInBatches()
         with questions if recorded else contextlib.nullcontext(), wrong:
             answers = self.run(*x)
-        asked = questions.found or (wrong.attention if recorded and not self.shows_gradients else None)
+        if self.shows_gradients:
+            asked = "register_hook" if questions.hooks else None
+        else:
+            asked = questions.decides or questions.hidden or (wrong.attention if recorded else None)
         if asked is not None:
             raise HiddenGradientError(f"`torch.func.vmap` hides `requires_grad`, and the function uses {asked}")
         if wrong.found is not None:
             raise _NotFaithfulError(f"it batches {wrong.found} wrongly")
-        return answers
+        return self.run(*x) if questions.changes_course else answers
 
     def _as_declared(self, y: torch.Tensor, leaf: Leaf) -> torch.Tensor:
         """An output in the dtype of one example: rules of torch may promote, and autocast does not reach them all."""
@@ -184,8 +187,11 @@ class _AtOnceOrInTurn:
                 raise
             reason = str(error) if isinstance(error, _NotFaithfulError) else first_line(error)
         answers = self.in_turn(*x)
+        is_known = reason in shared.vmap_failures.values()
         if not is_short:
             shared.vmap_failures["value" if kind == "record" else kind] = reason
+        if is_known:
+            return answers
         warn(_slow(shared.name, self.at_once.size, reason, is_short=is_short), PerformanceWarning)
         return answers
 

@@ -175,6 +175,13 @@ def has_own_jvp(results: Iterable[torch.Tensor]) -> bool:
     return any(cls is not None and cls.jvp is not torch.autograd.Function.jvp for cls in classes)
 
 
+def has_old_function(results: Iterable[torch.Tensor]) -> bool:
+    """Whether the graph behind `results` has an `autograd.Function` whose forward gets the context."""
+    classes = (getattr(type(node), "_forward_cls", None) for node in _nodes(t.grad_fn for t in results))
+    default = torch.autograd.Function.setup_context
+    return any(cls is not None and cls.setup_context is default for cls in classes)
+
+
 def conj(tensor: torch.Tensor) -> torch.Tensor:
     """The conjugate as numbers: of torch's own two, `vmap` cannot batch what follows one, nor the other itself."""
     if not tensor.is_complex():
@@ -275,21 +282,31 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
     called, and an embedding forgets which index is padding. A checkpoint would run its part again outside of the batch.
     """
 
-    found: str | None = None
-
-    def __init__(self, *, hooks_only: bool) -> None:
-        super().__init__()
-        self.hooks_only = hooks_only
+    decides: str | None = None  # what may change the values of the function
+    hidden: str | None = None  # what may change its derivative alone
+    hooks = False  # whether it sets hooks on tensors
+    of_leaves = False  # whether it asks what else differs where it is traced
+    changes_course = False  # whether the function takes another way because of this mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asker, is_question = _asker(), func in _QUESTIONS or is_special_embedding(func, args, kwargs or {})
-        if self.hooks_only:
-            self.found = "register_hook" if func is torch.Tensor.register_hook else self.found
-        elif asker == "torch.utils.checkpoint":
-            self.found = "checkpoints"
-        elif is_question and not asker.startswith(("t2j_", "torch._functorch.")):
-            self.found = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
+        asker = _asker()
+        if asker == "torch.utils.checkpoint":
+            self.hidden = "checkpoints"
+        elif not asker.startswith(("t2j_", "torch._functorch.")):
+            self._note(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+    def _note(self, func: Any, args: Any, kwargs: Any) -> None:
+        if func in _QUESTIONS:
+            self.decides = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
+            self.hooks |= func is torch.Tensor.register_hook
+            self.of_leaves |= func in _OF_LEAVES
+        elif func is torch.nn.functional.multi_head_attention_forward and not kwargs.get("training", True):
+            # `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` have another way where nothing requires a
+            # gradient, but not in a mode (`has_torch_function`), and do not ask there.
+            self.decides, self.changes_course = "attention in a module", True
+        elif func in _BAGS or is_special_embedding(func, args, kwargs):
+            self.hidden = func.__name__
 
 
 def _asker() -> str:
@@ -304,6 +321,6 @@ _QUESTIONS = {
     _TENSOR.is_leaf.__get__,
     torch.Tensor.register_hook,
     torch.Tensor.retain_grad,
-    torch.nn.functional.embedding_bag,
-    torch.embedding_bag,
 }
+_OF_LEAVES = {_TENSOR.grad_fn.__get__, _TENSOR.is_leaf.__get__}
+_BAGS = {torch.nn.functional.embedding_bag, torch.embedding_bag}

@@ -82,12 +82,15 @@ def _vjp(
 def watched(x: Tensors, indices: Iterable[int]) -> list[torch.Tensor]:
     """The inputs as a function gets them where derivatives with respect to `indices` are recorded.
 
-    What requires a gradient already becomes a view: a handle of its own, through which an outer derivative still
-    reaches the tensor.
+    A function sees leaves, but for results of an outer function. These become views: handles of their own, through
+    which an outer derivative still reaches the tensors.
     """
     handles = list(x)
     for i in indices:
-        handles[i] = x[i].view_as(x[i]) if x[i].requires_grad else x[i].detach().requires_grad_()
+        if not x[i].requires_grad:
+            handles[i] = x[i].detach().requires_grad_()
+        elif not x[i].is_leaf or sum(t is x[i] for t in x) > 1:
+            handles[i] = x[i].view_as(x[i])
     return handles
 
 
@@ -124,15 +127,15 @@ def _vjp_in_transform(f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mappi
     return pull(tuple(ct.to(yi.dtype) for yi, ct in zip(y, cotangents.values(), strict=True)))
 
 
-def restricted(f: Flat, x: Tensors, ins: Sequence[int], outs: Sequence[int]) -> Flat:
-    """`f` as a function of some inputs to some outputs."""
+def restricted(f: Flat, x: Tensors, ins: Sequence[int], outs: Sequence[int] | None = None) -> Flat:
+    """`f` as a function of some inputs to some outputs, or all."""
 
     def g(*moved: torch.Tensor) -> tuple[torch.Tensor, ...]:
         inputs = list(x)
         for i, value in zip(ins, moved, strict=True):
             inputs[i] = value
         y = f(*inputs)
-        return tuple(y[i] for i in outs)
+        return tuple(y) if outs is None else tuple(y[i] for i in outs)
 
     return g
 

@@ -179,7 +179,11 @@ def _trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> tuple[An
 
     def f(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         y: list[torch.Tensor] = []
-        for t in flat(*x):  # results may not share memory with anything
+        with _compat.GradientQuestions() as questions:
+            results = flat(*x)
+        if questions.of_leaves or questions.changes_course:
+            raise NotImplementedError(f"it looks at {questions.decides}")
+        for t in results:  # results may not share memory with anything
             y.append(t.clone() if t._is_view() or any(t is other for other in (*x, *y)) else t)
         requires[:] = [t.requires_grad for t in y]
         return tuple(y)

@@ -21,6 +21,7 @@ from ._pushforward import Pushforward
 from ._rehearsal import rehearsed
 from ._residuals import LiveGraphs, warn_if_random
 from ._shared import Shared
+from ._shown import Shown, recorded
 
 
 def is_inexact(leaf: Leaf) -> bool:
@@ -111,13 +112,26 @@ class Linearized:
             flat = batched(flat, leaves, size, dims, self.shared, is_derivative=False, kind=kind)
         return flat
 
+    def value_call(self, levels: Levels) -> Flat:
+        """The flat function that returns the outputs alone. It sees that it is differentiated."""
+        plain = self.batched_flat(levels)
+        if self.source.rules.is_derivative:  # which shows it anyway
+            return plain
+        if self.shared.options.has_leading_axes:
+            return Shown(plain, recorded(plain, self.ins, self.shared), self.shared)
+        flat = recorded(self.flat, self.ins, self.shared)
+        for k, (size, dims) in enumerate(levels):
+            leaves = [with_all_levels(leaf, levels[:k]) for leaf in self.results]
+            flat = batched(flat, leaves, size, dims, self.shared, is_derivative=True, kind="shown")
+        return Shown(plain, flat, self.shared)
+
     def forward_call(self, levels: Levels) -> Flat:
         """The flat function that returns outputs and residuals."""
-        plain = self.batched_flat(levels)
+        plain = self.value_call(levels)
         if isinstance(self.residuals, Graphs):
             return self.residuals.forward(plain, levels)
-        recorded = self.batched_flat(levels, is_record=True) if levels else self.flat
-        return self.residuals.forward(plain, recorded, levels)  # type: ignore[union-attr]
+        to_record = self.batched_flat(levels, is_record=True) if levels else self.flat
+        return self.residuals.forward(plain, to_record, levels)  # type: ignore[union-attr]
 
     # --- linear maps -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ import contextlib
 import itertools
 import logging
 import math
+import operator
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -234,8 +236,11 @@ class LiveGraphs:
             view = base.as_strided(saved.shape, saved.strides, base.storage_offset() + saved.offset)
             return view.conj() if saved.is_conj else view
 
-        leaves: dict[int, torch.Tensor] = {}
         handles = [t.detach() for t in x]  # of their own, because `x.requires_grad_()` puts them into the graph
+        for i in self.ins:
+            handles[i] = with_batch_axes(x[i], i, levels).detach().requires_grad_()
+            graph.ins[i] = torch.autograd.graph.get_gradient_edge(handles[i])
+        known = list(map(sys.getrefcount, handles))
         operands.extend(x)
         try:
             with (
@@ -243,19 +248,18 @@ class LiveGraphs:
                 torch.autograd.graph.saved_tensors_hooks(pack, unpack),
                 modules_in_use(until_the_end=False) as use,
             ):
-                for i in self.ins:
-                    leaves[i] = with_batch_axes(x[i], i, levels).detach().requires_grad_()
-                    handles[i] = leaves[i].view_as(leaves[i])
                 y = f(*handles)
         finally:
             operands.clear()
         if use.is_kept:
             self.give_up("the backward runs code of a module")
-        graph.ins = {i: torch.autograd.graph.get_gradient_edge(leaf) for i, leaf in leaves.items()}
         graph.outs = {i: (_edge_to(t), t.dtype) for i, t in enumerate(y) if t.requires_grad}
         answer = tuple(t.detach() for t in y)
-        for leaf in (*leaves.values(), *(t for t in handles if t.requires_grad and t.is_leaf)):
-            leaf.data = leaf.new_empty(0)  # its edge keeps it alive, but not the memory of XLA
+        del y  # which may be inputs
+        is_kept = list(map(operator.gt, map(sys.getrefcount, handles), known))
+        for t, is_one_kept in zip(handles, is_kept, strict=True):
+            if t.requires_grad and t.is_leaf and not is_one_kept:
+                t.data = t.new_empty(0)  # its edge keeps it alive, but not the memory of XLA
         return answer
 
     # --- backward --------------------------------------------------------------------------------------------------

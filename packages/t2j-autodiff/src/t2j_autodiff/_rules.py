@@ -162,12 +162,13 @@ class Rules:
 
 
 class ForwardRules(Rules):
-    """Rules of a forward that returns residuals after its outputs."""
+    """Rules of a forward. It returns residuals after its outputs, if there are any and somebody needs them."""
 
-    def __init__(self, linearized: Linearized, levels: Levels, depth: float) -> None:
+    def __init__(self, linearized: Linearized, levels: Levels, depth: float, *, keeps: bool) -> None:
         super().__init__(linearized.batched_flat(levels), depth, linearized.shared)
         self.linearized_source = linearized
         self.levels = levels
+        self.keeps = keeps  # it returns residuals
 
     def plain(self, fn: TorchFn) -> TorchFn:
         """The function without residuals."""
@@ -201,8 +202,8 @@ class ForwardRules(Rules):
         size, operands, dims = _batch_in_front(operands, dims)
 
         def call(size: int, operands: Sequence[Any]) -> list[Any]:
-            batched_forward = forward(self.linearized_source, self.depth, (*self.levels, (size, dims)))
-            return torch_call(*operands, fn=batched_forward)
+            levels = (*self.levels, (size, dims))
+            return torch_call(*operands, fn=forward(self.linearized_source, self.depth, levels, keeps=self.keeps))
 
         results = over_devices(call, size, operands, dims)
         return results, [0] * len(results)
@@ -213,8 +214,11 @@ class ForwardRules(Rules):
         return plain.rules.transpose_call(cotangents, operands, fn=plain)
 
     def without_unused(self, used: Sequence[bool], *, fn: TorchFn) -> TorchFn | None:
-        """The function without residuals, where nobody needs them."""
-        return None if any(used[len(self.linearized_source.results) :]) else self.plain(fn)
+        """The forward without residuals, where nobody needs them."""
+        source = self.linearized_source
+        if not self.keeps or any(used[len(source.results) :]):
+            return None
+        return forward(source, self.depth, self.levels, keeps=False)
 
 
 class LinearRules(Rules):
@@ -325,21 +329,25 @@ def _outputs(fn: TorchFn) -> str:
 # --- the functions that the rules bind -----------------------------------------------------------------------------
 
 
-def forward(linearized: Linearized, depth: float, levels: Levels = ()) -> TorchFn:
-    """The forward of a linearized function: its outputs, then the residuals."""
+def forward(linearized: Linearized, depth: float, levels: Levels = (), *, keeps: bool = True) -> TorchFn:
+    """The forward of a linearized function: its outputs, then the residuals if it `keeps` any."""
     source = linearized.source
-    if linearized.residuals is None:
+    keeps = keeps and linearized.residuals is not None
+    if source.rules.is_derivative and not keeps and not levels:  # it shows that it is differentiated anyway
         return source
 
     def make() -> TorchFn:
         operands = [with_levels(leaf, i, levels) for i, leaf in enumerate(linearized.operands)]
-        results = [with_all_levels(leaf, levels) for leaf in (*linearized.results, *linearized.residual_leaves)]
-        rules = ForwardRules(linearized, levels, depth)
-        fn = derived("forward", source, linearized.forward_call(levels), operands, results, "copy", rules)
+        kept = linearized.residual_leaves if keeps else ()
+        results = [with_all_levels(leaf, levels) for leaf in (*linearized.results, *kept)]
+        call = linearized.forward_call(levels) if keeps else linearized.value_call(levels)
+        outputs = "copy" if keeps else _outputs(source)
+        rules = ForwardRules(linearized, levels, depth, keeps=keeps)
+        fn = derived("forward", source, call, operands, results, outputs, rules)
         fn.has_side_effect = source.has_side_effect
         return fn
 
-    return linearized.memo.get(("forward", depth, levels), make)
+    return linearized.memo.get(("forward", depth, levels, keeps), make)
 
 
 def linear_map(

@@ -49,6 +49,11 @@ class DiffOptions:
         _check_mask(self.nondiff_mask)
 
     @property
+    def has_leading_axes(self) -> bool:
+        """Whether the function takes batch axes itself."""
+        return self.vmap_method in ("expand_dims", "broadcast_all")
+
+    @property
     def limit(self) -> float:
         """`depth` as a number."""
         return math.inf if self.depth is None else self.depth
@@ -73,6 +78,7 @@ class Shared:
     paths: tuple[str, ...] = ()  # what the operands are called
     vmap_failures: dict[str, str] = field(default_factory=dict)  # why `torch.func.vmap` is not used, for each kind
     forward_modes: dict[str, str] = field(default_factory=dict)  # what takes the place of `torch.func.jvp`, and why
+    asks_for_gradients: bool | None = None  # whether it looks at `requires_grad` and the like; None while unknown
     is_random: bool = False  # it was seen to draw unseeded random numbers
     residuals: dict[str, str] = field(default_factory=dict)  # how derivatives of each signature get their residuals
 

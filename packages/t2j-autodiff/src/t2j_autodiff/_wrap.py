@@ -239,6 +239,7 @@ class DifferentiableFunction(TorchFunction[P]):
 
 _VMAPS = {
     "recorded value": "reverse mode of vmap",
+    "shown": "vmap of the values beside derivatives",
     "vjp": "vmap of reverse mode",
     "jvp": "vmap of forward mode",
     "derivative": "vmap of derivatives",
