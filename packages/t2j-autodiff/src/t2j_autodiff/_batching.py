@@ -12,7 +12,17 @@ import jax
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
 from t2j_core import PerformanceWarning, dtype_t2j
-from t2j_core.extend import Leaf, batched_mesh_axes, canonical, explicit_spec, manual_axes, reshard, warn
+from t2j_core.extend import (
+    Leaf,
+    batched_mesh_axes,
+    canonical,
+    check_example,
+    explicit_spec,
+    manual_axes,
+    reshard,
+    storage_uses,
+    warn,
+)
 
 from . import _compat
 from ._differentiate import Flat, first_line
@@ -95,7 +105,7 @@ def batched(
         method = "auto"  # a derivative would be summed over the examples
     if size == 0:
         return lambda *x: _zeros(results, (0,), x[0].device)
-    in_turn = _InTurn(f, size, dims)
+    in_turn = _InTurn(f, size, dims, shared)
     if method == "sequential":
         return in_turn
     if method == "auto" and key_is_batched and options.vmap_randomness is None:
@@ -108,16 +118,29 @@ def batched(
 class _InTurn:
     """One example after another."""
 
-    def __init__(self, f: Flat, size: int, dims: Dims) -> None:
-        self.f, self.size, self.dims = f, size, dims
+    def __init__(self, f: Flat, size: int, dims: Dims, shared: Shared) -> None:
+        self.f, self.size, self.dims, self.shared = f, size, dims, shared
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        answers = [self.f(*self._example(x, i)) for i in range(self.size)]
+        answers = [self._run(x, i) for i in range(self.size)]
         return tuple(torch.stack(column) for column in zip(*answers, strict=True))
 
-    def _example(self, x: Sequence[torch.Tensor], i: int) -> list[torch.Tensor]:
+    def _run(self, x: Sequence[torch.Tensor], i: int) -> tuple[torch.Tensor, ...]:
         # Of its own memory, not a view: some operations read the memory from its beginning.
-        return [t if d is None else t[i].clone() for t, d in zip(x, self.dims, strict=True)]
+        example = [t if d is None else t[i].clone() for t, d in zip(x, self.dims, strict=True)]
+        if self.shared.lending is None or _compat.in_transform():
+            return self.f(*example)
+        is_watched = [t.requires_grad for t in example]
+        twins = [t.untyped_storage() for t in example]
+        uses = list(map(storage_uses, twins))
+        answer = self.f(*example)
+        del example
+        own = {t.untyped_storage()._cdata for t in answer}  # results may lie in it
+        for k in range(len(self.shared.paths)):
+            if self.dims[k] is not None:  # the call itself checks what has no batch axis
+                tells = not is_watched[k] and twins[k]._cdata not in own
+                check_example(self.shared.lending, k, twins[k], x[k][i], uses[k] - 1 if tells else None)
+        return answer
 
 
 class _AtOnce:

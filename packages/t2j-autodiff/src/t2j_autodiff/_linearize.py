@@ -51,6 +51,7 @@ def derived(label: str, source: TorchFn, call: Flat, operands: Any, results: Any
     fn = TorchFn(
         call, signature, outputs=outputs, arguments=lending.arguments, told=lending.told, is_flat=True, rules=rules
     )
+    fn.lending.speaks_of(lending)
     fn.origin = source.origin
     fn.reason_not_exportable = "only forward calls can be, not their derivatives or batches"
     return fn

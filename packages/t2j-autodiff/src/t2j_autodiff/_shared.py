@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from t2j_core.extend import argument_numbers, check_choice, checked_bool, checked_integer, refused
+from t2j_core.extend import Lending, argument_numbers, check_choice, checked_bool, checked_integer, refused
 
 _RESIDUALS = ("auto", "recompute", "graph")
 _VMAP_METHODS = ("auto", "vmap", "sequential", "expand_dims", "broadcast_all")
@@ -76,6 +76,7 @@ class Shared:
     options: DiffOptions
     has_key: bool = False  # the first operand is a JAX key
     paths: tuple[str, ...] = ()  # what the operands are called
+    lending: Lending | None = None  # where every call is to be checked (`arguments="check"`)
     vmap_failures: dict[str, str] = field(default_factory=dict)  # why `torch.func.vmap` is not used, for each kind
     forward_modes: dict[str, str] = field(default_factory=dict)  # what takes the place of `torch.func.jvp`, and why
     asks_for_gradients: bool | None = None  # whether it looks at `requires_grad` and the like; None while unknown

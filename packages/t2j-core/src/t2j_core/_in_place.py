@@ -11,7 +11,8 @@ from ._signature import Signature
 def handed_over(signature: Signature, options: Options) -> tuple[list[int], dict[int, int]]:
     """How each operand is handed over, and which result it is aliased to.
 
-    Raises `TensorMutationError` if a listed argument is written into but not returned.
+    Raises `TensorMutationError` if a listed argument is written into but not returned, or one that is not listed is
+    written into with `arguments="check"`.
     """
     outputs, paths = signature.outputs, signature.operand_paths()
     listed = are_at("mutable_argnums", options.mutable_argnums, paths, signature.name)
@@ -26,6 +27,8 @@ def handed_over(signature: Signature, options: Options) -> tuple[list[int], dict
             passes[index], aliases[index] = MUTABLE, returned[index]
         elif listed[index] and (index in outputs.mutated or not inferred):
             raise TensorMutationError(_not_returned(signature, path))
+        elif index in outputs.mutated and options.arguments == "check":
+            raise TensorMutationError(_changed(signature, path))
         elif index in outputs.mutated:
             passes[index] = CLONE
             warn(_cloned(signature, path), PerformanceWarning)
@@ -46,6 +49,15 @@ def _not_returned(signature: Signature, path: str) -> str:
         expected="the changed tensor itself among the outputs: JAX arrays are immutable, a change is a new value",
         got=f"outputs ({', '.join(map(str, signature.outputs.leaves))}), none of them that tensor",
         remedy="Return the changed tensor.",
+    )
+
+
+def _changed(signature: Signature, path: str) -> str:
+    return describe(
+        f"{signature.name} changes {path} in place.",
+        expected='arguments left as they are, because of `arguments="check"`',
+        got="an operation that writes into it",
+        remedy="Work on `tensor.clone()`, or list the argument in `mutable_argnums` and return it.",
     )
 
 

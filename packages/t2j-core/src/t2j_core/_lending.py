@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ._compat import storage_uses
 from ._errors import PerformanceWarning, T2jWarning, TensorEscapeError, TensorMutationError, describe, warn
 from ._garbage import collect
 from ._pointers import has_pointers
@@ -26,12 +27,18 @@ class Lending:
 
     def __init__(self, signature: Signature, passes: Sequence[int] | None, arguments: str, told: set[str]) -> None:
         self.signature = signature
+        self.name: str = signature.name  # what the user calls the function, as below the operands
+        self.paths: tuple[str, ...] = ()
         self.arguments = arguments
         self.told = told  # the warnings that the user's function has had; its derived functions share it
         self.reasons: dict[int, str] = {}  # why an operand is copied, where a call has shown it
         self._passes = list(passes or (BORROW,) * len(signature.operands))
         if arguments == "copy":
             self._passes = [CLONE if how == BORROW else how for how in self._passes]
+
+    def speaks_of(self, source: Lending) -> None:
+        """Let messages name the function that this one is derived from, and its operands."""
+        self.name, self.paths = source.name, source.paths or tuple(source.signature.operand_paths())
 
     def of(self, signature: Any) -> Lending:
         """The same, with another object in the place of the signature."""
@@ -52,6 +59,8 @@ class Lending:
 
     def path(self, index: int, *, is_result: bool = False) -> str:
         """The user's name of an operand or a result."""
+        if index < len(self.paths) and not is_result:
+            return self.paths[index]
         signature = self.signature
         return (signature.outputs.paths() if is_result else signature.operand_paths())[index]
 
@@ -151,7 +160,7 @@ def operand_written(lending: Lending, index: int, is_private: bool, has_lent: bo
 
     `has_lent` says that calls before this one lent the operand, and may have changed arrays unseen.
     """
-    path, name = lending.path(index), lending.signature.name
+    path, name = lending.path(index), lending.name
     lending.copy_from_now_on(index, "the function writes into it")
     if not is_private:
         raise TensorMutationError(
@@ -197,7 +206,7 @@ def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) 
 
     `is_late` says that a check has found it, and that calls between may have gone unseen.
     """
-    path, name = lending.path(index, is_result=is_result), lending.signature.name
+    path, name = lending.path(index, is_result=is_result), lending.name
     if not is_result:
         lending.copy_from_now_on(index, "the function keeps it")
     if lending.arguments == "check":
@@ -209,6 +218,8 @@ def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) 
                 remedy="Store `tensor.clone()` instead (with `.detach()` if an autograd graph would keep it).",
             )
         )
+    if "keeps state" in lending.told:  # which was a warning of the same
+        return
     lending.warn_once(
         f"{name} keeps {path}, or something that refers to it, beyond the call. What it keeps has memory of its own, "
         "and from now on the function gets a copy of that argument at every call. Keep `tensor.clone()` instead, or "
@@ -217,6 +228,21 @@ def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) 
         T2jWarning,
         f"kept {path}",
     )
+
+
+def check_example(
+    lending: Lending, index: int, twin: torch.UntypedStorage, original: torch.Tensor, uses: int | None
+) -> None:
+    """Raise where a function has written into an example of a batch, or keeps it. It got a copy in `twin`.
+
+    `uses` is how often the memory of the copy may be referred to; None where that does not tell.
+    """
+    if not has_same_bits(twin, original.detach().clone().untyped_storage()):
+        operand_written(lending, index, is_private=True, has_lent=False)
+    if uses is not None and storage_uses(twin) > uses:
+        collect_garbage()
+        if storage_uses(twin) > uses:
+            argument_kept(lending, index, is_result=False, is_late=False)
 
 
 def collect_garbage() -> None:
@@ -245,7 +271,7 @@ def movable_copy(
         path = lending.path(index, is_result=is_result)
         if not is_result:
             lending.copy_from_now_on(index, "the function keeps it")
-        raise _escaped(lending.signature.name, path, "outputs" if is_result else "arguments")
+        raise _escaped(lending.name, path, "outputs" if is_result else "arguments")
     data = torch.empty(storage.nbytes(), dtype=torch.uint8, device=storage.device)
     data.copy_(_bytes_of(storage))
     return data.untyped_storage()
@@ -253,7 +279,7 @@ def movable_copy(
 
 def raise_escaped(lending: Lending) -> None:
     """Raise for memory that is still lent, and that no tensor leads to any more."""
-    raise _escaped(lending.signature.name, "an argument or a result", "arguments")
+    raise _escaped(lending.name, "an argument or a result", "arguments")
 
 
 def _escaped(name: str, path: str, option: str) -> TensorEscapeError:

@@ -27,6 +27,8 @@ from ._explain import heading as heading
 from ._explain import short_avals as short_avals
 from ._keywords import Keywords as Keywords
 from ._lending import CLONE as CLONE
+from ._lending import Lending as Lending
+from ._lending import check_example as check_example
 from ._module import functional as functional
 from ._module_use import modules_in_use as modules_in_use
 from ._options import Options as Options
