@@ -171,6 +171,7 @@ def test_the_names_for_sister_packages():
     assert public(t2j_core.extend) == sorted(
         [
             *("TorchFn", "Signature", "Leaf", "Outputs", "flat_signature", "argument_paths", "canonical", "CLONE"),
+            *("Lending", "check_example"),
             *("declared_outputs", "leaves_of", "merger", "split", "explicit_spec", "manual_axes", "reshard", "Tracer"),
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
