@@ -345,6 +345,7 @@ def forward(linearized: Linearized, depth: float, levels: Levels = (), *, keeps:
         rules = ForwardRules(linearized, levels, depth, keeps=keeps)
         fn = derived("forward", source, call, operands, results, outputs, rules)
         fn.has_side_effect = source.has_side_effect
+        fn.hidden = len(linearized.residual_leaves)
         return fn
 
     return linearized.memo.get(("forward", depth, levels, keeps), make)

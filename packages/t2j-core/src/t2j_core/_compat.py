@@ -152,6 +152,35 @@ def register_jet(primitive: Any, rule: Callable[..., Any]) -> None:
     jet.jet_rules[primitive] = rule
 
 
+class _Named:
+    """What checkify reads of a primitive to describe a NaN."""
+
+    multiple_results = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def register_checkify(primitive: Any, describe: Callable[[Any], tuple[str, int]]) -> None:
+    """Let `jax.experimental.checkify` find NaN in results. `describe(fn)`: the name of a call, and how many it looks at.
+
+    Without the rule it takes a primitive for one that makes none.
+    """
+    try:
+        from jax._src.checkify import check_nans, error_checks
+    except ImportError:
+        return
+    # Before the operands of a call: the error so far and the enabled kinds; jax 0.12 has a context in front of them.
+    head = len(inspect.signature(check_nans).parameters) - 2
+
+    def rule(*given: Any, fn: Any) -> tuple[Any, Sequence[Any]]:
+        results = primitive.bind(*given[head:], fn=fn)
+        name, count = describe(fn)
+        return check_nans(_Named(name), *given[:head], results[:count]), results
+
+    error_checks[primitive] = rule
+
+
 _TRANSPOSING = {
     "gmres": "jax.scipy.sparse.linalg.gmres",
     "bicgstab": "jax.scipy.sparse.linalg.bicgstab",

@@ -20,6 +20,7 @@ from ._export import refused
 from ._host import host_call
 from ._in_flight import hold_until_ready
 from ._jax_inside import jax_inside
+from ._numbers import check_numbers, wanted_checks, without_checks
 from ._once import on_first_device
 from ._originals import of_thread, original_of, raise_late, raises_originals
 from ._signature import Signature
@@ -148,10 +149,13 @@ def outputs_of(entry: Callable[..., Any], arrays: Sequence[Any]) -> Any:
 @raises_originals
 def _impl(*operands: Any, fn: TorchFn) -> list[Any]:
     try:
-        with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):  # each of them ends here again
+        checks = wanted_checks()
+        with jax.disable_jit(False), without_checks() if checks else contextlib.nullcontext():  # jit ends here again
             results: list[Any] = outputs_of(_jitted(fn), operands)
             hold_until_ready(fn, results)
-            return results
+        if checks:
+            check_numbers(fn.signature.name, results[: len(results) - fn.hidden], checks)
+        return results
     except _compat.XLA_ERRORS as error:
         failure = original_of(error)
         if failure is None:
@@ -238,6 +242,12 @@ def _jet(primals: Any, series: Any, *, fn: TorchFn) -> Any:
     )
 
 
+def _seen(fn: TorchFn | WeakFn) -> tuple[str, int]:
+    """How a call goes by in errors, and how many of its results users see."""
+    fn = strong(fn)
+    return f"torch_call of {fn.signature.name}", len(fn.signature.outputs.leaves) - fn.hidden
+
+
 def call_primitive(name: str, *, takes_tickets: bool = False) -> Any:
     """A primitive whose parameter `fn` is the `TorchFn` that it runs. It has no rules for transformations yet.
 
@@ -249,6 +259,7 @@ def call_primitive(name: str, *, takes_tickets: bool = False) -> Any:
     primitive.def_effectful_abstract_eval(_abstract)
     _compat.register_lowering(primitive, _lower, one_by_one=takes_tickets)
     _compat.register_jet(primitive, _jet)
+    _compat.register_checkify(primitive, _seen)
     return primitive
 
 

@@ -61,6 +61,7 @@ class TorchFn:
         self.aliases: dict[int, int] = dict(aliases or {})
         self.has_side_effect = has_side_effect
         self.rules = rules
+        self.hidden: int = 0  # how many of the last results are kept for a backward, and seen by no user
         self.ticket: int | None = None  # the operand by which it finds what another call has left on the host
         self.jitted: Any = None  # the compiled form for eager binds, made when first needed; it may not own `self`
         self.pass_results: bool = outputs == "out"
