@@ -23,7 +23,7 @@ FLOORS = [
     {"_agreement", "_adjoint"},
     {"_pushforward"},
     {"_reverse_ways"},
-    {"_forward_mode"},
+    {"_forward_mode", "_linearity"},
     {"_batching"},
     {"_rehearsal"},
     {"_residuals", "_graph", "_shown"},

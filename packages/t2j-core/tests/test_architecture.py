@@ -17,7 +17,18 @@ PACKAGE = Path(t2j_core.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_errors", "_garbage", "_in_flight", "_bounded", "_parts", "_module_use", "_indices", "_frames", "_allowance", "_numbers"},
+    {
+        "_errors",
+        "_garbage",
+        "_in_flight",
+        "_bounded",
+        "_parts",
+        "_module_use",
+        "_indices",
+        "_frames",
+        "_allowance",
+        "_numbers",
+    },
     {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints", "_public"},
     {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers", "_dataless"},
     {"_misplaced"},

@@ -23,7 +23,7 @@ from ._linearize import Linearized, Memo, derived, in_plain_operations, is_inexa
 from ._residuals import LiveGraphs
 from ._shared import Shared
 
-torch_linear_p = call_primitive("torch_linear", takes_tickets=True)
+torch_linear_p = call_primitive("torch_linear")
 
 
 class Rules:

@@ -162,7 +162,7 @@ class _Named:
 
 
 def register_checkify(primitive: Any, describe: Callable[[Any], tuple[str, int]]) -> None:
-    """Let `jax.experimental.checkify` find NaN in results. `describe(fn)`: the name of a call, and how many it looks at.
+    """Let `jax.experimental.checkify` find NaN in results. `describe(fn)` is the name of a call, and how many count.
 
     Without the rule it takes a primitive for one that makes none.
     """
@@ -196,13 +196,34 @@ _TRANSPOSING = {
 
 def transposing_call() -> str:
     """Which function of JAX, of those this thread is inside of, transposes: only its frames tell."""
+    found = _public_name(_TRANSPOSING)
+    return f"`{found}`" if found else "A transposition in JAX"
+
+
+_REDUCING = {
+    "_reduce_lower": "jax.lax.reduce",
+    "_generic_reduce_window_lower": "jax.lax.reduce_window",
+    "_scatter_lower": "x.at[...].apply",
+    "_select_and_scatter_lower": "select_and_scatter",
+}
+
+
+def reducing_call() -> str | None:
+    """Whose function this thread is lowering, of those which XLA applies to single numbers; None if no such one's.
+
+    A function of its own that a reducer calls is lowered apart from the reducer: only the frames tell.
+    """
+    return _public_name(_REDUCING)
+
+
+def _public_name(known: dict[str, str]) -> str | None:
+    """The public name of the first known function of JAX that this thread is inside of."""
     names, frame = set(), sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back
         if str(frame.f_globals.get("__name__", "")).startswith("jax."):
             names.add(frame.f_code.co_name)
-    found = next((public for name, public in _TRANSPOSING.items() if name in names), None)
-    return f"`{found}`" if found else "A transposition in JAX"
+    return next((public for name, public in known.items() if name in names), None)
 
 
 def is_exporting(ctx: Any) -> bool:
@@ -239,14 +260,17 @@ def keep_alive(ctx: Any, value: object) -> None:
     ctx.module_context.add_keepalive(value)
 
 
-def register_lowering(primitive: Any, rule: Any, *, one_by_one: bool) -> None:
-    """Register how calls are lowered, for all platforms: equal ones once, or one by one, as jax before 0.7 always does.
+def register_lowering(primitive: Any, rule: Any) -> None:
+    """Register how calls are lowered, for all platforms, and one by one, as jax before 0.7 always does.
+
+    Later versions lower equal calls once. But each is to see which call its ticket comes from, and whether it is in a
+    reducer.
 
     Rules for single platforms fail where calls are lowered one by one for several: `lower_per_platform` in
     jax/_src/interpreters/mlir.py adds a tuple to a list then.
     """
     has_cache = "cacheable" in inspect.signature(mlir.register_lowering).parameters
-    options: Any = {"cacheable": False} if one_by_one and has_cache else {}
+    options: Any = {"cacheable": False} if has_cache else {}
     mlir.register_lowering(primitive, rule, **options)
 
 

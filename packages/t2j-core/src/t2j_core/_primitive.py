@@ -195,6 +195,9 @@ def _abstract(*operands: Any, fn: TorchFn | WeakFn) -> tuple[list[Any], frozense
 
 
 def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
+    reducer_of = _compat.reducing_call()
+    if reducer_of is not None:
+        raise _in_reducer(strong(fn), reducer_of)
     platforms = set(_compat.platforms_of(ctx))
     if not platforms <= _NATIVE:
         return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
@@ -233,6 +236,18 @@ def _partly_manual(fn: TorchFn) -> ShardingError:
     )
 
 
+def _in_reducer(fn: TorchFn, caller: str) -> TransformError:
+    return TransformError(
+        describe(
+            f"{fn.signature.name} is called in the function of `{caller}`, which XLA applies to single numbers "
+            "inside of a kernel.",
+            expected="operations that XLA can compile there; a custom call, as of a torch function, ends the process",
+            remedy="Reduce with `jax.lax.associative_scan`, `jax.lax.scan` or `jnp.frompyfunc(f, 2, 1).reduce`, apply "
+            "`f` to `x[...]` and set the result, or call a torch function that reduces by itself.",
+        )
+    )
+
+
 def _jet(primals: Any, series: Any, *, fn: TorchFn) -> Any:
     raise TransformError(
         describe(
@@ -248,16 +263,13 @@ def _seen(fn: TorchFn | WeakFn) -> tuple[str, int]:
     return f"torch_call of {fn.signature.name}", len(fn.signature.outputs.leaves) - fn.hidden
 
 
-def call_primitive(name: str, *, takes_tickets: bool = False) -> Any:
-    """A primitive whose parameter `fn` is the `TorchFn` that it runs. It has no rules for transformations yet.
-
-    The calls of one that `takes_tickets` are lowered one by one, so that each sees which call its ticket comes from.
-    """
+def call_primitive(name: str) -> Any:
+    """A primitive whose parameter `fn` is the `TorchFn` that it runs. It has no rules for transformations yet."""
     primitive = _compat.Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(_impl)
     primitive.def_effectful_abstract_eval(_abstract)
-    _compat.register_lowering(primitive, _lower, one_by_one=takes_tickets)
+    _compat.register_lowering(primitive, _lower)
     _compat.register_jet(primitive, _jet)
     _compat.register_checkify(primitive, _seen)
     return primitive
