@@ -382,3 +382,72 @@ def test_jet_is_refused():
     for g in (f, jax.jit(f), lambda x: jax.jvp(f, (x,), (x,))[1], t2j_core.torch2jax(torch.sin)):
         with pytest.raises(TransformError, match=r"sin.* has no Taylor series"):
             jet(g, (B,), ((B, B),))
+
+
+# --- values that are not finite -----------------------------------------------------------------------------------
+
+NOT_FINITE = {
+    "a NaN": J.at[0, 0].set(jnp.nan),
+    "a row": J.at[1].set(jnp.nan),
+    "infinity": J.at[2, 1].set(jnp.inf),
+    "nothing finite": J * jnp.nan,
+    "overflow": J * 5e37,
+}
+SOLVERS = {
+    "custom_linear_solve": lambda mv: jax.grad(
+        lambda b: jax.lax.custom_linear_solve(mv, b, lambda m, b: m(b), lambda m, b: m(b)).sum()
+    )(B),
+    "linear_transpose": lambda mv: jax.linear_transpose(mv, B)(B)[0],
+    "gmres": lambda mv: jax.grad(lambda b: sparse.gmres(mv, b, maxiter=2)[0].sum())(B),
+    "cg": lambda mv: jax.grad(lambda b: sparse.cg(mv, b, maxiter=2)[0].sum())(B),
+}
+
+
+@pytest.mark.parametrize("how", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_a_solver_that_has_diverged(name, solver, how):
+    product = torch2jax(lambda a, x: a @ x)
+    got = how(lambda a: SOLVERS[solver](lambda x: product(a, x)))(NOT_FINITE[name])
+    close(got, how(lambda a: SOLVERS[solver](lambda x: a @ x))(NOT_FINITE[name]))
+
+
+def test_a_torch_constant_that_is_not_finite():
+    weight = torch.tensor([torch.nan, torch.inf, 2.0])
+    close(jax.linear_transpose(torch2jax(lambda x: weight * x), B)(B)[0], [np.nan, np.inf, 6.0])
+
+
+def only_for_real_values(f):
+    """A function that refuses made-up values of its first operand, so that the first real call judges alone."""
+
+    def run(c, x):
+        if float(c[1]) != 2:
+            raise ValueError("made up")
+        return f(c, x)
+
+    return run
+
+
+def test_real_values_that_are_not_finite_judge_alone():
+    f = torch2jax(only_for_real_values(torch.mul))
+    for c in (B.at[0].set(jnp.nan), B, B.at[2].set(jnp.inf)):
+        close(jax.linear_transpose(lambda x, c=c: f(c, x), B)(B)[0], c * B)
+
+
+@pytest.mark.parametrize("wraps", [lambda f: f, only_for_real_values], ids=["also made-up values", "real values alone"])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda c, x: c * x**2,
+        lambda c, x: torch.cat([c[:1] * x[:1], x[1:] ** 2]),
+        lambda c, x: torch.relu(c * x),
+        lambda c, x: c * x + 1,
+        lambda c, x: x + c,
+        lambda c, x: c * x * x.detach(),
+        lambda c, x: c * x.detach(),
+    ],
+)
+def test_the_finite_part_is_judged(f, wraps):
+    function, c = torch2jax(wraps(f)), B.at[0].set(jnp.nan)
+    with pytest.raises(Exception, match=r"is not linear in args\[1\]"):
+        jax.linear_transpose(lambda x: function(c, x), B)(B)
