@@ -171,12 +171,13 @@ def register_checkify(primitive: Any, describe: Callable[[Any], tuple[str, int]]
     except ImportError:
         return
     # Before the operands of a call: the error so far and the enabled kinds; jax 0.12 has a context in front of them.
-    head = len(inspect.signature(check_nans).parameters) - 2
+    check: Any = check_nans
+    head = len(inspect.signature(check).parameters) - 2
 
     def rule(*given: Any, fn: Any) -> tuple[Any, Sequence[Any]]:
         results = primitive.bind(*given[head:], fn=fn)
         name, count = describe(fn)
-        return check_nans(_Named(name), *given[:head], results[:count]), results
+        return check(_Named(name), *given[:head], results[:count]), results
 
     error_checks[primitive] = rule
 
