@@ -163,6 +163,7 @@ def _terms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def generator() -> torch.Generator:
+    """A generator of its own: torch's default one stays as it is."""
     return torch.Generator("cpu").manual_seed(_SEED)
 
 
@@ -191,6 +192,7 @@ def _random(leaf: Leaf, draw: torch.Generator) -> torch.Tensor:
 
 
 def zeros(leaf: Leaf) -> torch.Tensor:
+    """An operand of zeros."""
     return torch.zeros(leaf.shape, dtype=leaf.torch_dtype, device=torch_device())
 
 
@@ -220,4 +222,5 @@ def _is_square(leaf: Leaf) -> bool:
 
 
 def is_inexact(dtype: torch.dtype) -> bool:
+    """Whether PyTorch differentiates numbers of this dtype."""
     return dtype.is_floating_point or dtype.is_complex
