@@ -17,7 +17,10 @@ PACKAGE = Path(t2j_autodiff.__file__).parent
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
     {"_embeddings"},
-    {"_errors", "_config", "_compat", "_kept", "_keywords", "_norms", "_tickets"},
+    {"_errors", "_config", "_compat", "_keywords", "_norms", "_tickets"},
+    {"_numbers"},
+    {"_kept"},
+    {"_waiting"},
     {"_shared", "_forward_level"},
     {"_differentiate"},
     {"_agreement", "_adjoint"},

@@ -6,17 +6,18 @@ and keep or take graphs itself. Each step is one operation on a `dict`, which is
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from . import _numbers
 
 
 class KeptGraphs:
     """All graphs of a process. Each lies on the shelf of its owner; this knows their numbers, and sizes by device."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count(1)
+        self._numbers = _numbers.scattered()
         self._shelves: dict[int, weakref.ref[Shelf]] = {}  # of each graph, the oldest first
         self._nbytes: dict[Any, dict[int, int]] = {}  # on each device: of each graph, the oldest first
 
@@ -37,7 +38,7 @@ class KeptGraphs:
 
         The oldest go where those on a device together exceed its `limit`.
         """
-        number = next(self._numbers) % (2**31 - 1) + 1
+        number = next(number for number in self._numbers if number not in self._shelves)
         shelf[number] = graph
         self._shelves[number] = weakref.ref(shelf)
         for device, size in nbytes.items():

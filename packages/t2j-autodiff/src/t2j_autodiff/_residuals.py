@@ -1,7 +1,8 @@
 """The forward's autograd graph, kept alive until its backward, so that the forward runs once.
 
-JAX's residual is one integer, the number of the kept graph. Whatever happens to it (XLA may merge, hoist, drop or
-repeat calls), a backward whose graph is gone runs the forward again: right results never depend on a kept graph.
+JAX's residual is one integer for each example. Whatever happens to them (XLA may merge, hoist, drop or repeat calls,
+JAX and users mix examples), a backward that does not get exactly the numbers of a graph, or whose graph is gone, runs
+the forward again: right results never depend on a kept graph.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ from typing import Any
 import numpy as np
 import torch
 from t2j_core import T2jWarning
-from t2j_core.extend import Leaf, generator_states, modules_in_use, numbers_in, remember, storage_uses, warn
+from t2j_core.extend import Leaf, generator_states, modules_in_use, remember, storage_uses, warn
 
-from . import _compat, _tickets
+from . import _compat, _numbers, _tickets
 from ._batching import HiddenGradientError, Levels, with_batch_axes
 from ._config import residual_limit
 from ._differentiate import Flat, first_line
 from ._errors import OUT_OF_MEMORY
-from ._kept import KeptGraphs, Shelf
+from ._kept import KeptGraphs
 from ._shared import Shared
+from ._waiting import Waiting
 
 logger = logging.getLogger("t2j_autodiff")
 
 NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
 _MUCH = 16
-_NO_GRAPH = _tickets.NOTHING
+_NO_GRAPH = _numbers.NOT_KEPT
 _LEAST_BYTES = 4096  # what a graph weighs at least
+_MOST_MIXED = 3  # batches in a row whose graphs are of no use
 _CHECKS = 3  # how many runs are watched for random numbers
 
 Pairs = list[tuple[torch.autograd.graph.GradientEdge, torch.Tensor]]
@@ -47,12 +50,17 @@ class _Graph:
     """A recorded forward. It refers to no memory of XLA: saved inputs are rebuilt from the operands of the backward."""
 
     owner: LiveGraphs
-    sizes: tuple[int, ...]  # of the batch axes
+    levels: Levels
     device: torch.device  # of the inputs
     ins: dict[int, Any] = field(default_factory=dict)  # input -> its gradient edge
     outs: dict[int, tuple[Any, torch.dtype]] = field(default_factory=dict)  # output -> its gradient edge, its dtype
     operands: list[torch.Tensor] = field(default_factory=list)  # filled while the forward or the backward runs
     storages: dict[int, tuple[torch.device, int]] = field(default_factory=dict)  # saved memory -> device, bytes
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many examples, of each batch axis."""
+        return tuple(size for size, _ in reversed(self.levels))
 
     def nbytes(self) -> dict[torch.device, int]:
         """How many bytes it holds on each device."""
@@ -77,7 +85,7 @@ _kept = KeptGraphs()
 
 
 def _keep(graph: _Graph) -> int:
-    return _kept.keep(graph.owner.shelf, graph, graph.nbytes(), residual_limit)
+    return _kept.keep(graph.owner.waiting.shelf, graph, graph.nbytes(), residual_limit)
 
 
 def clear_residuals() -> int:
@@ -101,7 +109,7 @@ class LiveGraphs:
         self.ins = tuple(ins)
         self.shared = shared
         self.label = label
-        self.shelf = Shelf(_kept)
+        self.waiting = Waiting(_kept)
         self.reason_not_kept: str | None = None
         self.reason_no_batch_is_kept: str | None = None
         self.is_reversed = False  # a backward has been asked for
@@ -132,7 +140,7 @@ class LiveGraphs:
     # --- forward ---------------------------------------------------------------------------------------------------
 
     def forward(self, plain: Flat, f: Flat, levels: Levels) -> Flat:
-        """A flat function that returns the outputs of `plain` and the number of a kept graph.
+        """A flat function that returns the outputs of `plain`, and for each example its number in a kept graph.
 
         `f` is what is recorded; it takes the inputs `ins` with all batch axes, so that each example has a gradient of
         its own.
@@ -142,17 +150,20 @@ class LiveGraphs:
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             number, y = _NO_GRAPH, None
             if self._is_wanted(x, levels) and not _compat.in_transform():
-                number, y = self._record(f, x, levels, sizes)
+                number, y = self._record(f, x, levels)
             answer = plain(*x) if y is None else y
-            _tickets.leave(number)
-            return (*answer, torch.full(sizes, number, dtype=torch.int32, device=x[0].device))
+            _tickets.leave(_tickets.NOTHING if number == _NO_GRAPH else number)
+            return (*answer, _numbers.as_tensor(number, sizes, x[0].device))
 
         return run
 
     def _is_wanted(self, x: Sequence[torch.Tensor], levels: Levels) -> bool:
         if self.reason_not_kept is not None or (self.is_pushed and not self.is_reversed):
             return False
-        return not levels or (self.reason_no_batch_is_kept is None and not self._repeats_much(x, levels))
+        if not levels:
+            return True
+        is_empty = any(size == 0 for size, _ in levels)
+        return self.reason_no_batch_is_kept is None and not is_empty and not self._repeats_much(x, levels)
 
     def _repeats_much(self, x: Sequence[torch.Tensor], levels: Levels) -> bool:
         """Whether recording for a batch multiplies each small example by its own copy of large weights.
@@ -167,20 +178,20 @@ class LiveGraphs:
         own = max((t.numel() // count for t, batched in zip(x, has_axis, strict=True) if batched), default=0)
         return shared > _MUCH * own
 
-    def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
+    def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Levels) -> tuple[int, Any]:
         """The number of the kept graph and the outputs; no outputs where the plain function is to run."""
         try:
-            return self._record_once(f, x, levels, sizes)
+            return self._record_once(f, x, levels)
         except OUT_OF_MEMORY:
             pass  # try again outside of `except`: the traceback holds what the function has allocated
         if _kept.free(x[0].device):
             with contextlib.suppress(*OUT_OF_MEMORY):
-                return self._record_once(f, x, levels, sizes)
+                return self._record_once(f, x, levels)
         self._note_out_of_memory()
         return _NO_GRAPH, None
 
-    def _record_once(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, sizes: Any) -> tuple[int, Any]:
-        graph = _Graph(self, sizes, x[0].device)
+    def _record_once(self, f: Flat, x: Sequence[torch.Tensor], levels: Levels) -> tuple[int, Any]:
+        graph = _Graph(self, levels, x[0].device)
         uses = [storage_uses(t.untyped_storage()) for t in x]
         try:
             y = self._run_recorded(f, x, levels, graph)
@@ -199,6 +210,7 @@ class LiveGraphs:
                 return _NO_GRAPH, y
         if self.reason_not_kept is not None or not graph.outs:
             return _NO_GRAPH, y
+        self.waiting.has_batches |= bool(levels)
         return _keep(graph), y
 
     def _run_recorded(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, graph: _Graph) -> Any:
@@ -276,11 +288,10 @@ class LiveGraphs:
         graph = self.take(*residuals)
         if graph is None:
             return None
-        position = len(x)  # of the number among the operands
         outer_first = list(reversed(levels))
-        extra = [k for k, (_, dims) in enumerate(outer_first) if dims[position] is None]
-        of_graph = tuple(size for size, dims in outer_first if dims[position] is not None)
-        if of_graph != graph.sizes or len(extra) > 1:
+        extra = [k for k, (_, dims) in enumerate(outer_first) if dims[len(x)] is None]  # which the number does not have
+        of_graph = tuple((size, dims[: len(x)]) for size, dims in levels if dims[len(x)] is not None)
+        if of_graph != graph.levels or len(extra) > 1:  # operands with other axes lie otherwise in memory
             return None
         axis = extra[0] if extra else None
         if axis is not None and any(outer_first[axis][1][i] is not None for i in range(len(x))):
@@ -336,12 +347,12 @@ class LiveGraphs:
         self.is_pushed = True
         self.take(*residuals)
 
-    def take(self, number: torch.Tensor) -> _Graph | None:
-        """Remove a kept graph."""
-        value = _tickets.take()
-        if value == _tickets.UNKNOWN and self.shelf and number.numel():
-            value = numbers_in(number)[0]
-        return _kept.take(self.shelf, value) if value > _NO_GRAPH else None
+    def take(self, residual: torch.Tensor) -> _Graph | None:
+        """Remove the graph that a residual stands for; None if it is gone, or the residual stands for no single one."""
+        graph = self.waiting.take(residual)
+        if self.waiting.mixed_batches >= _MOST_MIXED and self.reason_no_batch_is_kept is None:
+            self._give_up_batches("JAX mixes the examples of several calls, as a batch of `jax.lax.cond` does")
+        return graph
 
 
 def _edge_to(t: torch.Tensor) -> torch.autograd.graph.GradientEdge:

@@ -1,0 +1,70 @@
+"""The numbers of kept graphs, which JAX takes for residuals and does with what it does with any array.
+
+Under `jax.vmap` a `lax.cond` becomes a selection, row by row, between the residuals of its branches, with zeros where a
+branch has none. Users permute, stack and scale pullbacks, and send them to other processes. So each example of a batch
+has a number of its own, and a graph counts only for exactly the numbers that it was kept under, in their order.
+Numbers are scattered over all positive ones from a random beginning, because arithmetic on small ones makes others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from t2j_core.extend import numbers_in
+
+from . import _compat
+
+MISSING = 0  # what JAX fills in for a call that did not run
+NOT_KEPT = -1  # of a forward that has kept no graph
+_LARGEST = 2**31 - 1  # a prime
+
+
+def scattered() -> Iterator[int]:
+    """Numbers from 1 to 2**31 - 2, each once before any comes again. They follow no order that arithmetic repeats."""
+    first = secrets.randbits(31)
+    # Each step maps the numbers of 31 bits to themselves, one to one. `filter` is as atomic as `count` is.
+    return filter(lambda number: 0 < number < _LARGEST, map(_scatter, itertools.count(first)))
+
+
+def _scatter(count: int) -> int:
+    bits = count * 0x5A3C9E37 & _LARGEST
+    bits = (bits ^ bits >> 16) * 0x7FEB352D & _LARGEST
+    return bits ^ bits >> 15
+
+
+def of_examples(number: int, sizes: Sequence[int]) -> Any:
+    """The numbers of all examples of the batch whose first is `number`: they differ, and none is `MISSING`."""
+    multiples = number * np.arange(1, math.prod(sizes) + 1, dtype=np.int64) % _LARGEST  # of a prime: they differ
+    return multiples.astype(np.int32).reshape(sizes)
+
+
+def are_of(numbers: Any, first: int, sizes: Sequence[int]) -> bool:
+    """Whether numbers are those of the whole batch whose first is `first`, in its order."""
+    if numbers.shape != tuple(sizes):
+        return False
+    return bool(np.array_equal(numbers, of_examples(first, sizes)) if sizes else numbers == first)
+
+
+def is_among(number: int, first: int, sizes: Sequence[int]) -> bool:
+    """Whether a number is that of an example of the batch whose first is `first`."""
+    return 0 < number * pow(first, -1, _LARGEST) % _LARGEST <= math.prod(sizes)
+
+
+def as_tensor(number: int, sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+    """The residual of a call whose graph has this number, or that has kept none."""
+    if not sizes or number == NOT_KEPT:
+        return torch.full(tuple(sizes), number, dtype=torch.int32, device=device)
+    return torch.from_numpy(of_examples(number, sizes)).to(device)
+
+
+def read(residual: torch.Tensor) -> Any:
+    """The numbers in a residual, on the host."""
+    if not _compat.in_transform():
+        return residual.cpu().numpy()
+    return np.asarray(numbers_in(residual), np.int32).reshape(residual.shape)
