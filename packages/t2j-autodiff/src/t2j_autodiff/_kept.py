@@ -38,7 +38,9 @@ class KeptGraphs:
 
         The oldest go where those on a device together exceed its `limit`.
         """
-        number = next(number for number in self._numbers if number not in self._shelves)
+        number = next(self._numbers)
+        while number in self._shelves:  # all numbers have been used meanwhile
+            number = next(self._numbers)
         shelf[number] = graph
         self._shelves[number] = weakref.ref(shelf)
         for device, size in nbytes.items():

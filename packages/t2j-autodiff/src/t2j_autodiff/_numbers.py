@@ -44,11 +44,11 @@ def of_examples(number: int, sizes: Sequence[int]) -> Any:
     return multiples.astype(np.int32).reshape(sizes)
 
 
-def are_of(numbers: Any, first: int, sizes: Sequence[int]) -> bool:
-    """Whether numbers are those of the whole batch whose first is `first`, in its order."""
+def are_of_batch(numbers: Any, sizes: Sequence[int]) -> bool:
+    """Whether numbers are those of one whole batch, in its order; without batch axes, whether it is a single one."""
     if numbers.shape != tuple(sizes):
         return False
-    return bool(np.array_equal(numbers, of_examples(first, sizes)) if sizes else numbers == first)
+    return not sizes or numbers.tobytes() == of_examples(int(numbers.flat[0]), sizes).tobytes()
 
 
 def is_among(number: int, first: int, sizes: Sequence[int]) -> bool:

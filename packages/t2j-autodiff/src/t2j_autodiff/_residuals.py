@@ -51,16 +51,13 @@ class _Graph:
 
     owner: LiveGraphs
     levels: Levels
+    sizes: tuple[int, ...]  # of the batch axes, the outermost first
     device: torch.device  # of the inputs
     ins: dict[int, Any] = field(default_factory=dict)  # input -> its gradient edge
     outs: dict[int, tuple[Any, torch.dtype]] = field(default_factory=dict)  # output -> its gradient edge, its dtype
     operands: list[torch.Tensor] = field(default_factory=list)  # filled while the forward or the backward runs
     storages: dict[int, tuple[torch.device, int]] = field(default_factory=dict)  # saved memory -> device, bytes
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """How many examples, of each batch axis."""
-        return tuple(size for size, _ in reversed(self.levels))
+    round: int = 0  # see `Waiting`
 
     def nbytes(self) -> dict[torch.device, int]:
         """How many bytes it holds on each device."""
@@ -85,6 +82,7 @@ _kept = KeptGraphs()
 
 
 def _keep(graph: _Graph) -> int:
+    graph.owner.waiting.note(graph)
     return _kept.keep(graph.owner.waiting.shelf, graph, graph.nbytes(), residual_limit)
 
 
@@ -150,7 +148,7 @@ class LiveGraphs:
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             number, y = _NO_GRAPH, None
             if self._is_wanted(x, levels) and not _compat.in_transform():
-                number, y = self._record(f, x, levels)
+                number, y = self._record(f, x, levels, sizes)
             answer = plain(*x) if y is None else y
             _tickets.leave(_tickets.NOTHING if number == _NO_GRAPH else number)
             return (*answer, _numbers.as_tensor(number, sizes, x[0].device))
@@ -178,20 +176,20 @@ class LiveGraphs:
         own = max((t.numel() // count for t, batched in zip(x, has_axis, strict=True) if batched), default=0)
         return shared > _MUCH * own
 
-    def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Levels) -> tuple[int, Any]:
+    def _record(self, f: Flat, x: Sequence[torch.Tensor], levels: Levels, sizes: Any) -> tuple[int, Any]:
         """The number of the kept graph and the outputs; no outputs where the plain function is to run."""
         try:
-            return self._record_once(f, x, levels)
+            return self._record_once(f, x, levels, sizes)
         except OUT_OF_MEMORY:
             pass  # try again outside of `except`: the traceback holds what the function has allocated
         if _kept.free(x[0].device):
             with contextlib.suppress(*OUT_OF_MEMORY):
-                return self._record_once(f, x, levels)
+                return self._record_once(f, x, levels, sizes)
         self._note_out_of_memory()
         return _NO_GRAPH, None
 
-    def _record_once(self, f: Flat, x: Sequence[torch.Tensor], levels: Levels) -> tuple[int, Any]:
-        graph = _Graph(self, levels, x[0].device)
+    def _record_once(self, f: Flat, x: Sequence[torch.Tensor], levels: Levels, sizes: Any) -> tuple[int, Any]:
+        graph = _Graph(self, levels, sizes, x[0].device)
         uses = [storage_uses(t.untyped_storage()) for t in x]
         try:
             y = self._run_recorded(f, x, levels, graph)
@@ -210,7 +208,6 @@ class LiveGraphs:
                 return _NO_GRAPH, y
         if self.reason_not_kept is not None or not graph.outs:
             return _NO_GRAPH, y
-        self.waiting.has_batches |= bool(levels)
         return _keep(graph), y
 
     def _run_recorded(self, f: Flat, x: Sequence[torch.Tensor], levels: Any, graph: _Graph) -> Any:

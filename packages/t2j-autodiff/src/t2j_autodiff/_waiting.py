@@ -9,38 +9,65 @@ import torch
 from . import _numbers, _tickets
 from ._kept import KeptGraphs, Shelf
 
+_MOST_ROUNDS = 16
+
 
 class Waiting:
-    """The graphs of one function. Each has the `sizes` of its batch axes, and is the graph of all these examples."""
+    """The graphs of one function. Each has the `sizes` of its batch axes, and is the graph of all these examples.
+
+    A batched selection between two calls may pass on the numbers of one alone. The graph of the other waits in vain. It
+    goes when a backward gets numbers of several calls, or after some rounds, in which graphs were kept and taken.
+    """
 
     def __init__(self, kept: KeptGraphs) -> None:
         self.kept = kept
         self.shelf = Shelf(kept)
         self.has_batches = False  # a graph of a batch has been kept
         self.mixed_batches = 0  # backwards that left graphs of batches without use, since one was used
+        self._round = 0
+        self._has_taken = False  # in this round
+
+    def note(self, graph: Any) -> None:
+        """Note a graph that is about to be kept."""
+        self.has_batches |= bool(graph.sizes)
+        if self._has_taken and self.has_batches:
+            self._has_taken = False
+            self._round += 1
+            self._forget_older(self._round - _MOST_ROUNDS)
+        graph.round = self._round
+
+    def _forget_older(self, round: int) -> None:
+        for number in list(self.shelf):  # the oldest first
+            graph = self.shelf.get(number)
+            if graph is not None and graph.round > round:
+                break
+            self.kept.take(self.shelf, number)
 
     def take(self, residual: torch.Tensor) -> Any | None:
         """Remove the graph that a residual stands for; None if it is gone, or the residual is of no single one."""
         number = _tickets.take()
-        if number != _tickets.UNKNOWN:
-            return self.kept.take(self.shelf, number) if number != _tickets.NOTHING else None
-        if not self.shelf or not residual.numel():
-            return None
+        if number == _tickets.UNKNOWN:
+            graph = self._read(residual) if self.shelf and residual.numel() else None
+        else:
+            graph = self.kept.take(self.shelf, number) if number != _tickets.NOTHING else None
+        self._has_taken = True
+        if self.mixed_batches and graph is not None and graph.sizes:
+            self.mixed_batches = 0
+            self._forget_older(self._round)
+        return graph
+
+    def _read(self, residual: torch.Tensor) -> Any | None:
         numbers = _numbers.read(residual)
-        first = int(numbers.flat[0])
-        graph = self.kept.take(self.shelf, first)
-        if graph is not None and _numbers.are_of(numbers, first, graph.sizes):
-            self.mixed_batches = 0 if graph.sizes else self.mixed_batches
+        graph = self.kept.take(self.shelf, int(numbers.flat[0]))
+        if graph is not None and _numbers.are_of_batch(numbers, graph.sizes):
             return graph
         if not (numbers == _numbers.NOT_KEPT).all():
-            self._forget([graph, *(self.kept.take(self.shelf, number) for number in self._mixed_into(numbers))])
+            forgotten = [graph, *(self.kept.take(self.shelf, number) for number in self._mixed_into(numbers))]
+            self.mixed_batches += any(other is not None and bool(other.sizes) for other in forgotten)
         return None
 
     def _mixed_into(self, numbers: Any) -> list[int]:
-        """The graphs that no backward will use, after one that got numbers of several.
-
-        A selection between two calls for each example may have dropped all numbers of one. So no graph is left then.
-        """
+        """The graphs that are not waited for any more after a backward that got these numbers."""
         if numbers.ndim:
             return list(self.shelf)
         return [first for first in list(self.shelf) if self._is_among(int(numbers), first)] if self.has_batches else []
@@ -48,6 +75,3 @@ class Waiting:
     def _is_among(self, number: int, first: int) -> bool:
         graph = self.shelf.get(first)
         return graph is not None and bool(graph.sizes) and _numbers.is_among(number, first, graph.sizes)
-
-    def _forget(self, graphs: list[Any]) -> None:
-        self.mixed_batches += any(graph is not None and bool(graph.sizes) for graph in graphs)
