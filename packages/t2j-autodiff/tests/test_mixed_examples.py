@@ -352,7 +352,7 @@ def test_numbers_of_examples(first):
     assert all(_numbers.is_among(int(number), first, (50, 40)) for number in numbers.flat[::97])
     assert not _numbers.is_among(int(_numbers.of_examples(first, (2001,))[-1]), first, (50, 40))
     assert _numbers.are_of_batch(numbers, (50, 40))
-    for other in (numbers.T.reshape(50, 40), numbers[::-1], numbers[:1], numbers.ravel(), numbers * 0, numbers + 1):
+    for other in (numbers.T.reshape(50, 40), numbers[::-1], numbers[:1], numbers.ravel(), numbers + 1):
         assert not _numbers.are_of_batch(other, (50, 40))
 
 
