@@ -23,7 +23,7 @@ FLOORS = [
     {"_waiting"},
     {"_shared", "_forward_level"},
     {"_differentiate"},
-    {"_agreement", "_adjoint"},
+    {"_agreement", "_adjoint", "_plain"},
     {"_pushforward"},
     {"_reverse_ways"},
     {"_forward_mode", "_linearity"},

@@ -8,9 +8,8 @@ autodiff cookbook).
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from t2j_core.extend import modules_in_use
@@ -32,23 +31,22 @@ def vjp(
     `linear` are the inputs that a derivative is linear in. A backward that PyTorch cannot differentiate shows there.
     """
     cotangents = {i: _compat.conj(ct) for i, ct in cotangents.items()}
-    with modules_in_use(until_the_end=True), _no_derivative_is_named():
-        if _compat.in_transform():
-            grads = _vjp_in_transform(f, x, ins, cotangents)
-        else:
-            grads = _vjp(f, x, ins, cotangents, linear)
+    with modules_in_use(until_the_end=True):
+        try:
+            if _compat.in_transform():
+                grads = _vjp_in_transform(f, x, ins, cotangents)
+            else:
+                grads = _vjp(f, x, ins, cotangents, linear)
+        except RuntimeError as error:  # or NotImplementedError, which is one
+            _raise_if_there_is_no_derivative(error)
+            raise
     return tuple(_compat.conj(_compat.materialised(g)) for g in grads)
 
 
-@contextlib.contextmanager
-def _no_derivative_is_named() -> Iterator[None]:
+def _raise_if_there_is_no_derivative(error: RuntimeError) -> None:
     """Raise `NonDifferentiableError` where torch says that an operation has no derivative."""
-    try:
-        yield
-    except RuntimeError as error:  # or NotImplementedError, which is one
-        reason = _NO_DERIVATIVE.search(str(error))
-        if reason is None or isinstance(error, NonDifferentiableError):
-            raise
+    reason = _NO_DERIVATIVE.search(str(error))
+    if reason is not None and not isinstance(error, NonDifferentiableError):
         raise NonDifferentiableError(
             f"PyTorch cannot differentiate an operation of this function: {reason.group()}."
         ) from error

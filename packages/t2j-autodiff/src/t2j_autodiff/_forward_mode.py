@@ -14,18 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from t2j_core.extend import turns
 
 from . import _compat
 from ._agreement import SCALE, RandomState, Sides, agree, is_telling, may_be_rounding
 from ._differentiate import Tensors, first_line, watched
 from ._errors import OUT_OF_MEMORY, NonDifferentiableError
 from ._forward_level import in_forward_level
+from ._plain import one_at_a_time
 from ._pushforward import Pushforward
 from ._reverse_ways import ReverseMode
-
-one_at_a_time = turns
-"""Torch's forward mode is for one thread at a time, and its choice of attention kernel is global."""
 
 _CHECKS = 3  # how many runs are compared at most: one, unless it says nothing because all is zero
 

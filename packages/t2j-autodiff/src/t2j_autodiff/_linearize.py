@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import torch
 from t2j_core.extend import Leaf, TorchFn, flat_signature, remember
 
-from . import _compat
 from ._adjoint import Adjoint
 from ._batching import Levels, batched, with_all_levels
 from ._differentiate import Flat, vjp
-from ._forward_mode import ForwardMode, jvp, one_at_a_time, rehearse
+from ._forward_mode import ForwardMode, jvp, rehearse
 from ._graph import Graphs
-from ._norms import PlainNorms
+from ._plain import in_plain_operations
 from ._pushforward import Pushforward
 from ._rehearsal import rehearsed
 from ._residuals import LiveGraphs, warn_if_random
@@ -157,7 +156,7 @@ class Linearized:
             return (adjoint or functools.partial(vjp, f, linear=linear))(a[:n], ins, cotangents)
 
         if linear:
-            pull = in_plain_operations(pull)  # its backward too, which may run forwards again (checkpoints)
+            pull = in_plain_operations(pull, shared)  # its backward too, which may run forwards again (checkpoints)
         taken, answered = self.map_leaves(direction, ins, outs)
         flat: Flat = warn_if_random(push if direction == "jvp" else pull, shared)
         for k, (size, dims) in enumerate(levels):
@@ -170,7 +169,7 @@ class Linearized:
 
     def adjoint(self, push: Flat, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Adjoint:
         """The pullback of the pushforward `push`."""
-        pull = in_plain_operations(self.map_flat("vjp", ins, outs, levels))
+        pull = in_plain_operations(self.map_flat("vjp", ins, outs, levels), self.shared, levels)
         return Adjoint(push, pull, len(self.operands), [with_all_levels(self.results[i], levels) for i in outs])
 
     def map_call(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
@@ -192,16 +191,6 @@ class Linearized:
             return flat(*a[:n], *a[m:]) if answer is None else answer
 
         return push if direction == "jvp" else pull
-
-
-def in_plain_operations(f: Flat) -> Flat:
-    """`f` for a second derivative, which the fast attention kernels lack, and normalisation gets wrong."""
-
-    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with one_at_a_time, _compat.math_attention(), PlainNorms():
-            return f(*x)
-
-    return run
 
 
 def clones(f: Flat, indices: Sequence[int]) -> Flat:

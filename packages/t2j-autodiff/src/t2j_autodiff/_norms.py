@@ -22,8 +22,14 @@ Parameter = torch.Tensor | None
 class PlainNorms(TorchFunctionMode):
     """Replaces normalisation by plain operations."""
 
+    has_met_one = False
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _PLAIN.get(func, func)(*args, **(kwargs or {}))
+        plain = _PLAIN.get(func)
+        if plain is None:
+            return func(*args, **(kwargs or {}))
+        self.has_met_one = True
+        return plain(*args, **(kwargs or {}))
 
 
 def _standardised(x: torch.Tensor, axes: list[int], eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

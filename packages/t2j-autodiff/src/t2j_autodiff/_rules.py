@@ -19,7 +19,8 @@ from ._batching import Dims, Levels, batched, over_devices, with_all_levels, wit
 from ._differentiate import Flat
 from ._errors import DepthError
 from ._linear import LinearFunction, Verdict, judged, not_linear
-from ._linearize import Linearized, Memo, derived, in_plain_operations, is_inexact
+from ._linearize import Linearized, Memo, derived, is_inexact
+from ._plain import in_plain_operations
 from ._residuals import LiveGraphs
 from ._shared import Shared
 
@@ -233,7 +234,7 @@ class LinearRules(Rules):
         levels: Levels,
         depth: float,
     ) -> None:
-        flat = in_plain_operations(linearized.map_flat(direction, ins, outs, levels))
+        flat = in_plain_operations(linearized.map_flat(direction, ins, outs, levels), linearized.shared, levels)
         adjoint = linearized.adjoint(flat, ins, outs, levels) if direction == "jvp" else None
         super().__init__(flat, depth, linearized.shared, linear_from=len(linearized.operands), adjoint=adjoint)
         self.source = linearized

@@ -80,6 +80,8 @@ class Shared:
     vmap_failures: dict[str, str] = field(default_factory=dict)  # why `torch.func.vmap` is not used, for each kind
     forward_modes: dict[str, str] = field(default_factory=dict)  # what takes the place of `torch.func.jvp`, and why
     asks_for_gradients: bool | None = None  # whether it looks at `requires_grad` and the like; None while unknown
+    goes_one_way: bool = False  # values decide nothing of what it does
+    normalises: bool | None = None  # whether it calls what has plain operations in `_norms`; None while unknown
     is_random: bool = False  # it was seen to draw unseeded random numbers
     residuals: dict[str, str] = field(default_factory=dict)  # how derivatives of each signature get their residuals
 

@@ -194,6 +194,7 @@ class DifferentiableFunction(TorchFunction[P]):
             flat = functools.partial(flat, out=None)
         paths = tuple(signature.operand_paths())
         shared = Shared(self.__name__, self.diff_options, self.options.rng, paths, is_random="random" in self._told)
+        shared.goes_one_way = fn.signature.outputs.needs_no_values
         shared.lending = fn.lending if self.options.arguments == "check" else None
         written = [i for i, how in enumerate(fn.passes) if how != 0]
         fn.rules = Rules(clones(flat, written), self.diff_options.limit, shared)

@@ -73,6 +73,7 @@ def infer_outputs(
             return dataclasses.replace(
                 outputs,
                 is_quick=is_quick,
+                needs_no_values=True,
                 needs_long_indices=needs,
                 origin=origin,
                 is_random=is_random,

@@ -42,6 +42,7 @@ class Outputs:
     mutated: tuple[int, ...] = ()  # operands the function writes into
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
     is_quick: bool = False  # few operations, on small tensors, none of them random
+    needs_no_values: bool = field(default=False, compare=False)  # a run without data ended: values decide no course
     needs_long_indices: bool | None = field(default=None, compare=False)  # where torch has others; None: not known
     origin: str = field(default="", compare=False)  # how they became known
     is_random: bool = field(default=False, compare=False)  # the function draws from torch's default generators
