@@ -246,3 +246,34 @@ def test_values_and_gradients_of_attention(name, route, residuals):
     f = torch2jax(ATTENDING[name], residuals=residuals)
     for _ in range(2):
         close(ROUTES[route](f, jnp.asarray(XS)), wanted, 1e-4)
+
+
+def refuses_negative(x):
+    if bool((x < 0).any()):
+        raise ValueError("negative")
+    return (x.exp() if x.requires_grad else x.cos()).sum()
+
+
+def refuses_negative_slowly(x):
+    for _ in range(15):  # too many operations to run them again in the backward
+        x = x * 1.0
+    return refuses_negative(x)
+
+
+@pytest.mark.parametrize("f", [refuses_negative, refuses_negative_slowly])
+def test_a_run_that_raises_tells_nothing_about_the_function(f):
+    runs = []
+
+    def counted(x):
+        runs.append(None)
+        return f(x)
+
+    both = jax.jit(jax.value_and_grad(torch2jax(counted, output_shapes=jax.ShapeDtypeStruct((), jnp.float32))))
+    with pytest.raises(Exception, match="negative"):
+        jax.block_until_ready(both(-jnp.ones(3)))
+    for _ in range(3):
+        runs.clear()
+        value, gradient = both(jnp.ones(3))
+        assert jnp.allclose(value, 3 * jnp.e)
+        assert jnp.allclose(gradient, jnp.e)
+        assert len(runs) == 1

@@ -169,7 +169,7 @@ class Linearized:
 
     def adjoint(self, push: Flat, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Adjoint:
         """The pullback of the pushforward `push`."""
-        pull = in_plain_operations(self.map_flat("vjp", ins, outs, levels), self.shared, levels)
+        pull = in_plain_operations(self.map_flat("vjp", ins, outs, levels), self.shared)
         return Adjoint(push, pull, len(self.operands), [with_all_levels(self.results[i], levels) for i in outs])
 
     def map_call(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from t2j_core.extend import turns
@@ -26,13 +24,12 @@ class _Inside(threading.local):
 _inside = _Inside()
 
 
-def in_plain_operations(f: Flat, shared: Shared, levels: Sequence[tuple[int, Any]] = ()) -> Flat:
-    """`f`, a second derivative over batch axes, in plain operations.
+def in_plain_operations(f: Flat, shared: Shared) -> Flat:
+    """`f`, a second derivative, in plain operations.
 
     A mode costs as much per operation as a small operation does. So norms are looked for in the first run alone where
     all runs go the same way. Derivatives contain each other, and the outermost does it for all.
     """
-    runs_the_function = all(size for size, _ in levels)
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if _inside.of is shared:
@@ -44,7 +41,7 @@ def in_plain_operations(f: Flat, shared: Shared, levels: Sequence[tuple[int, Any
                 y = f(*x)
             finally:
                 _inside.of = outer
-        if norms is not None and runs_the_function and shared.normalises is None and shared.goes_one_way:
+        if norms is not None and shared.normalises is None and shared.goes_one_way:
             shared.normalises = norms.has_met_one
         return y
 

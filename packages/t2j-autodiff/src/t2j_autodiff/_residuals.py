@@ -45,6 +45,10 @@ Pairs = list[tuple[torch.autograd.graph.GradientEdge, torch.Tensor]]
 """Where a backward begins, and with what."""
 
 
+class _NotRecordedError(Exception):
+    """A run that was to be recorded has failed."""
+
+
 @dataclass
 class _Graph:
     """A recorded forward. It refers to no memory of XLA: saved inputs are rebuilt from the operands of the backward."""
@@ -146,10 +150,15 @@ class LiveGraphs:
         sizes = tuple(size for size, _ in reversed(levels))
 
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            number, y = _NO_GRAPH, None
+            number, y, failure = _NO_GRAPH, None, None
             if self._is_wanted(x, levels) and not _compat.in_transform():
-                number, y = self._record(f, x, levels, sizes)
-            answer = plain(*x) if y is None else y
+                try:
+                    number, y = self._record(f, x, levels, sizes)
+                except _NotRecordedError as error:
+                    failure = str(error)
+            answer = plain(*x) if y is None else y  # if the function itself is at fault, it raises again
+            if failure is not None:
+                self.give_up(failure)
             _tickets.leave(_tickets.NOTHING if number == _NO_GRAPH else number)
             return (*answer, _numbers.as_tensor(number, sizes, x[0].device))
 
@@ -198,9 +207,8 @@ class LiveGraphs:
             return _NO_GRAPH, None
         except OUT_OF_MEMORY:
             raise
-        except Exception as error:  # if the function itself is at fault, it raises again without recording
-            self.give_up(f"recording failed, {first_line(error)}")
-            return _NO_GRAPH, None
+        except Exception as error:
+            raise _NotRecordedError(f"recording failed, {first_line(error)}") from None
         kept_by_outputs = collections.Counter(t.untyped_storage()._cdata for t in y)
         for t, before in zip(x, uses, strict=True):
             if storage_uses(t.untyped_storage()) - kept_by_outputs[t.untyped_storage()._cdata] > before:

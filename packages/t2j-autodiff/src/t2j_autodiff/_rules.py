@@ -234,7 +234,7 @@ class LinearRules(Rules):
         levels: Levels,
         depth: float,
     ) -> None:
-        flat = in_plain_operations(linearized.map_flat(direction, ins, outs, levels), linearized.shared, levels)
+        flat = in_plain_operations(linearized.map_flat(direction, ins, outs, levels), linearized.shared)
         adjoint = linearized.adjoint(flat, ins, outs, levels) if direction == "jvp" else None
         super().__init__(flat, depth, linearized.shared, linear_from=len(linearized.operands), adjoint=adjoint)
         self.source = linearized

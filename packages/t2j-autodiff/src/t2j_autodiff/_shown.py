@@ -58,10 +58,18 @@ class Shown:
                 y = self.recorded(*x)
         except OUT_OF_MEMORY:
             return self.plain(*x)
-        except Exception as error:  # if the function itself is at fault, it raises again without recording
-            logger.info("%s cannot be recorded (%s)", self.shared.name, first_line(error))
-            self.shared.asks_for_gradients = False
-            return self.plain(*x)
+        except Exception as error:
+            reason = first_line(error)
+        else:
+            return self._told(x, y, questions)
+        y = self.plain(*x)  # if the function itself is at fault, it raises again, and that tells nothing
+        logger.info("%s cannot be recorded (%s)", self.shared.name, reason)
+        self.shared.asks_for_gradients = False
+        return y
+
+    def _told(
+        self, x: Sequence[torch.Tensor], y: tuple[torch.Tensor, ...], questions: _compat.GradientQuestions
+    ) -> tuple[torch.Tensor, ...]:
         asks = self.shared.asks_for_gradients or questions.decides is not None
         self.shared.asks_for_gradients = asks
         return self.recorded(*x) if questions.changes_course else y
