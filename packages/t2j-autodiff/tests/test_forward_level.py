@@ -56,6 +56,18 @@ def test_a_function_that_leaves_the_level_open_is_told_and_works():
     _compat.close_forward_level()
 
 
+def test_a_function_that_leaves_the_level_open_without_inference_is_named(caplog):
+    def leaves_open(t):
+        forward_ad.enter_dual_level()
+        return t * 2
+
+    f = torch2jax(leaves_open, output_shapes=jax.ShapeDtypeStruct((4,), np.float32))
+    assert f(X).tolist() == (2 * X).tolist()
+    assert "leaves_open left a level of forward mode open" in caplog.text
+    assert not _compat.forward_level_is_open()
+    check()
+
+
 def test_inside_a_level_of_the_callers():
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(torch.ones(2), torch.ones(2))

@@ -40,15 +40,23 @@ def _enter_state(first: bool, signature: Signature) -> contextlib.ExitStack:
 
     Where torch records a profile, the call is a range of it.
     """
-    if _compat.close_abandoned_forward_level():
-        _faults.logger.warning("A torch function that ran before %s left a level of forward mode open.", signature.name)
+    _close_level_of(f"A torch function that ran before {signature.name}")
     stack = contextlib.ExitStack()
+    stack.callback(_close_level_of, signature.name)
     stack.enter_context(_compat.default_torch_state(_AUTOCAST_DEVICES))
     stack.enter_context(_compat.profiled(signature.name))
     if first:
         name = signature.name
         stack.enter_context(_compat.refusing_jax(lambda operation: jax_inside(name, f"the operation `{operation}`")))
     return stack
+
+
+def _close_level_of(culprit: str) -> None:
+    if _compat.close_abandoned_forward_level():
+        _faults.logger.warning(
+            "%s left a level of forward mode open. Use `with torch.autograd.forward_ad.dual_level():`.",
+            culprit,
+        )
 
 
 def _copy_into(destination: torch.Tensor, source: torch.Tensor) -> None:
