@@ -187,7 +187,15 @@ def test_the_names_for_sister_packages():
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),
             *("call_primitive", "torch_call", "torch_call_p", "varying_axes", "numbers_in", "storage_uses"),
             *("batched_mesh_axes", "DispatchMode", "modules_in_use", "torch_device", "torch_gpus"),
-            *("apart", "transposing_call", "check_choice", "checked_bool", "checked_integer", "checked_examples"),
+            *(
+                "apart",
+                "as_written",
+                "transposing_call",
+                "check_choice",
+                "checked_bool",
+                "checked_integer",
+                "checked_examples",
+            ),
             *("hide_frames", "Keywords", "refused", "generator_states", "current_pair", "public", "options_of"),
             *("describe", "warn", "grouped", "heading", "short_avals", "P", "remember", "turns"),
         ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 
 import torch
-from t2j_core.extend import turns
+from t2j_core.extend import as_written, turns
 
 from . import _compat
 from ._differentiate import Flat
@@ -24,6 +25,15 @@ class _Inside(threading.local):
 _inside = _Inside()
 
 
+@contextlib.contextmanager
+def _watched_by(norms: PlainNorms | None) -> Iterator[None]:
+    if norms is None:
+        yield
+        return
+    with as_written(), norms:
+        yield
+
+
 def in_plain_operations(f: Flat, shared: Shared) -> Flat:
     """`f`, a second derivative, in plain operations.
 
@@ -35,7 +45,7 @@ def in_plain_operations(f: Flat, shared: Shared) -> Flat:
         if _inside.of is shared:
             return f(*x)
         norms = None if shared.normalises is False else PlainNorms()
-        with one_at_a_time, _compat.math_attention(), norms or contextlib.nullcontext():
+        with one_at_a_time, _compat.math_attention(), _watched_by(norms):
             outer, _inside.of = _inside.of, shared
             try:
                 y = f(*x)

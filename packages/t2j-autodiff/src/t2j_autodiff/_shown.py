@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from t2j_core.extend import as_written
 
 from . import _compat
 from ._differentiate import Flat, first_line, restricted, watched
@@ -54,7 +55,7 @@ class Shown:
     def _watched(self, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         questions = _compat.GradientQuestions()
         try:
-            with questions:
+            with as_written(), questions:
                 y = self.recorded(*x)
         except OUT_OF_MEMORY:
             return self.plain(*x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,20 @@ def apart(name: str) -> Any:
         raise found
     if is_left:
         warn(_leaves_level(name), T2jWarning)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Within, functions that PyTorch has compiled run as they are written, so that a mode sees what they do.
+
+    The compiler would take the mode for a part of the function: it compiles once more, and what a mode does that it
+    cannot compile gave wrong results (torch 2.13). Its setting is one for all threads, so one thread runs at a time.
+    """
+    if not _compat.dynamo_is_loaded():
+        yield
+        return
+    with turns, _compat.without_compilation():
+        yield
 
 
 def _leaves_level(name: str) -> str:

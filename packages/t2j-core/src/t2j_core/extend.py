@@ -4,6 +4,7 @@ Semi-public: it changes with the minor version of t2j-core.
 """
 
 from ._apart import apart as apart
+from ._apart import as_written as as_written
 from ._arguments import leaves_of as leaves_of
 from ._bounded import remember as remember
 from ._compat import DispatchMode as DispatchMode
