@@ -431,6 +431,28 @@ def test_the_reentrant_checkpoint_gives_torchs_message():
         jax.grad(f)(jnp.arange(3.0))
 
 
+COMPILED = {  # a program, and how often three runs of it compile: once with gradients and once without at most
+    "value_and_grad": (lambda f, x: jax.value_and_grad(f)(x), 2),
+    "jvp": (lambda f, x: jax.jvp(f, (x,), (x,)), 1),
+    "grad of grad": (lambda f, x: jax.grad(lambda x: jax.grad(f)(x).sum())(x), 2),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_watches_a_function_does_not_compile_it_again(name):
+    run, most = COMPILED[name]
+    compiled = []
+
+    def backend(graph, examples):
+        compiled.append(graph)
+        return graph.forward
+
+    f = torch2jax(torch.compile(lambda x: (x.sin() * x).sum(), backend=backend))
+    for _ in range(3):
+        run(f, jnp.array([0.5, -1.0, 2.0]))
+    assert 0 < len(compiled) <= most
+
+
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
 def test_torch_compile_inside():
     @torch.compile(backend="aot_eager")

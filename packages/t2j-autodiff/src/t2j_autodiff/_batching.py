@@ -14,7 +14,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t2j_core import PerformanceWarning, dtype_t2j
 from t2j_core.extend import (
     Leaf,
-    as_written,
     batched_mesh_axes,
     canonical,
     check_example,
@@ -165,7 +164,7 @@ class _AtOnce:
 
     def _watched(self, x: Sequence[torch.Tensor], recorded: bool) -> tuple[torch.Tensor, ...]:
         questions, wrong = _compat.GradientQuestions(), _compat.WrongInBatches()
-        with as_written(), questions if recorded else contextlib.nullcontext(), wrong:
+        with questions if recorded else contextlib.nullcontext(), wrong:
             answers = self.run(*x)
         if self.shows_gradients:
             asked = "register_hook" if questions.hooks else None

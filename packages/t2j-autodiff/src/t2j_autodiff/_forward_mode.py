@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from t2j_core.extend import as_written
 
 from . import _compat
 from ._agreement import SCALE, RandomState, Sides, agree, is_telling, may_be_rounding
@@ -61,7 +62,7 @@ class ForwardMode:
 
 def jvp(push: Pushforward, known: ForwardMode) -> tuple[torch.Tensor, ...]:
     """The tangents of the outputs."""
-    with one_at_a_time, _compat.math_attention():
+    with one_at_a_time, as_written(), _compat.math_attention():
         _compat.prepare_forward_mode()
         return _in_transform(push, known) if _compat.in_transform() else _alone(push, known)
 
