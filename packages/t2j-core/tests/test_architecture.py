@@ -30,7 +30,7 @@ FLOORS = [
         "_numbers",
     },
     {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints", "_public"},
-    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers", "_dataless"},
+    {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers", "_dataless", "_dense"},
     {"_misplaced"},
     {"_convert", "_variables", "_randomness"},
     {"_signature"},

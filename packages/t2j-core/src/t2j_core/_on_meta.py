@@ -12,6 +12,7 @@ import torch
 import torch.utils._pytree as torch_tree
 
 from . import _compat
+from ._dense import is_dense, needs_values
 from ._garbage import collect
 from ._indices import expands_index
 from ._randomness import Draws
@@ -38,6 +39,7 @@ class OnMeta(_compat.DispatchMode):
         self._is_random = False
         self.expands_indices = False
         self.asked_for_values = False  # of a tensor without data
+        self.met_others = False  # than dense tensors
         self._autocast_depth = 0
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._made: dict[int, Any] = {}  # storages of real tensors of this run, by address
@@ -84,16 +86,23 @@ class OnMeta(_compat.DispatchMode):
                 if makes and isinstance(leaf, torch.Tensor):
                     self._made[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage()
             return result
+        self._refuse_others(tensors)
         result = _from_zeros(func, tensors, args, kwargs)
         if result is None:
             try:
                 result = self._on_meta(func, args, kwargs)
             except Exception:
-                self.asked_for_values |= _needs_values(func)
+                self.asked_for_values |= needs_values(func)
                 raise
         leaves = torch_tree.tree_leaves(result)
+        self._refuse_others(leaves)
         self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return result
+
+    def _refuse_others(self, values: list[Any]) -> None:
+        if not all(map(is_dense, values)):
+            self.met_others = True  # the function may handle the exception
+            raise NeedsDataError(OTHERS)
 
     def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = torch_tree.tree_map(self._meta, (args, kwargs))
@@ -114,6 +123,7 @@ class OnMeta(_compat.DispatchMode):
         return any(reference() is not None for reference in self.results)
 
 
+OTHERS = "tensors without data are always dense"
 _META = torch.device("meta")
 _FEW, _TINY = 12, 1 << 12
 _SMALL = 1 << 24
@@ -127,11 +137,6 @@ def _most_elements(func: Any, tensors: list[torch.Tensor]) -> int:
     return math.prod(max(t.numel(), 1) for t in tensors)
 
 
-def _needs_values(func: Any) -> bool:
-    tags = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
-    return any(tag in func.tags for tag in tags)
-
-
 def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
     """What a small operation makes of zeros, as meta tensors; None where that does not tell.
 
@@ -142,7 +147,7 @@ def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) 
         _compat.dynamo_is_loaded()
         or schema.is_mutable
         or any(r.alias_info for r in schema.returns)
-        or _needs_values(func)
+        or needs_values(func)
         or _most_elements(func, tensors) > _SMALL
     ):
         return None
@@ -156,13 +161,9 @@ def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) 
         result = func(*torch_tree.tree_map(zeros, args), **torch_tree.tree_map(zeros, kwargs))
     except Exception:  # zeros need not be valid input: a singular matrix
         return None
-    if not all(map(_is_plain, torch_tree.tree_leaves(result))):
+    if not all(type(leaf) is torch.Tensor and is_dense(leaf) for leaf in torch_tree.tree_leaves(result)):
         return None
     return torch_tree.tree_map(_without_data, result)
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) is torch.Tensor and value.layout == torch.strided and not value.is_quantized
 
 
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:

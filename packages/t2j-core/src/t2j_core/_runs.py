@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ._made_up import Examples, Values, enough, is_inexact, values
 from ._pytree import argument_paths
 from ._randomness import Draws, Watch, generator_states
 from ._returned import one_run
-from ._signature import Leaf, Outputs, fixed_shapes, named_avals, named_values
+from ._signature import Leaf, Outputs, fixed_shapes, has_empty, named_avals, named_values
 from ._unkeyed import is_random
 
 
@@ -50,7 +51,7 @@ class Runs:
     def run(self, examples: Examples, without_data: Kind | None) -> None:
         """Run on examples and made-up values, until it is clear whether shapes depend on them."""
         allowance = Allowance()
-        for device in dict.fromkeys((str(_compat.torch_device()), "cpu")):  # kernels and weights may be of a GPU alone
+        for device in _devices():
             for count, make in enumerate(values(self._operands, examples), 1):
                 self._run_once(device, make)
                 if self._is_settled() or (count == _IN_VAIN and not self._may_work(without_data)):
@@ -59,6 +60,16 @@ class Runs:
                 self._run_further(device, allowance)
             if self._answers or self._is_settled():
                 return
+
+    def agrees(self, outputs: Outputs, examples: Examples) -> bool | None:
+        """Whether a run on data returns `outputs` too; None where each of a few raises."""
+        for device in _devices():
+            for make in itertools.islice(values(self._operands, examples), _IN_VAIN):
+                self._run_once(device, make)
+                if self._answers:
+                    return _content(self._answers[0]) == _content(outputs)
+        self.forget_failures()
+        return None
 
     def _run_further(self, device: str, allowance: Allowance) -> None:
         for make in further(self._operands, self._numbers):
@@ -112,7 +123,7 @@ class Runs:
 
     def _has_empty(self) -> bool:
         """Whether only further values would show elements: `x[x > 1000]`."""
-        return any(0 in leaf.shape for leaf in self._answers[0].leaves) and not _are_empty(self._operands)
+        return has_empty(self._answers[0].leaves, self._operands)
 
     def _differ(self) -> bool:
         return any(_content(answer) != _content(self._answers[0]) for answer in self._answers)
@@ -170,8 +181,8 @@ class Runs:
         return failure
 
 
-def _are_empty(operands: Sequence[Leaf]) -> bool:
-    return all(0 in leaf.shape for leaf in operands)
+def _devices() -> Iterable[str]:
+    return dict.fromkeys((str(_compat.torch_device()), "cpu"))  # kernels and weights may be of a GPU alone
 
 
 def _content(outputs: Outputs) -> tuple[Any, ...]:

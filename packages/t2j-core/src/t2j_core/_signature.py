@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -50,8 +50,8 @@ class Outputs:
     is_declared: bool | None = field(default=None, compare=False)
     """Whether the user declared them, or they were inferred; None of derived functions and those of other processes."""
     is_doubtful: bool = field(default=False, compare=False)
-    """Whether one without elements was seen on made-up values only. XLA drops calls whose results have no elements, and
-    would not notice that it has some for real values."""
+    """Whether one without elements was declared, or seen on made-up values only. XLA drops calls whose results have no
+    elements, and would not notice that it has some for real values."""
 
     @property
     def single(self) -> bool:
@@ -86,6 +86,11 @@ class Signature:
     def __str__(self) -> str:
         left = ", ".join(map(str, self.operands))
         return f"{self.name}({left}) -> ({', '.join(map(str, self.outputs.leaves))})"
+
+
+def has_empty(results: Sequence[Leaf], operands: Sequence[Leaf]) -> bool:
+    """Whether a result has no elements, although operands have some."""
+    return any(0 in leaf.shape for leaf in results) and not all(0 in leaf.shape for leaf in operands)
 
 
 _MANY = 4
@@ -175,7 +180,8 @@ def declared_outputs(output_shapes: Any, operands: Sequence[Leaf]) -> Outputs:
     default = floating.torch_dtype if floating else torch.float32
     named, tree = jax.tree_util.tree_flatten_with_path(plain(output_shapes, is_leaf=_is_shape), is_leaf=_is_shape)
     leaves = tuple(_declared(item, default, jax.tree_util.keystr(path)) for path, item in named)
-    return Outputs(tree, leaves, (None,) * len(leaves), origin="declared by `output_shapes`", is_declared=True)
+    outputs = Outputs(tree, leaves, (None,) * len(leaves), origin="declared by `output_shapes`", is_declared=True)
+    return replace(outputs, is_doubtful=has_empty(outputs.leaves, operands))
 
 
 def _is_shape(item: Any) -> bool:
