@@ -34,6 +34,7 @@ FLOORS = [
     {"_misplaced"},
     {"_convert", "_variables", "_randomness"},
     {"_signature"},
+    {"_constrained"},
     {"_advice", "_made_up", "_constants", "_trees", "_apart", "_on_meta", "_returned"},
     {"_unkeyed", "_further"},
     {"_runs"},

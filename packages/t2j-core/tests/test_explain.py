@@ -185,7 +185,7 @@ def test_how_results_are_written():
 def test_a_function_of_many_leaves_is_explained_in_few_lines():
     f = torch2jax(lambda tree: sum(tree))
     f([jnp.ones(3)] * 100)
-    assert lines(f)[0] == "<lambda>(f32[3], f32[3], f32[3], f32[3], 96 more) -> (f32[3])"
+    assert lines(f)[0] == "<lambda>(f32[3], f32[3], f32[3], f32[3] and 96 more) -> (f32[3])"
     assert "args[0][0], args[0][1], args[0][2], args[0][3] and 96 more: lent, not copied" in lines(f)
     assert len(f.explain()) < 500
 

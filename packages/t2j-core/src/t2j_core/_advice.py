@@ -7,12 +7,12 @@ import contextlib
 import re
 import traceback
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ._errors import T2jWarning, warn
+from ._errors import T2jWarning, listed, warn
 from ._frames import Place, users_place
 from ._pytree import argument_paths, numbers
 from ._signature import Leaf, Outputs, named_avals
@@ -36,7 +36,7 @@ def note_numbers(error: BaseException, key: tuple[Any, ...]) -> None:
         ):
             add_note(
                 error,
-                f"The function gets Python numbers as they are, here {_listed(names)}. Where it needs a tensor, pass "
+                f"The function gets Python numbers as they are, here {listed(names)}. Where it needs a tensor, pass "
                 "an array: `jnp.asarray(...)`.",
             )
 
@@ -66,7 +66,7 @@ def note_mixed_dtypes(error: BaseException, key: tuple[Any, ...], operands: Sequ
         most = collections.Counter(told).most_common(1)[0][0]
         pairs = zip(argument_paths(key), operands, strict=True)
         other = [f"{path}: {leaf}" for path, leaf in pairs if leaf.torch_dtype in told and leaf.torch_dtype != most]
-        add_note(error, f"Most arguments are of the dtype {most}; these are not: {_listed(other)}.")
+        add_note(error, f"Most arguments are of the dtype {most}; these are not: {listed(other)}.")
 
 
 def note_jax_dtypes(error: BaseException) -> None:
@@ -101,14 +101,6 @@ def _is_in_cuda_graphs(entry: tuple[types.FrameType, int]) -> bool:
     frame = entry[0]
     is_of_module = frame.f_globals.get("__name__") == "torch._inductor.cudagraph_trees"
     return is_of_module and frame.f_code.co_name == "get_obj"
-
-
-def _listed(paths: Iterable[str]) -> str:
-    names = list(paths)
-    return ", ".join(names) if len(names) <= _MANY else f"{', '.join(names[:_MANY])} and {len(names) - _MANY} more"
-
-
-_MANY = 4
 
 
 def note_inference(
@@ -169,7 +161,7 @@ def tell_without_arrays(name: str, key: tuple[Any, ...], outputs: Outputs) -> No
     if names and not outputs.leaves:
         warn(
             f"{name} was called without any array, and returned no tensor. Python numbers are constants, also those in "
-            f"lists: the function gets {_listed(names)} as they are. To compute with them, pass an array: "
+            f"lists: the function gets {listed(names)} as they are. To compute with them, pass an array: "
             "`jnp.asarray(...)`.",
             T2jWarning,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 
 
 class T2jError(Exception):
@@ -75,6 +76,17 @@ def describe(what: str, *, expected: object = None, got: object = None, remedy: 
     if remedy is not None:
         lines.append(remedy)
     return "\n".join(lines)
+
+
+def listed(names: Iterable[object], most: int = 4) -> str:
+    """The first names, and how many there are more.
+
+    >>> print(listed("abcdefg"))
+    a, b, c, d and 3 more
+    """
+    texts = list(map(str, names))
+    more = f" and {len(texts) - most} more" if len(texts) > most + 1 else ""
+    return ", ".join(texts[: most if more else None]) + more
 
 
 def warn(message: str, category: type[Warning]) -> None:

@@ -16,13 +16,13 @@ import torch
 
 from ._config import config
 from ._dtypes import aval_text, dtype_t2j, row_of_jax
+from ._errors import listed
 from ._lending import CLONE, MUTABLE
 from ._pytree import constants, is_data
 from ._redirect import Redirected
 from ._signature import Leaf
 from ._torchfn import TorchFn
 
-_MANY = 4
 _LONG = 120
 
 
@@ -70,8 +70,7 @@ _PLAIN = (bool, int, float, complex, type(Ellipsis), slice, torch.dtype, torch.d
 
 def short_avals(leaves: Sequence[Leaf]) -> str:
     """The first avals, and how many there are more."""
-    more = [f"{len(leaves) - _MANY} more"] if len(leaves) > _MANY + 1 else []
-    return ", ".join([*map(str, leaves[: _MANY if more else None]), *more])
+    return listed(leaves)
 
 
 def heading(fn: TorchFn) -> str:
@@ -97,11 +96,7 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for path, text in pairs:
         groups.setdefault(text, []).append(path)
-    return [f"{_listed(names)}: {text}" for text, names in groups.items()]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= _MANY + 1 else f"{', '.join(names[:_MANY])} and {len(names) - _MANY} more"
+    return [f"{listed(names)}: {text}" for text, names in groups.items()]
 
 
 def _handed_over(fn: TorchFn, index: int, results: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from ._made_up import Values, all_filled, deciding, is_inexact, ones, ramp, with_sizes
+from ._made_up import Values, all_filled, deciding, ones, ramp, with_sizes
 from ._signature import Leaf
 
 _MOST = 6  # of a kind
@@ -33,13 +33,13 @@ def further(operands: Sequence[Leaf], numbers: Iterable[float]) -> Iterator[Call
     many = places or [i for i, leaf in enumerate(operands) if _is_list(leaf)][:1]
     for integers in _parts(operands, many):
         yield functools.partial(with_sizes, operands, many, integers)
-    if any(map(is_inexact, operands)):
+    if any(leaf.is_inexact for leaf in operands):
         for make in (ramp, _below, _part, _small_part):
             yield functools.partial(all_filled, operands, make, ones, ones)
 
 
 def _is_list(leaf: Leaf) -> bool:
-    is_integer = not is_inexact(leaf) and leaf.torch_dtype != torch.bool
+    is_integer = not leaf.is_inexact and leaf.torch_dtype != torch.bool
     return is_integer and len(leaf.shape) == 1 and leaf.shape[0] <= _LONGEST
 
 
@@ -72,7 +72,7 @@ def _around(
     if places:
         for number in near:
             yield functools.partial(with_sizes, operands, places, [number] * _slots(operands, places))
-    if any(map(is_inexact, operands)):
+    if any(leaf.is_inexact for leaf in operands):
         for beside in dict.fromkeys(number + step for number in numbers[:_MOST] for step in (1, -1)):
             yield functools.partial(all_filled, operands, functools.partial(_all, number=beside), ones, ones)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ._constrained import constrained
 from ._signature import Leaf
 
 Values = list[torch.Tensor]
@@ -25,7 +26,7 @@ _LARGEST = 4096  # a size that is tried: a function may make a square of it
 
 def enough(operands: Sequence[Leaf]) -> int:
     """How many runs with different values tell whether shapes depend on them."""
-    return 3 if any(not is_inexact(leaf) for leaf in operands) else 2
+    return 3 if any(not leaf.is_inexact for leaf in operands) else 2
 
 
 def values(operands: Sequence[Leaf], examples: Examples = ()) -> Iterator[Callable[[], Values]]:
@@ -47,6 +48,7 @@ def _with_examples(examples: Examples, make: Callable[[], Values]) -> Values:
 def _made_up(operands: Sequence[Leaf]) -> Iterator[Callable[[], Values]]:
     for inexact, integer, flag in _KINDS:
         yield functools.partial(all_filled, operands, inexact, integer, flag)
+    yield from constrained(operands)
     places = deciding(operands)
     for sizes in _sizes(operands, sum(math.prod(operands[i].shape) for i in places)):
         yield functools.partial(with_sizes, operands, places, sizes)
@@ -73,17 +75,12 @@ def with_sizes(operands: Sequence[Leaf], deciding: Sequence[int], sizes: Sequenc
     ]
 
 
-def is_inexact(leaf: Leaf) -> bool:
-    """Whether an operand has floating or complex numbers."""
-    return leaf.torch_dtype.is_floating_point or leaf.torch_dtype.is_complex
-
-
 def _is_size(leaf: Leaf) -> bool:
-    return not is_inexact(leaf) and leaf.torch_dtype != torch.bool and math.prod(leaf.shape) <= _FEW
+    return not leaf.is_inexact and leaf.torch_dtype != torch.bool and math.prod(leaf.shape) <= _FEW
 
 
 def _filled(leaf: Leaf, inexact: Any, integer: Any, flag: Any) -> torch.Tensor:
-    make = flag if leaf.torch_dtype == torch.bool else inexact if is_inexact(leaf) else integer
+    make = flag if leaf.torch_dtype == torch.bool else inexact if leaf.is_inexact else integer
     numbers: torch.Tensor = make(torch.arange(math.prod(leaf.shape)))
     return numbers.reshape(leaf.shape).to(leaf.torch_dtype)
 

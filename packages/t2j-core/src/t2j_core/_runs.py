@@ -16,10 +16,10 @@ from ._advice import Kind, note_inference, values_matter
 from ._allowance import Allowance, OverdrawnError
 from ._apart import apart
 from ._dtypes import note_missing_width
-from ._errors import DataDependentShapeError, OutputError, T2jError, describe
+from ._errors import DataDependentShapeError, OutputError, T2jError, describe, listed
 from ._further import further
 from ._hints import numbers_beside
-from ._made_up import Examples, Values, enough, is_inexact, values
+from ._made_up import Examples, Values, enough, values
 from ._pytree import argument_paths
 from ._randomness import Draws, Watch, generator_states
 from ._returned import one_run
@@ -143,18 +143,20 @@ class Runs:
 
     def _data_dependent(self, first: Outputs, second: Outputs) -> str:
         paths, found = argument_paths(self._key), self._deciding() or range(len(self._operands))
-        named = named_values([paths[i] for i in found], [self._operands[i] for i in found])
+        paths, operands = [paths[i] for i in found], [self._operands[i] for i in found]
+        is_of_shapes = [leaf.shape for leaf in first.leaves] != [leaf.shape for leaf in second.leaves]
+        what, remedy = ("shapes", fixed_shapes(paths, operands)) if is_of_shapes else ("dtypes", _ONE_DTYPE)
         return describe(
-            f"The output shapes of {self._name} depend on the values of its inputs ({named}).",
-            expected="shapes that follow from the input shapes, which is all JAX knows when it traces",
-            got=f"({_listed(first)}) for one input, ({_listed(second)}) for another",
-            remedy=fixed_shapes([paths[i] for i in found], [self._operands[i] for i in found]),
+            f"The output {what} of {self._name} depend on the values of its inputs ({named_values(paths, operands)}).",
+            expected=f"{what} that follow from the input {what}, which is all JAX knows when it traces",
+            got=f"({_avals(first)}) for one input, ({_avals(second)}) for another",
+            remedy=remedy,
         )
 
     def _deciding(self) -> list[int]:
         """The operands of which one alone decides between the first answer and the last, the likely ones first."""
         (make, device), (make_other, _) = self._ran_on[0], self._ran_on[-1]
-        order = sorted(range(len(self._operands)), key=lambda i: (is_inexact(self._operands[i]), i))
+        order = sorted(range(len(self._operands)), key=lambda i: (self._operands[i].is_inexact, i))
         return sorted(i for i in order[:_MOST_TRIED] if self._decides(i, make, make_other, device))
 
     def _decides(self, index: int, make: Callable[[], Values], make_other: Callable[[], Values], device: str) -> bool:
@@ -208,10 +210,11 @@ def infer_from_data(runs: Runs, examples: Examples, without_data: Kind | None) -
         del failure  # its traceback holds this frame
 
 
-def _listed(outputs: Outputs) -> str:
-    texts = list(map(str, outputs.leaves))
-    more = [f"and {len(texts) - _MOST_LISTED} more"] if len(texts) > _MOST_LISTED + 1 else []
-    return ", ".join((texts[:_MOST_LISTED] if more else texts) + more)
+def _avals(outputs: Outputs) -> str:
+    return listed(outputs.leaves, _MOST_LISTED)
+
+
+_ONE_DTYPE = "Convert the results to one dtype inside the function: `result.to(x.dtype)`."
 
 
 def _changing_tree(name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ._dtypes import aval_text, canonical, dtype_j2t, dtype_t2j, row_of_jax
-from ._errors import ArgumentError, DTypeError, describe
+from ._errors import ArgumentError, DTypeError, describe, listed
 from ._pytree import PyTreeDef, Size, Static, argument_paths, plain
 
 
@@ -30,6 +30,11 @@ class Leaf:
     def nbytes(self) -> int:
         """Size of the array in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def is_inexact(self) -> bool:
+        """Whether the function sees floating or complex numbers."""
+        return self.torch_dtype.is_floating_point or self.torch_dtype.is_complex
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,6 @@ def has_empty(results: Sequence[Leaf], operands: Sequence[Leaf]) -> bool:
     return any(0 in leaf.shape for leaf in results) and not all(0 in leaf.shape for leaf in operands)
 
 
-_MANY = 4
-
-
 def named_avals(key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:
     """The first operands by their names: `args[0]: f32[8,3], args[1]: i32[] and 3 more`."""
     return named_values(argument_paths(key), operands)
@@ -103,9 +105,7 @@ def named_avals(key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:
 
 def named_values(paths: Sequence[str], leaves: Sequence[Leaf]) -> str:
     """The same for some operands."""
-    named = [f"{path}: {leaf}" for path, leaf in zip(paths, leaves, strict=True)]
-    more = f" and {len(named) - _MANY} more" if len(named) > _MANY + 1 else ""
-    return ", ".join(named[: _MANY if more else None]) + more
+    return listed(f"{path}: {leaf}" for path, leaf in zip(paths, leaves, strict=True))
 
 
 def leaf_of(shape: Sequence[int], dtype: Any, torch_dtype: torch.dtype | None = None) -> Leaf:
@@ -144,7 +144,7 @@ def fixed_shapes(paths: Sequence[str], operands: Sequence[Leaf]) -> str:
             "your own, name it in `static_argnums` or `static_argnames` of that `jax.jit`."
         )
     remedy = "Pad the outputs to a fixed size inside the function, for example with a mask of the valid entries."
-    if any(leaf.shape == () and not _is_inexact(leaf) for leaf in operands):
+    if any(leaf.shape == () and not leaf.is_inexact for leaf in operands):
         return (
             "A number among the arguments of a `jax.jit` of your own is data. If the shapes depend on it, make it a "
             f"constant with `static_argnums` or `static_argnames` of that `jax.jit`. Otherwise: {remedy}"
@@ -154,11 +154,7 @@ def fixed_shapes(paths: Sequence[str], operands: Sequence[Leaf]) -> str:
 
 def _is_number(leaf: Leaf) -> bool:
     """Whether an operand could as well be a Python number, or a few integers."""
-    return leaf.shape == () or (len(leaf.shape) == 1 and leaf.shape[0] <= _FEW and not _is_inexact(leaf))
-
-
-def _is_inexact(leaf: Leaf) -> bool:
-    return bool(jax.numpy.issubdtype(leaf.dtype, np.inexact))
+    return leaf.shape == () or (len(leaf.shape) == 1 and leaf.shape[0] <= _FEW and not leaf.is_inexact)
 
 
 def same_tree(outputs: Outputs) -> str:
