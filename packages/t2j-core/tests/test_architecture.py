@@ -43,6 +43,7 @@ FLOORS = [
     {"_host", "_explain", "_in_place"},
     {"_primitive"},
     {"_wrap"},
+    {"_module_call"},
     {"_module"},
     {"_info"},
     {"extend", "testing"},

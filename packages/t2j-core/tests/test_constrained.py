@@ -76,3 +76,40 @@ def test_values_of_any_shape(shape, dtype):
     for make in constrained(operands):
         for value in make():
             assert (value.shape, value.dtype, value.is_contiguous()) == (shape, dtype, True)
+
+
+def test_the_values_of_an_eager_call_serve_where_none_that_is_made_up_does():
+    traces = []
+
+    def fn(x, n):
+        traces.append(type(x))
+        if abs(x[0] - 0.123) > 1e-3:
+            raise ValueError(f"found invalid values: {x}")
+        return 2 * x[: int(n)]
+
+    x, n = jnp.array([0.123, 5]), jnp.int32(1)
+    with pytest.raises(ValueError, match="found invalid"):
+        jax.jit(torch2jax(fn))(x, n)
+    f = torch2jax(fn)
+    np.testing.assert_allclose(f(x, n), [0.246])
+    np.testing.assert_allclose(jax.jit(f)(x, n), [0.246])
+    count = len(traces)
+    np.testing.assert_allclose(f(x, n), [0.246])
+    assert len(traces) == count + 1
+    with pytest.raises(DataDependentShapeError):
+        f(x, jnp.int32(2))
+    with pytest.raises(ValueError, match="found invalid"):
+        f(x + 1, n)
+
+
+def test_an_eager_call_whose_own_values_fail_too():
+    calls = []
+
+    def fn(x):
+        calls.append(x)
+        raise ValueError(f"never: {x}")
+
+    with pytest.raises(ValueError, match="never") as error:
+        torch2jax(fn)(X)
+    assert "inferred the outputs" in "".join(error.value.__notes__)
+    assert calls[-1].tolist() == pytest.approx(X.tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 
 import jax
@@ -576,3 +577,29 @@ def test_loading_leaves_the_arrays_of_the_module_as_they_were():
     with torch.no_grad():
         layer.weight.zero_()
     assert bool((new["params"]["weight"] == 1).all())
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))], ids=["copy", "deepcopy", "pickle"]
+)
+def test_copies_of_apply(copied):
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    apply, variables = module2jax(module, train=False, mutable=True)
+    x = jnp.arange(12.0).reshape(4, 3)
+    other = copied(apply)
+    assert repr(other) == repr(apply)
+    jax.tree.map(np.testing.assert_array_equal, other(variables, x), apply(variables, x))
+    with pytest.raises(ArgumentError, match="weight"):
+        other({"params": {}, "buffers": {}}, x)
+
+
+def test_a_pickled_apply_holds_no_data_of_variables():
+    apply, _ = module2jax(nn.Linear(1000, 1000))
+    assert len(pickle.dumps(apply)) < 10_000
+
+
+def test_what_cannot_be_pickled_is_named():
+    module = nn.Linear(1, 1)
+    module.rule = lambda x: x
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(module2jax(module)[0])

@@ -293,7 +293,7 @@ def test_a_function_that_works_only_on_real_data_is_declared():
         return t / t.sum()
 
     with pytest.raises(ValueError, match="needs real data") as error:
-        torch2jax(function)(x)
+        jax.jit(torch2jax(function))(x)
     assert "declare its outputs with `output_shapes=`" in "".join(error.value.__notes__)
     out = torch2jax(function, output_shapes=Size(4))(x)
     np.testing.assert_allclose(np.asarray(out), np.asarray(x) / np.asarray(x).sum(), rtol=1e-6)

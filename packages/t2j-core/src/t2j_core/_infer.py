@@ -74,6 +74,13 @@ def infer_outputs(
     return dataclasses.replace(outputs, origin=f"inferred by runs on {on}{obstacles.text}")
 
 
+def works_on(
+    call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], examples: Examples
+) -> bool:
+    """Whether the function runs on the examples."""
+    return Runs(call, name, key, operands, numbers=(), notes_random=False).works_on(examples)
+
+
 def _is_to_be_confirmed(outputs: Outputs, operands: Sequence[Leaf]) -> bool:
     """Whether no call would show that a run without data has told them wrong: XLA drops calls that return nothing.
 

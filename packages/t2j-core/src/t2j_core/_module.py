@@ -13,10 +13,10 @@ from torch.nn.parameter import is_lazy
 from ._convert import j2t, t2j
 from ._errors import ArgumentError, DTypeError, describe
 from ._keywords import Keywords
+from ._module_call import ModuleCall
 from ._public import options_of, public
-from ._skeleton import Skeletons
 from ._variables import NUMBERS, Layout
-from ._wrap import TorchFunction, signature_of, torch2jax
+from ._wrap import TorchFunction, torch2jax
 
 Variables = dict[str, dict[str, Any]]
 
@@ -74,23 +74,11 @@ def functional(
     _check_option("train", train, True, False, None)
     _check_option("mutable", mutable, True, False)
     _check_option("copy", copy, True, False)
-    layout = Layout(module)
     variables = {
         "params": {name: _array(tensor, copy, name) for name, tensor in module.named_parameters()},
         "buffers": {name: _array(tensor, copy, name) for name, tensor in module.named_buffers()},
     }
-    skeletons = Skeletons(module, train)
-
-    def call(variables: Mapping[str, Mapping[str, Any]], /, *args: Any, **kwargs: Any) -> Any:
-        output, buffers = skeletons.call(variables, args, kwargs, mutable=mutable)
-        return (output, buffers) if mutable else output
-
-    call.__signature__ = signature_of(module, "variables")  # type: ignore[attr-defined]
-    call.__name__ = type(module).__name__
-    call.t2j_made_by = "module2jax"  # type: ignore[attr-defined]  # for `repr`
-    call.__doc__ = f"The module {type(module).__name__} as a function of its variables and arguments."
-    call.t2j_check_arguments = lambda *args, **_: layout.check(*args[:1]) if args else None  # type: ignore[attr-defined]
-    return call, variables
+    return ModuleCall(module, train, mutable), variables
 
 
 def _check_module(function: str, module: Any) -> None:

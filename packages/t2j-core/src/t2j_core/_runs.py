@@ -71,6 +71,13 @@ class Runs:
         self.forget_failures()
         return None
 
+    def works_on(self, examples: Examples) -> bool:
+        """Whether the function runs on the examples."""
+        for device in _devices():
+            self._run_once(device, next(values(self._operands, examples)))
+        self.forget_failures()
+        return bool(self._answers)
+
     def _run_further(self, device: str, allowance: Allowance) -> None:
         for make in further(self._operands, self._numbers):
             if self._is_decided() or allowance.is_used_up:

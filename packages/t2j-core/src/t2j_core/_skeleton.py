@@ -47,15 +47,15 @@ class Skeletons:
 
     def __init__(self, module: torch.nn.Module, train: bool | None) -> None:
         with _compat.default_torch_state(("cpu",)):
-            self._pristine, self._empty = _copy_without_data(module)
+            self.pristine, self._empty = _copy_without_data(module)
         if train is not None:  # otherwise submodules keep modes of their own, such as a frozen BatchNorm
-            self._pristine.train(train)
-        self._pristine_ids = frozenset(map(id, parts(self._pristine)))
+            self.pristine.train(train)
+        self._pristine_ids = frozenset(map(id, parts(self.pristine)))
         self._free: collections.deque[_Skeleton] = collections.deque([self._make()], maxlen=64)
 
     def _make(self) -> _Skeleton:
         with _compat.default_torch_state(("cpu",)):  # a mode of the call, such as fake tensors, is not for the next
-            return _Skeleton(copy.deepcopy(self._pristine, dict(self._empty)), self._pristine_ids)
+            return _Skeleton(copy.deepcopy(self.pristine, dict(self._empty)), self._pristine_ids)
 
     def call(self, variables: Variables, args: Any, kwargs: Any, *, mutable: bool = False) -> tuple[Any, Any]:
         """The output of the module with these variables, and its buffers afterwards."""

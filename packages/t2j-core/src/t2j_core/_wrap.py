@@ -27,7 +27,7 @@ from ._faults import hold
 from ._frames import hide_own_frames
 from ._in_place import handed_over
 from ._indices import are_narrow, with_long_indices
-from ._infer import infer_outputs
+from ._infer import infer_outputs, works_on
 from ._misplaced import as_users_error
 from ._options import Options, checked_examples
 from ._originals import original_of, raises_originals
@@ -246,7 +246,11 @@ class TorchFunction(Generic[P]):
             else:
                 outputs = self._call_any(args, kwargs)
         except Exception as error:
+            is_of_inference = isinstance(error, _CarrierError)
             failure = as_users_error(self.__name__, error, args, kwargs) or _behind(error)
+        if failure is not None and is_of_inference and self._learns_from(args, kwargs, failure):
+            del failure
+            return self(*args, **kwargs)
         if failure is not None:  # raised out here, its own `__cause__` and `__context__` stay
             if isinstance(failure, TensorEscapeError):
                 hold((args, kwargs))
@@ -269,6 +273,25 @@ class TorchFunction(Generic[P]):
         arrays = arrays_of(data, self.__name__, key, is_traced=is_traced)
         dtypes = self._torch_dtypes(data, key)
         return self._bind(arrays, key, dtypes) if is_traced else outputs_of(self._entry(key, dtypes, arrays), arrays)
+
+    def _learns_from(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], failure: BaseException) -> bool:
+        """Infer the outputs of a call on its own values, where made-up ones have failed."""
+        if isinstance(failure, T2jError):
+            return False
+        data, key = split(args, kwargs)
+        if self.options.output_shapes is not None or any(isinstance(leaf, _compat.Tracer) for leaf in data):
+            return False
+        arrays, dtypes = arrays_of(data, self.__name__, key, is_traced=False), self._torch_dtypes(data, key)
+        if self.options.rng:
+            arrays[0] = key_data(arrays[0])
+        operands = leaves_of(arrays, dtypes, self.__name__, key)
+        values = ExampleValues(arrays, operands)
+        if self._full(key, operands) in self._fns or not works_on(
+            self._inferred(), self.__name__, key, operands, values.matching(operands)
+        ):
+            return False
+        self._torch_fn(key, operands, values)
+        return True
 
     def _entry(self, key: Any, dtypes: Any, arrays: Sequence[Any]) -> Any:
         """The compiled form for a call with constants, or with arrays of other libraries."""
@@ -320,8 +343,8 @@ class TorchFunction(Generic[P]):
 
     # --- signatures ------------------------------------------------------------------------------------------------
 
-    def _torch_fn(self, key: Any, operands: tuple[Leaf, ...]) -> TorchFn:
-        full = (key, operands, canonical(np.int64))  # what 64-bit outputs become depends on x64
+    def _torch_fn(self, key: Any, operands: tuple[Leaf, ...], values: ExampleValues | None = None) -> TorchFn:
+        full = self._full(key, operands)
         fn: TorchFn | None = self._fns.get(full)
         if fn is not None:
             return fn
@@ -329,9 +352,12 @@ class TorchFunction(Generic[P]):
         with turns if self.options.output_shapes is None else contextlib.nullcontext():  # threads infer once together
             fn = self._fns.get(full)
             if fn is None:
-                fn = _remember(self._fns, full, self._build(self._signature(key, operands)))
+                fn = _remember(self._fns, full, self._build(self._signature(key, operands, values)))
                 self._constants_seen.note(self.__name__, key, operands)
             return fn
+
+    def _full(self, key: Any, operands: tuple[Leaf, ...]) -> Any:
+        return key, operands, canonical(np.int64)  # what 64-bit outputs become depends on x64
 
     def _check_arguments(self, key: Any, operands: Sequence[Leaf]) -> None:
         """Let `fn` refuse arguments by their shapes, once for each signature. `module2jax` checks variables so."""
@@ -340,16 +366,19 @@ class TorchFunction(Generic[P]):
             args, kwargs = merger(key)(operands)
             check(*args[self.options.rng :], **kwargs)
 
-    def _signature(self, key: Any, operands: tuple[Leaf, ...]) -> Signature:
+    def _inferred(self) -> Callable[..., Any]:
+        """What inference runs."""
+        extra = {"out": None} if self.options.outputs == "out" else {}
+        return functools.partial(self._callable(), **extra)
+
+    def _signature(self, key: Any, operands: tuple[Leaf, ...], values: ExampleValues | None = None) -> Signature:
         self._check_arguments(key, operands)
         if self.options.output_shapes is not None:
             outputs = declared_outputs(self.options.output_shapes, operands)
         else:
-            extra = {"out": None} if self.options.outputs == "out" else {}
             silent = self.options.rng or self.options.has_side_effect or "random" in self._told
-            examples = self._examples.matching(operands)
-            call = functools.partial(self._callable(), **extra)
-            outputs = infer_outputs(call, self.__name__, key, operands, examples, notes_random=not silent)
+            examples = (values or self._examples).matching(operands)
+            outputs = infer_outputs(self._inferred(), self.__name__, key, operands, examples, notes_random=not silent)
             if outputs.is_random:
                 warn(told(self.__name__), T2jWarning)
                 self._told.add("random")
