@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree as torch_tree
 from hypothesis import given
 from hypothesis import strategies as st
 from t2j_core import ArgumentError, OutputError, Size, torch2jax
@@ -204,10 +205,11 @@ def test_a_constant_output_may_be_nan():
     assert np.isnan(loss)
 
 
-def test_a_constant_output_that_changes_is_refused():
-    count = iter(range(10))
-    with pytest.raises(OutputError, match="constant that differs"):
-        torch2jax(lambda t: (t, next(count)))(jnp.ones(2))
+@pytest.mark.parametrize(("values", "how"), [(range(10), "depends"), ((0, 0, 1, 2), "differs")], ids=["early", "late"])
+def test_a_constant_output_that_changes_is_refused(values, how):
+    rest = iter(values)
+    with pytest.raises(OutputError, match=f"constant that {how}"):
+        torch2jax(lambda t: (t, next(rest)))(jnp.ones(2))
 
 
 # --- containers of torch, and of the user -------------------------------------------------------------------------
@@ -355,3 +357,32 @@ def test_size_takes_numbers_or_a_shape():
     assert Size() == Size(()) == ()
     assert Size(4) == (4,)
     assert repr(Size(3, 2)) == "Size(3, 2)"
+
+
+class Registered:
+    """Registered with torch alone."""
+
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+
+class RegisteredWithNames(Registered):
+    """The same, with the names of its parts."""
+
+
+def parts(pair):
+    return [pair.first, pair.second], None
+
+
+def named_parts(pair):
+    return [(torch_tree.GetAttrKey("first"), pair.first), (torch_tree.MappingKey("second"), pair.second)], None
+
+
+def test_outputs_of_classes_that_are_registered_with_torch():
+    torch_tree.register_pytree_node(Registered, parts, lambda both, _: Registered(*both))
+    torch_tree.register_pytree_node(
+        RegisteredWithNames, parts, lambda both, _: RegisteredWithNames(*both), flatten_with_keys_fn=named_parts
+    )
+    f = torch2jax(lambda x: {"a": RegisteredWithNames(x, Registered(2 * x, [x, None])), "b": x.sum()})
+    shapes = jax.tree.map(jnp.shape, jax.jit(f)(jnp.ones(3)))
+    assert shapes == {"a": {"first": (3,), "second": [(3,), [(3,), None]]}, "b": ()}

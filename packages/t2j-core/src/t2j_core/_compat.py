@@ -22,6 +22,7 @@ import jax
 import jax.extend.core
 import numpy as np
 import torch
+import torch.utils._pytree as torch_tree
 from jax.core import ShapedArray as ShapedArray
 from jax.core import Tracer as Tracer
 from jax.extend.core import Primitive as Primitive
@@ -655,6 +656,22 @@ def numbers_in(tensor: torch.Tensor) -> list[int]:
         tensor = torch._C._functorch.get_unwrapped(tensor)
     with temporarily_clear_interpreter_stack():  # torch 2.6 wraps the results of views again
         return tensor.flatten().tolist()
+
+
+def registered_with_torch(item: Any) -> dict[str, Any] | list[Any] | None:
+    """What an object of a class in torch's registry of pytrees consists of, by its names; None for other objects."""
+    if type(item) not in torch_tree.SUPPORTED_NODES:
+        return None
+    is_part = lambda part: part is not item
+    try:
+        keyed = torch_tree.tree_flatten_with_path(item, is_leaf=is_part)[0]
+    except Exception:  # it is registered without `flatten_with_keys_fn`
+        return torch_tree.tree_leaves(item, is_leaf=is_part) or None
+    if not keyed:  # a constant, such as `torch.Size`
+        return None
+    parts: dict[Any, Any] = {getattr(path[0], "key", getattr(path[0], "name", None)): part for path, part in keyed}
+    is_named = len(parts) == len(keyed) and all(isinstance(name, str) for name in parts)
+    return parts if is_named else [part for _, part in keyed]
 
 
 def fake_mode() -> Any:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import torch
 
+from . import _compat
 from ._errors import ArgumentError, describe
 
 PyTreeDef = Any
@@ -149,8 +150,10 @@ def numbers(key: tuple[Any, ...]) -> dict[str, Any]:
 def plain(output: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     """Turn containers that JAX does not know into ones it does.
 
-    A dataclass or mapping that is not a registered pytree becomes a dict. Fields that are None are dropped from a
-    mapping that is a dataclass too (the convention of Hugging Face's `ModelOutput`). What `is_leaf` accepts stays.
+    A dataclass or mapping that is not a registered pytree becomes a dict, and so does an object of a class that only
+    torch's registry has (`torch.utils._pytree`); or a list, if its parts have no names. Fields that are None are
+    dropped from a mapping that is a dataclass too (the convention of Hugging Face's `ModelOutput`). What `is_leaf`
+    accepts stays.
     """
     if isinstance(output, torch.Tensor):
         return output
@@ -160,7 +163,7 @@ def plain(output: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
 
 
 def _plain_leaf(leaf: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
-    if is_leaf is not None and is_leaf(leaf):
+    if isinstance(leaf, torch.Tensor) or (is_leaf is not None and is_leaf(leaf)):
         return leaf
     if isinstance(leaf, tuple) and not isinstance(leaf, torch.Size):  # such as `torch.return_types.max`
         names = getattr(type(leaf), "__match_args__", ())
@@ -172,7 +175,8 @@ def _plain_leaf(leaf: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
         return {key: plain(value, is_leaf) for key, value in leaf.items()}
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
         return {field.name: plain(getattr(leaf, field.name), is_leaf) for field in dataclasses.fields(leaf)}
-    return leaf
+    parts = _compat.registered_with_torch(leaf)
+    return leaf if parts is None else plain(parts, is_leaf)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import inspect
@@ -95,35 +96,41 @@ def _static_output(item: Any) -> Static:
                 remedy="Return `torch.as_tensor(value)`.",
             )
         )
-    if _holds_tensors(item):
+    place = _place_of_tensors(item)
+    if place is not None:
+        kind = type(item).__name__
         raise OutputError(
             describe(
-                f"The function returns tensors inside a {type(item).__name__}, which is no pytree.",
+                f"The function returns tensors inside a {kind}, which is no pytree.",
                 expected="tensors in tuples, lists, dicts, dataclasses or registered pytrees",
-                got=type(item).__name__,
-                remedy="Return one of these, or register the class with `jax.tree_util.register_pytree_node`. "
-                "(A cache of a Hugging Face model: call it with `use_cache=False`.)",
+                got=f"{kind}, with a tensor as its `{place}`",
+                remedy="Call the model with `use_cache=False`, or return the tensors of the cache that you need."
+                if "Cache" in kind
+                else "Return one of these, or register the class with `jax.tree_util.register_pytree_node` or "
+                "`torch.utils._pytree.register_pytree_node`.",
             )
         )
     return Static.of(item)
 
 
-def _holds_tensors(item: Any) -> bool:
-    """Whether there are tensors in an object, or in the objects it holds."""
+def _place_of_tensors(item: Any) -> str | None:
+    """Where there is a tensor in an object, or in the objects it holds: `layers[0].keys`."""
     seen: dict[int, Any] = {}
-    rest = [item]
+    rest: collections.deque[tuple[Any, str]] = collections.deque([(item, "")])
     while rest and len(seen) < _MOST_PARTS:
-        part = rest.pop()
+        part, place = rest.popleft()
         if isinstance(part, torch.Tensor):
-            return True
+            return place.removeprefix(".")
         if id(part) in seen or isinstance(part, (type, types.ModuleType, torch.nn.Module)):
             continue
         seen[id(part)] = part
         if isinstance(part, (set, frozenset, list, tuple)):
-            rest.extend(part)
+            rest.extend((inner, f"{place}[{i}]") for i, inner in enumerate(part))
+        elif isinstance(part, dict):
+            rest.extend((inner, f"{place}[{key!r}]") for key, inner in part.items())
         else:
-            rest.extend((part if isinstance(part, dict) else getattr(part, "__dict__", {})).values())
-    return False
+            rest.extend((inner, f"{place}.{name}") for name, inner in getattr(part, "__dict__", {}).items())
+    return None
 
 
 _MOST_PARTS = 1000
