@@ -7,6 +7,7 @@ import linecache
 import sys
 import traceback
 import types
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,33 @@ _FRAMEWORKS = (*_INTERNAL, "torch", "contextlib", "functools")
 
 def _package(frame: types.FrameType) -> str:
     return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def is_users(frame: types.FrameType) -> bool:
+    """Whether a frame is neither torch's nor JAX's nor t2j's."""
+    return _package(frame) not in _FRAMEWORKS
+
+
+def is_of_jax(frame: types.FrameType) -> bool:
+    """Whether a frame is JAX's."""
+    return _package(frame) == "jax"
+
+
+def running_finalizer() -> str | None:
+    """The finalizer that Python runs in the middle of the user's function that runs now; None if there is none.
+
+    The callback of a bare `weakref.ref` is a function like any other, and not told from the rest.
+    """
+    frame: types.FrameType | None = sys._getframe(1)
+    has_met_user = False
+    while frame is not None and not (has_met_user and _package(frame) in _INTERNAL):
+        if frame.f_code.co_name == "__del__":
+            return frame.f_code.co_qualname
+        if frame.f_code is weakref.finalize.__call__.__code__:
+            return "of `weakref.finalize`"
+        has_met_user |= is_users(frame)
+        frame = frame.f_back
+    return None
 
 
 class Place(NamedTuple):
@@ -44,7 +72,7 @@ def users_frames(error: BaseException) -> list[types.FrameType]:
 
 
 def _users(error: BaseException) -> Iterator[tuple[types.FrameType, int]]:
-    return (entry for entry in traceback.walk_tb(error.__traceback__) if _package(entry[0]) not in _FRAMEWORKS)
+    return (entry for entry in traceback.walk_tb(error.__traceback__) if is_users(entry[0]))
 
 
 def hide_own_frames(error: BaseException) -> None:

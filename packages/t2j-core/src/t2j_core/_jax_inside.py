@@ -6,7 +6,7 @@ import contextlib
 import re
 
 from ._errors import JaxInsideTorchError, describe
-from ._frames import users_place
+from ._frames import running_finalizer, users_place
 
 # How torch and Python refuse an array (or, closed over under `jax.jit`, a tracer) beside a tensor, and JAX a tensor.
 _MIXED = re.compile(r"\bjaxlib\.|\bArrayImpl\b|\w+Tracer\b|<class 'torch\.")
@@ -15,6 +15,15 @@ _LONG = 80
 
 def jax_inside(name: str, what: str) -> JaxInsideTorchError:
     """The error for JAX called inside a torch function; `what` says by what, as in "the operation `sin`"."""
+    if (finalizer := running_finalizer()) is not None:
+        return JaxInsideTorchError(
+            describe(
+                f"A finalizer ({finalizer}) calls JAX ({what}), which can deadlock: Python ran it in the middle of the "
+                f"torch function {name}, inside an XLA program.",
+                expected="finalizers that do not call JAX, as Python may run them anywhere",
+                remedy="Note in the finalizer what there is to do, and do it elsewhere.",
+            )
+        )
     return JaxInsideTorchError(
         describe(
             f"The torch function {name} calls JAX ({what}), which can deadlock inside an XLA program.",

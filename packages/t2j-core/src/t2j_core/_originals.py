@@ -21,6 +21,7 @@ import jax
 
 from ._bounded import remember
 from ._config import config
+from ._frames import is_of_jax, is_users
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TAG = re.compile(r"\[t2j error (\d+)\]")
@@ -62,10 +63,13 @@ def keep(error: BaseException, depth: int = 1) -> int:
 
 
 def _is_in_eager_call() -> bool:
+    """Whether it was an eager call that failed, and not a program that runs within one: from `flatten` of a pytree."""
     frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
+    has_met_user = False
+    while frame is not None and not (has_met_user and is_of_jax(frame)):
         if frame.f_code in _eager:
             return True
+        has_met_user |= is_users(frame)
         frame = frame.f_back
     return False
 
