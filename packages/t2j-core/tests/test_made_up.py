@@ -211,7 +211,7 @@ def test_examples_with_values_serve_inference(name):
         np.testing.assert_array_equal(other(jnp.full(3, 2.05)), np.full(3, 4.1, np.float32))
     assert "inferred by runs on examples and made-up data" in f.explain()
     with pytest.raises(ValueError, match="out of range"):
-        f(jnp.full(4, 2.0))  # for other shapes values are made up
+        jax.jit(f)(jnp.full(4, 2.0))  # for other shapes values are made up
 
 
 def test_an_example_without_values_beside_one_with():
