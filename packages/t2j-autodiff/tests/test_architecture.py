@@ -16,7 +16,8 @@ PACKAGE = Path(t2j_autodiff.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_embeddings"},
+    {"_embeddings", "_level_writes"},
+    {"_batch_mends"},
     {"_errors", "_config", "_compat", "_keywords", "_norms", "_tickets"},
     {"_numbers"},
     {"_kept"},
@@ -29,7 +30,7 @@ FLOORS = [
     {"_forward_mode", "_linearity"},
     {"_batching"},
     {"_rehearsal"},
-    {"_residuals", "_graph", "_shown"},
+    {"_residuals", "_graph", "_shown", "_from_examples"},
     {"_linearize"},
     {"_linear"},
     {"_rules"},

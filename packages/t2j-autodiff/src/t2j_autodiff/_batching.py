@@ -25,6 +25,7 @@ from t2j_core.extend import (
 )
 
 from . import _compat
+from ._batch_mends import BatchMends
 from ._differentiate import Flat, first_line
 from ._errors import OUT_OF_MEMORY
 from ._shared import Shared
@@ -115,6 +116,11 @@ def batched(
     return at_once if method == "vmap" else _AtOnceOrInTurn(at_once, in_turn, kind)
 
 
+def in_turn(f: Flat, size: int, dims: Dims, shared: Shared) -> Flat:
+    """`f` for `size` examples, one after another; every output has the examples along axis 0."""
+    return _InTurn(f, size, dims, shared)
+
+
 class _InTurn:
     """One example after another."""
 
@@ -154,12 +160,21 @@ class _AtOnce:
         randomness = shared.options.vmap_randomness or ("same" if shared.has_key else "error")
         chunk = shared.options.vmap_chunk_size
         self.run = torch.func.vmap(f, dims, randomness=randomness, chunk_size=chunk)
-        self.was_watched = {True: False, False: False}  # where it is recorded by autograd, and where it is not
+        # By whether it is recorded by autograd, and is in forward mode: whether it was watched, and the mends it needs.
+        self.mends: dict[tuple[bool, bool], BatchMends | contextlib.nullcontext[None]] = {}
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        recorded = is_recorded(x)
-        answers = self.run(*x) if self.was_watched[recorded] else self._watched(x, recorded)
-        self.was_watched[recorded] = True
+        how = is_recorded(x), _compat.in_forward_mode()
+        if how in self.mends:
+            with self.mends[how]:
+                answers = self.run(*x)
+        else:
+            mends = BatchMends(differentiates=any(how) and not self.shows_gradients)
+            with mends:
+                answers = self._watched(x, how[0])
+            if mends.wrong is not None:
+                raise HiddenGradientError(f"`torch.func.vmap` changes the derivative of {mends.wrong} of equal numbers")
+            self.mends[how] = mends if mends.is_needed else contextlib.nullcontext()
         return tuple(self._as_declared(y, leaf) for y, leaf in zip(answers, self.results, strict=True))
 
     def _watched(self, x: Sequence[torch.Tensor], recorded: bool) -> tuple[torch.Tensor, ...]:

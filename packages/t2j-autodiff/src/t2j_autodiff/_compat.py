@@ -25,6 +25,7 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
 from ._embeddings import is_special_embedding, plain_embedding
+from ._level_writes import is_idle_write, is_unchanged, unwrapped
 
 hide_frames(__file__)
 
@@ -101,18 +102,23 @@ def forward_canary() -> Callable[[], bool]:
 
 
 class _FaithfulForwardMode(torch.overrides.TorchFunctionMode):
-    """Mends three things of torch's forward mode.
+    """Mends four things of torch's forward mode.
 
     `torch.no_grad` does not stop it, and JAX's two modes must agree. A custom operator whose backward comes from
     `torch.library.register_autograd` loses tangents without a word: `torch._library.autograd.make_autograd_impl` goes
     through its backward only for arguments that require gradients. The derivative of an embedding does not know of
-    `padding_idx` and `scale_grad_by_freq` (`embedding` in tools/autograd/derivatives.yaml).
+    `padding_idx` and `scale_grad_by_freq` (`embedding` in tools/autograd/derivatives.yaml). And a level of `torch.func`
+    breaks tensors outside of it (`_level_writes`).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_special_embedding(func, args, kwargs or {}):
             return plain_embedding(func, args, kwargs or {})
+        if is_idle_write(func, args):
+            return None
         result = func(*args, **(kwargs or {}))
+        if is_unchanged(args, result):
+            return args[0]
         if func is torch._C._set_grad_enabled:
             torch._C._set_fwd_grad_enabled(args[0])
         elif _is_custom_operator(func) and _loses_tangents((args, kwargs), result):
@@ -194,16 +200,9 @@ def materialised(tensor: torch.Tensor) -> torch.Tensor:
     """Torch's symbolic zeros as numbers, and sparse gradients dense; any other tensor as it is."""
     if tensor.layout != torch.strided:  # as those of `nn.Embedding(sparse=True)`
         return tensor.to_dense()
-    if not _unwrapped(tensor)._is_zerotensor():
+    if not unwrapped(tensor)._is_zerotensor():
         return tensor
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-
-
-def _unwrapped(tensor: torch.Tensor) -> torch.Tensor:
-    """What is inside of the wrappers of `torch.func`, which do not tell that it is a symbolic zero."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
 
 
 class RandomOperations(DispatchMode):

@@ -14,6 +14,7 @@ from ._adjoint import Adjoint
 from ._batching import Levels, batched, with_all_levels
 from ._differentiate import Flat, vjp
 from ._forward_mode import ForwardMode, jvp, rehearse
+from ._from_examples import from_examples, unless_it_fails
 from ._graph import Graphs
 from ._plain import in_plain_operations
 from ._pushforward import Pushforward
@@ -159,6 +160,8 @@ class Linearized:
             pull = in_plain_operations(pull, shared)  # its backward too, which may run forwards again (checkpoints)
         taken, answered = self.map_leaves(direction, ins, outs)
         flat: Flat = warn_if_random(push if direction == "jvp" else pull, shared)
+        if (example := self._of_example(direction, ins, outs)) is not None:
+            flat = unless_it_fails(flat, example, shared)
         for k, (size, dims) in enumerate(levels):
             leaves = [with_all_levels(leaf, levels[:k]) for leaf in answered]
             dims = (*dims[:n], *(0 for _ in taken))
@@ -166,6 +169,14 @@ class Linearized:
         if direction == "jvp":
             flat = rehearsed(flat, lambda *a: rehearse(at(a), known), n, levels, known)
         return flat
+
+    def _of_example(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...]) -> Flat | None:
+        """A linear map of a batch from those of its examples."""
+        if self.source.rules.batch_of is None or self.shared.options.vmap_method != "auto":
+            return None
+        fn, size, dims = self.source.rules.batch_of
+        of_one = fn.rules.linearized(fn, self.ins, keeps=False).map_flat(direction, ins, outs, ())
+        return from_examples(of_one, direction, ins, outs, size, dims, self.shared)
 
     def adjoint(self, push: Flat, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Adjoint:
         """The pullback of the pushforward `push`."""

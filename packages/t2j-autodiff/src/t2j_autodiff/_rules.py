@@ -45,7 +45,8 @@ class Rules:
         self.shared = shared
         self.linear_from = linear_from  # the first of the operands that a derivative is linear in
         self.is_derivative = linear_from is not None  # derivatives of derivatives keep no residuals
-        self.unbatched: TorchFn | None = None  # what this one is a batch of
+        self.unbatched: TorchFn | None = None  # what this one is a batch of, or a batch of batches
+        self.batch_of: tuple[TorchFn, int, Dims] | None = None  # what it is a batch of, of how many, along which axes
         self._memo = Memo()
 
     # --- what is derived -------------------------------------------------------------------------------------------
@@ -67,6 +68,7 @@ class Rules:
             operands = [with_levels(leaf, i, level) for i, leaf in enumerate(fn.signature.operands)]
             rules = Rules(flat, self.depth, self.shared, linear_from=self.linear_from)
             rules.unbatched = self.unbatched or fn
+            rules.batch_of = fn, size, dims
             answered = [with_all_levels(leaf, level) for leaf in results]
             made = derived("vmap", fn, flat, operands, answered, _outputs(fn), rules)
             made.has_side_effect = fn.has_side_effect

@@ -241,6 +241,7 @@ class DifferentiableFunction(TorchFunction[P]):
 
 _VMAPS = {
     "recorded value": "reverse mode of vmap",
+    "recorded": "derivatives of vmap",
     "shown": "vmap of the values beside derivatives",
     "vjp": "vmap of reverse mode",
     "jvp": "vmap of forward mode",
