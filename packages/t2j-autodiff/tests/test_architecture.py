@@ -16,7 +16,8 @@ PACKAGE = Path(t2j_autodiff.__file__).parent
 
 # Lowest floor first: a module imports only from floors below its own.
 FLOORS = [
-    {"_embeddings", "_level_writes"},
+    {"_embeddings", "_callers"},
+    {"_level_writes"},
     {"_batch_mends"},
     {"_errors", "_config", "_compat", "_keywords", "_norms", "_tickets"},
     {"_numbers"},

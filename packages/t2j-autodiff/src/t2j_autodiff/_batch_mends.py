@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional
 from torch.overrides import TorchFunctionMode
 
 from ._level_writes import is_idle_write, is_unchanged
@@ -29,12 +30,14 @@ class BatchMends(TorchFunctionMode):
         super().__init__()
         self.is_needed = False
         self.wrong: str | None = None
+        self.changes_course = False  # whether the function takes another way because of this mode
         self._differentiates = differentiates
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_idle_write(func, args):
             self.is_needed = True
             return None
+        self.changes_course |= is_attention_in_evaluation(func, kwargs or {})
         if self._differentiates:
             func = self._mended(func, is_whole=len(args) == 1 and not kwargs)
         result = func(*args, **(kwargs or {}))
@@ -50,6 +53,15 @@ class BatchMends(TorchFunctionMode):
         instead = _OF_WHOLE_TENSORS.get(func) if is_whole else _SCATTERS.get(func)
         self.is_needed |= instead is not None
         return instead or func
+
+
+def is_attention_in_evaluation(func: Any, kwargs: Any) -> bool:
+    """Whether a module evaluates attention as it does under a function mode.
+
+    `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` have another way where nothing requires a gradient, but not
+    in a mode (`has_torch_function`).
+    """
+    return func is torch.nn.functional.multi_head_attention_forward and not kwargs.get("training", True)
 
 
 def _select_scatter(input: torch.Tensor, src: torch.Tensor, dim: int, index: int) -> torch.Tensor:

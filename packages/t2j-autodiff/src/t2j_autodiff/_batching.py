@@ -165,17 +165,26 @@ class _AtOnce:
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         how = is_recorded(x), _compat.in_forward_mode()
-        if how in self.mends:
+        if how not in self.mends:
+            answers = self._first(x, how)
+        else:
             with self.mends[how]:
                 answers = self.run(*x)
-        else:
-            mends = BatchMends(differentiates=any(how) and not self.shows_gradients)
-            with mends:
-                answers = self._watched(x, how[0])
-            if mends.wrong is not None:
-                raise HiddenGradientError(f"`torch.func.vmap` changes the derivative of {mends.wrong} of equal numbers")
-            self.mends[how] = mends if mends.is_needed else contextlib.nullcontext()
         return tuple(self._as_declared(y, leaf) for y, leaf in zip(answers, self.results, strict=True))
+
+    def _first(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:
+        """The first run, which shows what mends are needed."""
+        mends = BatchMends(differentiates=any(how) and not self.shows_gradients)
+        with mends:
+            answers = self._watched(x, how[0])
+        if mends.wrong is not None:
+            raise HiddenGradientError(f"`torch.func.vmap` changes the derivative of {mends.wrong} of equal numbers")
+        needed = mends if mends.is_needed else contextlib.nullcontext()
+        if mends.changes_course:
+            with needed:
+                answers = self.run(*x)
+        self.mends[how] = needed
+        return answers
 
     def _watched(self, x: Sequence[torch.Tensor], recorded: bool) -> tuple[torch.Tensor, ...]:
         questions, wrong = _compat.GradientQuestions(), _compat.WrongInBatches()
@@ -189,7 +198,7 @@ class _AtOnce:
             raise HiddenGradientError(f"`torch.func.vmap` hides `requires_grad`, and the function uses {asked}")
         if wrong.found is not None:
             raise _NotFaithfulError(f"it batches {wrong.found} wrongly")
-        return self.run(*x) if questions.changes_course else answers
+        return answers
 
     def _as_declared(self, y: torch.Tensor, leaf: Leaf) -> torch.Tensor:
         """An output in the dtype of one example: rules of torch may promote, and autocast does not reach them all."""

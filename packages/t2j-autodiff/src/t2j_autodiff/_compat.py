@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -24,6 +23,8 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
+from ._batch_mends import is_attention_in_evaluation
+from ._callers import calling_module
 from ._embeddings import is_special_embedding, plain_embedding
 from ._level_writes import is_idle_write, is_unchanged, unwrapped
 
@@ -288,7 +289,7 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
     changes_course = False  # whether the function takes another way because of this mode
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asker = _asker()
+        asker = calling_module(0)
         if asker == "torch.utils.checkpoint":
             self.hidden = "checkpoints"
         elif not asker.startswith(("t2j_", "torch._functorch.")):
@@ -300,17 +301,10 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
             self.decides = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
             self.hooks |= func is torch.Tensor.register_hook
             self.of_leaves |= func in _OF_LEAVES
-        elif func is torch.nn.functional.multi_head_attention_forward and not kwargs.get("training", True):
-            # `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` have another way where nothing requires a
-            # gradient, but not in a mode (`has_torch_function`), and do not ask there.
+        elif is_attention_in_evaluation(func, kwargs):  # and does not ask in a mode
             self.decides, self.changes_course = "attention in a module", True
         elif func in _BAGS or is_special_embedding(func, args, kwargs):
             self.hidden = func.__name__
-
-
-def _asker() -> str:
-    """The module whose code calls torch under a mode of this file."""
-    return str(sys._getframe(2).f_globals.get("__name__", ""))
 
 
 _TENSOR: Any = torch.Tensor

@@ -7,10 +7,11 @@ replace buffers. Mostly the value is the tensor itself, in a wrapper.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
+
+from ._callers import calling_module
 
 _TENSOR: Any = torch.Tensor
 _SET_DATA = _TENSOR.data.__set__
@@ -32,7 +33,7 @@ def is_unchanged(args: Any, result: Any) -> bool:
     """Whether a module converts one of its tensors, and gets the same in a wrapper. For a torch function mode."""
     if not args or not isinstance(result, torch.Tensor) or result is args[0] or not _is_wrapped(result):
         return False
-    return unwrapped(result) is args[0] and sys._getframe(2).f_globals.get("__name__") == "torch.nn.modules.module"
+    return unwrapped(result) is args[0] and calling_module(1) == "torch.nn.modules.module"
 
 
 def _is_wrapped(tensor: torch.Tensor) -> bool:
