@@ -114,3 +114,20 @@ def test_sparse_gradients():
     wanted = 2 * w * jnp.array([2.0, 0.0, 1.0]).reshape(1, 3, 1)
     np.testing.assert_allclose(jax.grad(lambda w: jax.vmap(f)(w).sum())(w), wanted)
     np.testing.assert_allclose(jax.vmap(jax.grad(f))(w), wanted)
+
+
+SECOND = {
+    "hessian": lambda f: jax.vmap(jax.hessian(f))(UNTIED),
+    "reverse over reverse": lambda f: jax.vmap(jax.jacrev(jax.jacrev(f)))(UNTIED),
+    "forward over forward": lambda f: jax.vmap(jax.jacfwd(jax.jacfwd(f)))(UNTIED),
+    "reverse over forward": lambda f: jax.vmap(jax.jacrev(jax.jacfwd(f)))(UNTIED),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_data_is_a_constant_of_all_derivatives(name):
+    fn = lambda x: (x.data.sin() * x**2).sum()
+    wanted = [torch.autograd.functional.hessian(fn, torch.tensor(np.array(row))) for row in UNTIED]
+    f = torch2jax(fn)
+    for _ in range(2):
+        np.testing.assert_allclose(SECOND[name](f), np.stack([h.numpy() for h in wanted]), rtol=1e-5, atol=1e-6)

@@ -3,7 +3,7 @@
 Its rules for `max` and `min` of a whole tensor go through those along an axis, whose derivative goes to one of several
 equal numbers (BatchRulesReduceOps.cpp in aten/src/ATen/functorch); that of the whole is shared between them. That for
 `select_scatter` expands an index, so that the derivative of the source is a sum over an axis
-(BatchRulesScatterOps.cpp).
+(BatchRulesScatterOps.cpp). And `x.data` is detached from the innermost of several derivatives alone.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional
 from torch.overrides import TorchFunctionMode
 
-from ._level_writes import is_idle_write, is_unchanged
+from ._level_writes import is_idle_write, is_unchanged, is_wrapped
 
 _ATEN = torch.ops.aten
+_TENSOR: Any = torch.Tensor
+_GET_DATA = _TENSOR.data.__get__
 
 
 class BatchMends(TorchFunctionMode):
@@ -37,6 +39,9 @@ class BatchMends(TorchFunctionMode):
         if is_idle_write(func, args):
             self.is_needed = True
             return None
+        if func == _GET_DATA and is_wrapped(args[0]):
+            self.is_needed = True
+            return args[0].detach()
         self.changes_course |= is_attention_in_evaluation(func, kwargs or {})
         if self._differentiates:
             func = self._mended(func, is_whole=len(args) == 1 and not kwargs)

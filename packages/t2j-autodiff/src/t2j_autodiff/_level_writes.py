@@ -22,7 +22,7 @@ def is_idle_write(func: Any, args: Any) -> bool:
     if func != _SET_DATA or not all(isinstance(t, torch.Tensor) for t in args):
         return False
     tensor, value = args
-    if _is_wrapped(tensor) or not _is_wrapped(value):
+    if is_wrapped(tensor) or not is_wrapped(value):
         return False
     if not _are_same(tensor, unwrapped(value)):
         raise RuntimeError("`torch.func` cannot set the `.data` of a tensor to what it differentiates or batches")
@@ -31,18 +31,19 @@ def is_idle_write(func: Any, args: Any) -> bool:
 
 def is_unchanged(args: Any, result: Any) -> bool:
     """Whether a module converts one of its tensors, and gets the same in a wrapper. For a torch function mode."""
-    if not args or not isinstance(result, torch.Tensor) or result is args[0] or not _is_wrapped(result):
+    if not args or not isinstance(result, torch.Tensor) or result is args[0] or not is_wrapped(result):
         return False
     return unwrapped(result) is args[0] and calling_module(1) == "torch.nn.modules.module"
 
 
-def _is_wrapped(tensor: torch.Tensor) -> bool:
+def is_wrapped(tensor: torch.Tensor) -> bool:
+    """Whether a tensor belongs to a level of `torch.func`."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
     """What is inside of the wrappers of `torch.func`, which do not tell that it is a symbolic zero."""
-    while _is_wrapped(tensor):
+    while is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
 
