@@ -131,3 +131,12 @@ def test_data_is_a_constant_of_all_derivatives(name):
     f = torch2jax(fn)
     for _ in range(2):
         np.testing.assert_allclose(SECOND[name](f), np.stack([h.numpy() for h in wanted]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif("linear_cross_entropy" not in vars(F), reason="this torch has no such loss")
+def test_a_loss_that_computes_its_gradient_in_the_forward():
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2)
+    weight, target = torch.linspace(-1, 1, 20).reshape(5, 4), torch.tensor([0, 3, 4, 1])
+    fn = lambda x: F.linear_cross_entropy(x.sin()[:, None] * weight[:4], weight, target, options=options)
+    f = torch2jax(fn)
+    np.testing.assert_allclose(jax.grad(lambda x: jax.vmap(f)(x).sum())(TIES), gradients(fn, TIES), rtol=1e-4)

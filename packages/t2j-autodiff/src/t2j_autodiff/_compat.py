@@ -303,7 +303,7 @@ class GradientQuestions(torch.overrides.TorchFunctionMode):
             self.of_leaves |= func in _OF_LEAVES
         elif is_attention_in_evaluation(func, kwargs):  # and does not ask in a mode
             self.decides, self.changes_course = "attention in a module", True
-        elif func in _BAGS or is_special_embedding(func, args, kwargs):
+        elif func in _BAGS or is_special_embedding(func, args, kwargs) or _is_chunked(func, kwargs):
             self.hidden = func.__name__
 
 
@@ -316,4 +316,12 @@ _QUESTIONS = {
     torch.Tensor.retain_grad,
 }
 _OF_LEAVES = {_TENSOR.grad_fn.__get__, _TENSOR.is_leaf.__get__}
+
+
+def _is_chunked(func: Any, kwargs: Any) -> bool:
+    """Whether it is a loss that asks which argument requires a gradient, and computes that in its forward."""
+    return func is not None and func is _LINEAR_LOSS and kwargs.get("options") is not None
+
+
+_LINEAR_LOSS = vars(torch.nn.functional).get("linear_cross_entropy")  # of torch 2.13
 _BAGS = {torch.nn.functional.embedding_bag, torch.embedding_bag}
