@@ -127,7 +127,7 @@ class TorchFunction(Generic[P]):
                     remedy=f"Make a module first: `torch2jax({fn.__name__}(...))`.",
                 )
             )
-        self.fn = fn
+        self.fn: Callable[..., Any] = fn
         self.options = options
         self._example_tree: Any = None
         self._example_dtypes: dict[int, torch.dtype] = {}
@@ -152,7 +152,7 @@ class TorchFunction(Generic[P]):
         fn, options = self.fn, self.options
         self.__name__: str = _compat.utf8(str(options.name or getattr(fn, "__name__", type(fn).__name__)))
         self.__doc__: str | None = getattr(fn, "__doc__", None)
-        self.__wrapped__ = fn
+        self.__wrapped__: Callable[..., Any] = fn
         self.__signature__: inspect.Signature = signature_of(
             fn, *["key"] * options.rng, without=["out"] * (options.outputs == "out")
         )
