@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -436,6 +437,11 @@ COMPILED = {  # a program, and how often three runs of it compile: once with gra
     "jvp": (lambda f, x: jax.jvp(f, (x,), (x,)), 1),
     "grad of grad": (lambda f, x: jax.grad(lambda x: jax.grad(f)(x).sum())(x), 2),
 }
+BATCHES = {
+    "value": lambda f, x: jax.vmap(f)(x),
+    "grad": lambda f, x: jax.vmap(jax.grad(f))(x),
+    "jvp": lambda f, x: jax.vmap(lambda x: jax.jvp(f, (x,), (x,)))(x),
+}
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -451,6 +457,25 @@ def test_what_watches_a_function_does_not_compile_it_again(name):
     for _ in range(3):
         run(f, jnp.array([0.5, -1.0, 2.0]))
     assert 0 < len(compiled) <= most
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_compiles_no_more_than_the_function(name):
+    from torch._dynamo.utils import counters  # what the compiler itself counts
+
+    f = torch2jax(torch.compile(lambda x: (x.sin() * x).sum(), backend="eager"))
+    x = jnp.arange(6.0).reshape(2, 3)
+    got = BATCHES[name](f, x)
+    counters.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the compiler's, of code that it cannot compile; ours, of a batch one by one
+        again = BATCHES[name](f, x)
+        BATCHES[name](f, x)
+    assert counters["frames"]["total"] <= 1
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), again, got)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5), got, BATCHES[name](lambda x: (jnp.sin(x) * x).sum(), x)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t2j_core import PerformanceWarning, dtype_t2j
 from t2j_core.extend import (
     Leaf,
+    as_written,
     batched_mesh_axes,
     canonical,
     check_example,
@@ -161,14 +162,17 @@ class _AtOnce:
         chunk = shared.options.vmap_chunk_size
         self.run = torch.func.vmap(f, dims, randomness=randomness, chunk_size=chunk)
         # By whether it is recorded by autograd, and is in forward mode: whether it was watched, and the mends it needs.
-        self.mends: dict[tuple[bool, bool], BatchMends | contextlib.nullcontext[None]] = {}
+        self.mends: dict[tuple[bool, bool], BatchMends | None] = {}
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         how = is_recorded(x), _compat.in_forward_mode()
         if how not in self.mends:
-            answers = self._first(x, how)
+            with as_written():
+                answers = self._first(x, how)
+        elif (mends := self.mends[how]) is None:
+            answers = self.run(*x)
         else:
-            with self.mends[how]:
+            with as_written(), mends:
                 answers = self.run(*x)
         return tuple(self._as_declared(y, leaf) for y, leaf in zip(answers, self.results, strict=True))
 
@@ -179,9 +183,9 @@ class _AtOnce:
             answers = self._watched(x, how[0])
         if mends.wrong is not None:
             raise HiddenGradientError(f"`torch.func.vmap` changes the derivative of {mends.wrong} of equal numbers")
-        needed = mends if mends.is_needed else contextlib.nullcontext()
+        needed = mends if mends.is_needed else None
         if mends.changes_course:
-            with needed:
+            with needed or contextlib.nullcontext():
                 answers = self.run(*x)
         self.mends[how] = needed
         return answers
