@@ -5,6 +5,10 @@
 For every operator and each of its first samples: the outputs, reverse mode, forward mode, a batch, and a batch of
 reverse mode, each against native torch (`opdb_worker.py`). Failures are listed in `known_failures.json`; with
 `--check` the program fails where a failure is not listed, or a listed one passes.
+
+`--device cuda` does the same on a GPU, with samples and native torch there. The list of known failures is that of the
+CPU, so it does not count there. `--seconds` bounds the run; the operators then come in another order, so that one
+that is cut short has some of every family.
 """
 
 from __future__ import annotations
@@ -12,17 +16,19 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
 import os
 import queue
+import random
 import re
 import select
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -96,6 +102,10 @@ class Died(Exception):
     """The worker process ended, or answered nothing for too long."""
 
 
+class OutOfTime(Exception):
+    """The whole run may take no longer."""
+
+
 @dataclass
 class Worker:
     """A process that runs operators, started anew when it dies."""
@@ -104,7 +114,10 @@ class Worker:
     samples: int
     eager: bool = False
     patience: float = 300.0  # seconds for one check
+    device: str = "cpu"
+    end: float = math.inf  # of the whole run, by the monotonic clock
     names: list[str] = field(default_factory=list)
+    device_name: str = ""
     _process: subprocess.Popen[str] | None = None
     _pending: str = ""
 
@@ -112,14 +125,15 @@ class Worker:
         """Start the process, and wait until it knows the operators."""
         self._log = tempfile.TemporaryFile(mode="w+", errors="replace")
         environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
+            "JAX_PLATFORMS": "cpu" if self.device == "cpu" else f"{self.device},cpu",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # many processes share a GPU, each with two allocators
             "JAX_ENABLE_X64": str(int(self.dtype in ("float64", "complex128"))),
             "OMP_NUM_THREADS": "1",
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(self.eager)),  # eager calls compile more than they compute
         }
         self._process = subprocess.Popen(
-            [sys.executable, str(WORKER)],
+            [sys.executable, str(WORKER), self.device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -127,7 +141,8 @@ class Worker:
             text=True,
         )
         self._pending = ""
-        self.names = self._answer()["names"]
+        answer = self._answer()
+        self.names, self.device_name = answer["names"], answer.get("device", "")
 
     def stop(self) -> None:
         """End the process."""
@@ -138,7 +153,10 @@ class Worker:
             self._process = None
 
     def run(self, index: int) -> list[Result]:
-        """All results of one operator; a check that kills the process is a failure, and the next sample follows."""
+        """All results of one operator; a check that kills the process is a failure, and the next sample follows.
+
+        So it is after a check that leaves a process without its GPU, whose outcome is what the check said.
+        """
         results: list[Result] = []
         first = 0
         while first < self.samples:
@@ -151,7 +169,12 @@ class Worker:
                     at = answer
                     if "outcome" in answer:
                         results.append(Result(self.names[index], self.dtype, **_fields(answer)))
-                break
+                    if answer.get("lost"):
+                        break
+                else:
+                    break
+                self.stop()  # the process can use its GPU no more
+                first = at["sample"] + 1
             except Died as death:
                 self.stop()
                 place = at["check"], at["sample"]
@@ -172,9 +195,11 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdout is not None
-        fd, end = self._process.stdout.fileno(), time.monotonic() + self.patience
+        fd, end = self._process.stdout.fileno(), min(time.monotonic() + self.patience, self.end)
         while "\n" not in self._pending:
             if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+                if end == self.end:
+                    raise OutOfTime
                 raise Died(f"the check took more than {self.patience:g} s")
             data = os.read(fd, 1 << 16)
             if not data:
@@ -196,32 +221,35 @@ def _fields(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: answer[name] for name in ("check", "sample", "outcome", "reason", "seconds") if name in answer}
 
 
-def run_all(worker: Worker, indices: Sequence[int], jobs: int, progress: bool = True) -> list[Result]:
-    """The results of many operators, from several processes at once."""
+def started(worker: Worker, jobs: int) -> list[Worker]:
+    """As many processes like this one, which start side by side."""
+    workers = [replace(worker) for _ in range(jobs)]
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(Worker.start, workers))
+    return workers
+
+
+def run_all(workers: Sequence[Worker], indices: Sequence[int], progress: bool = True) -> list[Result]:
+    """The results of many operators, from several processes at once; without those that time did not suffice for."""
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in indices:
         waiting.put(index)
     results: dict[int, list[Result]] = {}
 
-    def serve() -> None:
-        mine = Worker(worker.dtype, worker.samples, worker.eager, worker.patience)
+    def serve(worker: Worker) -> None:
         try:
-            while True:
-                try:
-                    index = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                results[index] = mine.run(index)
+            while time.monotonic() < worker.end:
+                index = waiting.get_nowait()
+                results[index] = worker.run(index)
                 if progress:
                     report_progress(len(results), len(indices), results[index])
+        except (queue.Empty, OutOfTime):
+            return
         finally:
-            mine.stop()
+            worker.stop()
 
-    threads = [threading.Thread(target=serve) for _ in range(jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(workers)) as pool:
+        list(pool.map(serve, workers))
     return [result for index in sorted(results) for result in results[index]]
 
 
@@ -318,7 +346,8 @@ def summary(results: Sequence[Result], known: dict[str, Any], worker: Worker, se
         if r.outcome == "not counted":
             not_counted[r.check][re.sub(r" \(\w+\)$", "", r.reason)] += 1
     counted = {r.op for r in results if r.outcome != "not counted"}
-    return {
+    where = {} if worker.device == "cpu" else {"device": worker.device_name}
+    return where | {
         "samples": worker.samples,
         "path": "eager" if worker.eager else "jit",
         "operators": len({r.op for r in results}),
@@ -343,10 +372,8 @@ def tally(results: Iterable[Result], check: str) -> dict[str, int]:
 
 def table(report: dict[str, Any]) -> str:
     """All runs of a results file as a Markdown table."""
-    runs = [(dtype, report[dtype]) for dtype in DTYPES if dtype in report]
-    head = [""] + [
-        f"{dtype} ({run['samples']} sample{'s' * (run['samples'] > 1)}, {run['path']})" for dtype, run in runs
-    ]
+    runs = sorted(report.items(), key=lambda item: (item[1].get("device", ""), DTYPES.index(item[0].split()[0])))
+    head = [""] + [f"{key} ({run['samples']} sample{'s' * (run['samples'] > 1)}, {run['path']})" for key, run in runs]
     rows = [head, ["---"] * len(head)]
     rows.append(["operators counted"] + [f"{run['operators_counted']} of {run['operators']}" for _, run in runs])
     for check in CHECKS:
@@ -364,10 +391,15 @@ def share(counts: dict[str, int] | None) -> str:
     return f"{counts['passed']} / {counts['run']} ({percent:.1f} %)"
 
 
-def save(path: Path, dtype: str, run: dict[str, Any]) -> dict[str, Any]:
-    """Put a run in the results file, beside those of other dtypes."""
+def run_key(worker: Worker) -> str:
+    """What a run stands under in a results file: its dtype, and its device if that is no CPU."""
+    return worker.dtype if worker.device == "cpu" else f"{worker.dtype} on {worker.device_name}"
+
+
+def save(path: Path, key: str, run: dict[str, Any]) -> dict[str, Any]:
+    """Put a run in the results file, beside those of other dtypes and devices."""
     report = json.loads(path.read_text()) if path.exists() else {}
-    report[dtype] = run
+    report[key] = run
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     return report
@@ -388,28 +420,45 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="operators whose name matches this regular expression")
     parser.add_argument("--every", type=int, default=1, help="only every n-th operator")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after that long, with what is known then")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds for one check")
     parser.add_argument("--slowest", type=int, default=0, help="print that many of the slowest operators")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.device != "cpu" and (options.check or options.record):
+        parser.error("the list of known failures is that of the CPU")
+    return options
+
+
+def worker_for(options: argparse.Namespace, start: float) -> Worker:
+    """The process that the command line asks for."""
+    end = start + options.seconds
+    return Worker(options.dtype, options.samples, options.eager, options.patience, options.device, end)
 
 
 def main() -> int:
     """Run, report and compare."""
     options = arguments()
-    worker = Worker(options.dtype, options.samples, options.eager)
-    worker.start()
-    worker.stop()
-    indices = [i for i, name in enumerate(worker.names) if re.search(options.only, name)][:: options.every]
     start = time.monotonic()
-    results = run_all(worker, indices, options.jobs)
-    known = load_known()
+    workers = started(worker_for(options, start), options.jobs)
+    worker = workers[0]
+    indices = [i for i, name in enumerate(worker.names) if re.search(options.only, name)][:: options.every]
+    if options.seconds < math.inf:
+        random.Random(0).shuffle(indices)
+    results = run_all(workers, indices)
+    known = load_known() if options.device == "cpu" else {"failures": []}
     lines = differences(results, known)
     if options.record:
         known = record(results, known)
         write_known(known)
     run = summary(results, known, worker, time.monotonic() - start)
-    report = save(options.output, options.dtype, run) if options.output else {options.dtype: run}
+    if options.seconds < math.inf:
+        run["not_reached"] = len(indices) - run["operators"]
+    key = run_key(worker)
+    report = save(options.output, key, run) if options.output else {key: run}
     print(table(report))
-    print(json.dumps({name: run[name] for name in ("not_counted", "failures_by_class", "seconds")}, indent=1))
+    shown = ("not_counted", "failures_by_class", "seconds", "not_reached")
+    print(json.dumps({name: run[name] for name in shown if name in run}, indent=1))
     for op, seconds in slowest(results)[: options.slowest]:
         print(f"{seconds:8.2f} s  {op}")
     if options.check:

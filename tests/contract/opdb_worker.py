@@ -2,6 +2,8 @@
 
 Every line of the input is a request; every line of the output is one result, written as soon as it is known, so that
 a crash costs only the check that caused it.
+
+`python opdb_worker.py [DEVICE]`. On a GPU samples and native torch are there; results are compared on the host.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def twin(t: torch.Tensor) -> torch.Tensor:
     if t.is_conj() or t.is_neg() or not t.numel():
         return t.detach().clone()
     storage = t.untyped_storage().clone()
-    return torch.empty(0, dtype=t.dtype).set_(storage, t.storage_offset(), t.shape, t.stride())
+    return torch.empty(0, dtype=t.dtype, device=t.device).set_(storage, t.storage_offset(), t.shape, t.stride())
 
 
 def leaves_of(y: Any) -> Tensors:
@@ -77,9 +79,9 @@ def leaves_of(y: Any) -> Tensors:
 
 
 def noise(like: Sequence[torch.Tensor], seed: int) -> Tensors:
-    """Random tensors of the same shapes and dtypes."""
+    """Random tensors of the same shapes and dtypes: the same numbers on every device."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in like]
+    return [torch.randn(t.shape, dtype=t.dtype, generator=generator).to(t.device) for t in like]
 
 
 def compare(got: Sequence[Any], expected: Sequence[torch.Tensor], tolerance: float) -> None:
@@ -87,7 +89,7 @@ def compare(got: Sequence[Any], expected: Sequence[torch.Tensor], tolerance: flo
     if len(got) != len(expected):
         raise Mismatch(f"{len(got)} outputs instead of {len(expected)}")
     for k, (array, tensor) in enumerate(zip(got, expected, strict=True)):
-        compare_one(array, tensor.detach().resolve_conj().resolve_neg(), f"output {k}", tolerance)
+        compare_one(array, tensor.detach().resolve_conj().resolve_neg().cpu(), f"output {k}", tolerance)
 
 
 def compare_one(array: Any, expected: torch.Tensor, label: str, tolerance: float) -> None:
@@ -97,7 +99,7 @@ def compare_one(array: Any, expected: torch.Tensor, label: str, tolerance: float
     stored = jax.dtypes.canonicalize_dtype(dtype_t2j(expected.dtype))
     if array.dtype != stored:
         raise Mismatch(f"{label} has dtype {array.dtype} instead of {stored}")
-    got = j2t(array)
+    got = j2t(array).cpu()
     if not is_inexact(expected):
         if not torch.equal(got, expected.to(got.dtype)):
             raise Mismatch(f"{label} differs in {int((got != expected.to(got.dtype)).sum())} of {got.numel()} elements")
@@ -133,6 +135,7 @@ class Case:
     tensors: Tensors
     tolerance: float
     run: Callable[..., Any]  # `jax.jit`, or the identity
+    device: str = "cpu"
     examples: list[Tensors] = field(default_factory=list)  # of a batch
 
     # --- what torch answers ---
@@ -321,8 +324,8 @@ def compare_products(
 
 
 def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The real parts of the products of all elements."""
-    return (a.to(torch.complex128) * b.to(torch.complex128)).real.flatten()
+    """The real parts of the products of all elements, on the host."""
+    return (a.cpu().to(torch.complex128) * b.cpu().to(torch.complex128)).real.flatten()
 
 
 # --- one operator --------------------------------------------------------------------------------------------------
@@ -340,16 +343,19 @@ def seed(number: int) -> None:
     torch.manual_seed(number)
 
 
-def samples_of(op: Any, dtype: torch.dtype, count: int) -> list[Any]:
+def samples_of(op: Any, dtype: torch.dtype, count: int, device: str) -> list[Any]:
     """The first samples, the same in every run."""
     seed(zlib.crc32(name_of(op).encode()))
-    return list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=False), count))
+    return list(itertools.islice(op.sample_inputs(device, dtype, requires_grad=False), count))
 
 
-def case_of(op: Any, sample: Any, tolerance: float, run: Callable[..., Any]) -> Case:
-    """The sample as a function of its tensors; everything else is a constant."""
+def case_of(op: Any, sample: Any, tolerance: float, run: Callable[..., Any], device: str) -> Case:
+    """The sample as a function of its tensors; everything else is a constant, and so are tensors elsewhere.
+
+    Some samples of a GPU have numbers or indices on the CPU, and a program of JAX's has all operands on one device.
+    """
     leaves, spec = torch_tree.tree_flatten((sample.input, sample.args, sample.kwargs))
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.device.type == device]
 
     def fn(*tensors: torch.Tensor) -> Any:
         full = list(leaves)
@@ -359,7 +365,7 @@ def case_of(op: Any, sample: Any, tolerance: float, run: Callable[..., Any]) -> 
         return sample.output_process_fn_grad(op(first, *args, **kwargs))
 
     fn.__name__ = op.name
-    return Case(fn, [leaves[i].detach() for i in places], tolerance, run)
+    return Case(fn, [leaves[i].detach() for i in places], tolerance, run, device)
 
 
 def check_is_fair(op: Any, case: Case) -> None:
@@ -376,35 +382,50 @@ def check_is_fair(op: Any, case: Case) -> None:
         raise NotCounted("sparse, nested or quantised output")
     if any(t.dtype == torch.complex32 for t in (*case.tensors, *first)):
         raise NotCounted("dtype that JAX lacks")
+    if any(t.device.type != case.device for t in first):
+        raise NotCounted("output on another device")
+    slack = 0.0 if case.device == "cpu" else case.tolerance  # sums on a GPU have no order
     seed(2)
     for a, b in zip(first, native(lambda: case.values(case.tensors)), strict=True):
-        if not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) if is_inexact(a) else not torch.equal(a, b):
+        if not torch.allclose(a, b, rtol=slack, atol=slack, equal_nan=True) if is_inexact(a) else not torch.equal(a, b):
             raise NotCounted("random output")
 
 
-def results_of(op: Any, dtype: str, n_samples: int, first: int, run: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+def results_of(
+    op: Any, dtype: str, n_samples: int, first: int, run: Callable[..., Any], device: str
+) -> Iterator[dict[str, Any]]:
     """One result per check, and before it a line that says which check begins."""
-    if getattr(torch, dtype) not in op.supported_dtypes("cpu"):
+    if getattr(torch, dtype) not in op.supported_dtypes(device):
         yield {"sample": 0, "check": "samples", "outcome": "not counted", "reason": "dtype unsupported"}
         return
     yield {"sample": first, "check": "samples"}
     try:
-        samples = samples_of(op, getattr(torch, dtype), n_samples)
+        samples = samples_of(op, getattr(torch, dtype), n_samples, device)
     except Exception as error:
         reason = f"torch cannot make samples ({type(error).__name__})"
-        yield {"sample": 0, "check": "samples", "outcome": "not counted", "reason": reason}
+        yield {"sample": 0, "check": "samples", "outcome": "not counted", "reason": reason, "lost": has_lost(device)}
         return
     names = CHECKS if dtype in ("float32", "float64") else FEW_CHECKS
     for number, sample in enumerate(samples):
         if number < first:
             continue
-        case = case_of(op, sample, TOLERANCE[dtype], run)
+        case = case_of(op, sample, TOLERANCE[dtype], run, device)
         for check in names:
             yield {"sample": number, "check": check}
             result = result_of(op, case, check)
-            yield {"sample": number, "check": check, **result}
+            yield {"sample": number, "check": check, **result, "lost": has_lost(device)}
             if check == "forward" and result["outcome"] != "passed":
                 break  # what comes next would only say the same again
+
+
+def has_lost(device: str) -> bool:
+    """Whether the process can use its GPU no more, as after an illegal access or an assertion in a kernel."""
+    try:
+        if device != "cpu":
+            torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
 
 
 def result_of(op: Any, case: Case, check: str) -> dict[str, Any]:
@@ -436,8 +457,27 @@ def first_line(error: Exception) -> str:
 CLEAR_AFTER = 50  # operators; compiled programs are not needed again
 
 
+def waiting(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A program whose results are there when it returns.
+
+    Before that nobody may let go of its arguments: torch's allocator would give their memory to what comes next.
+    """
+    return lambda f: lambda *args: jax.block_until_ready(run(f)(*args))
+
+
+def prepare(device: str) -> str:
+    """Have the device, or raise; returns what it is called."""
+    if device == "cpu":
+        return ""
+    jax.devices(device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.cuda.get_device_name()
+
+
 def main() -> None:
     """Serve requests: `{"op": index, "dtype": ..., "samples": ..., "first": ..., "eager": ...}`."""
+    device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # operators may print
     faulthandler.enable()
@@ -450,12 +490,13 @@ def main() -> None:
     from torch.testing._internal.common_methods_invocations import op_db
 
     warnings.simplefilter("ignore")
-    say({"names": [name_of(op) for op in op_db]})
+    say({"device": prepare(device), "names": [name_of(op) for op in op_db]})
     for count, line in enumerate(sys.stdin, 1):
         request = json.loads(line)
         run = (lambda f: f) if request["eager"] else jax.jit
+        run = run if device == "cpu" else waiting(run)
         op = op_db[request["op"]]
-        for result in results_of(op, request["dtype"], request["samples"], request["first"], run):
+        for result in results_of(op, request["dtype"], request["samples"], request["first"], run, device):
             say(result)
         say({"done": request["op"]})
         if count % CLEAR_AFTER == 0:

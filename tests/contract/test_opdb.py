@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 import opdb
@@ -97,3 +98,62 @@ def test_a_check_that_kills_the_process_is_a_failure_and_the_run_goes_on(
         worker.stop()
     died = (1, "forward", "failed", "the process died (signal 6)")
     assert outcomes == [(0, "forward", "passed", ""), died, (2, "forward", "passed", "")]
+
+
+SERVES = """
+import json, sys, time
+say = lambda **line: print(json.dumps(line), flush=True)
+say(names=['sin', 'cos', 'tan'], device='Some GPU')
+for line in sys.stdin:
+    for sample in range(json.loads(line)['first'], 3):
+        say(sample=sample, check='forward')
+        ANSWER
+        say(sample=sample, check='vjp', outcome='passed')
+    say(done=0)
+"""
+
+
+@pytest.fixture
+def serving(tmp_path: opdb.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], opdb.Worker]:
+    """A process that answers the checks of an operator by a line of code."""
+
+    def make(answer: str) -> opdb.Worker:
+        program = tmp_path / "worker.py"
+        program.write_text(SERVES.replace("ANSWER", answer))
+        monkeypatch.setattr(opdb, "WORKER", program)
+        return opdb.Worker("float32", samples=3, device="cuda")
+
+    return make
+
+
+def test_a_check_that_loses_the_gpu_ends_its_process_and_keeps_its_outcome(
+    serving: Callable[[str], opdb.Worker],
+) -> None:
+    worker = serving("say(sample=sample, check='forward', outcome='not counted', lost=sample == 1)")
+    try:
+        outcomes = [(r.sample, r.check, r.outcome) for r in worker.run(0)]
+    finally:
+        worker.stop()
+    whole = lambda sample: [(sample, "forward", "not counted"), (sample, "vjp", "passed")]
+    assert outcomes == [*whole(0), (1, "forward", "not counted"), *whole(2)]
+
+
+def test_a_run_ends_in_time_without_the_operators_that_are_not_done(
+    serving: Callable[[str], opdb.Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = serving("say(sample=sample, check='forward', outcome='passed')")
+    workers = opdb.started(worker, 2)
+    assert {r.op for r in opdb.run_all(workers, [0, 1, 2], progress=False)} == {"sin", "cos", "tan"}
+    workers = opdb.started(serving("time.sleep(600)"), 2)
+    for started in workers:
+        started.end = time.monotonic() + 0.1
+    assert opdb.run_all(workers, [0, 1, 2], progress=False) == []
+
+
+def test_runs_on_a_gpu_stand_beside_those_on_the_cpu(tmp_path: opdb.Path) -> None:
+    file = tmp_path / "opdb.json"
+    for worker in (opdb.Worker("float64", 1, device="cuda", device_name="Some GPU"), opdb.Worker("float32", 1)):
+        run = opdb.summary([result("passed")], {"failures": []}, worker, 1.0)
+        report = opdb.save(file, opdb.run_key(worker), run)
+    assert set(report) == {"float32", "float64 on Some GPU"}
+    assert opdb.table(report).startswith("|  | float32 (1 sample, jit) | float64 on Some GPU (1 sample, jit) |")
