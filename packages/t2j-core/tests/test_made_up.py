@@ -247,3 +247,18 @@ def test_an_example_in_bfloat16_and_one_without_elements():
 def test_a_shape_that_follows_from_the_values_of_an_example():
     with pytest.raises(DataDependentShapeError):
         torch2jax(lambda t: t[t > 2], torch.arange(5.0))
+
+
+def test_further_runs_together_do_little_work():
+    done = 0
+
+    def function(t, n):
+        nonlocal done
+        int(n)
+        for _ in range(10_000):
+            t = t + 1
+            done += 1
+        return t
+
+    jax.eval_shape(torch2jax(function), jnp.ones(2), jnp.int32(1))
+    assert 30_000 < done <= 50_000  # three runs that have to be made, and the allowance

@@ -82,16 +82,16 @@ class Runs:
         for make in further(self._operands, self._numbers):
             if self._is_decided() or allowance.is_used_up:
                 return
-            with contextlib.suppress(OverdrawnError), allowance:
-                self._run_once(device, make)
+            with contextlib.suppress(OverdrawnError):
+                self._run_once(device, make, allowance)
 
     def forget_failures(self) -> None:
         """Their tracebacks refer to frames that refer to this."""
         self._failures.clear()
 
-    def _run_once(self, device: str, make: Callable[[], Values]) -> None:
+    def _run_once(self, device: str, make: Callable[[], Values], allowance: Allowance | None = None) -> None:
         try:
-            with apart(self._name):
+            with apart(self._name), allowance or contextlib.nullcontext():  # in this order: `apart` takes modes off
                 before = generator_states()
                 self._answers.append(self._run(device, make))
                 self._ran_on.append((make, device))
