@@ -5,17 +5,25 @@
 # transformers, compute-sanitizer, wrap-torch2jax. What is missing is skipped, and the results say so.
 #
 # Without a network put wheels of what is missing of hatchling, hatch-vcs and pybind11, and of their needs
-# (setuptools-scm, vcs-versioning, trove-classifiers, pathspec, pluggy, packaging), in a folder, and name it in T2J_WHEELS.
+# (setuptools-scm, vcs-versioning, trove-classifiers, pathspec, pluggy, packaging), and of expecttest for the operator
+# database, in a folder, and name it in T2J_WHEELS.
 #
 # Every part ends in bounded time, all within T2J_GPU_SECONDS (500), and none that fails keeps another from running.
 # Writes into `results` (build/gpu): parts.json (what each part answered and how long it took), tests.jsonl (a line a
-# test), gpu.json (the benchmarks) and log.txt (what the parts printed). Fails if a part failed.
-# T2J_GPU_MARK="not gpu" T2J_BENCH_DEVICE=cpu T2J_GPU_BENCH=--quick tries the script where there is no GPU.
+# test), opdb.json (the operator database), gpu.json (the benchmarks) and log.txt (what the parts printed). Fails if a
+# part failed.
+#
+# T2J_GPU_PARTS="install tests" runs only these parts of: install info tests values kernels sanitizer opdb bench. Without
+# "install", T2J_GPU_SITE names the folder of an earlier one. PYTEST_ADDOPTS="-k attention" chooses tests,
+# T2J_OPDB_SECONDS (150) bounds the operator database, and T2J_GPU_OPDB and T2J_GPU_BENCH are options of these two.
+# T2J_GPU_MARK="not gpu" T2J_BENCH_DEVICE=cpu T2J_GPU_BENCH=--quick T2J_GPU_OPDB="--device cpu --jobs 2" tries the
+# script where there is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 results=$(realpath -m "${1:-build/gpu}")
 work=$(mktemp -d)
-site=$work/site
+site=$(realpath -m "${T2J_GPU_SITE:-$work/site}")
+parts=${T2J_GPU_PARTS:-install info tests values kernels sanitizer opdb bench}
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$results"
 rm -f "$results"/{parts.jsonl,tests.jsonl,log.txt}
@@ -25,6 +33,7 @@ end=$((SECONDS + ${T2J_GPU_SECONDS:-500}))
 part() {
   local name=$1 most=$2 start=$SECONDS code=0
   shift 2
+  [[ " $parts " == *" $name "* ]] || return 0
   most=$((end - SECONDS < most ? end - SECONDS : most))
   if [ "$most" -le 0 ]; then
     code=124
@@ -57,7 +66,10 @@ info() {
 tests() { # 5: none of them has this mark
   python3 -m pytest -p no:cacheprovider -o faulthandler_timeout=60 -m "${T2J_GPU_MARK:-gpu}" "$@" || [ $? = 5 ]
 }
-export -f install info tests
+values() { # many that take no times and share nothing
+  if python3 -c 'import xdist'; then tests -n "${T2J_GPU_WORKERS:-4}" "$@"; else tests "$@"; fi
+}
+export -f install info tests values
 export site PYTHONUNBUFFERED=1 PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PATH="$site/bin:$PATH"
 # Two allocators share the GPU, so JAX's may not take most of it at once.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 T2J_TEST_LOG="$results/tests.jsonl"
@@ -67,10 +79,15 @@ part install 150 bash -c install || exit
 lines=60 part info 60 bash -c info || failed=1
 
 # Tests take no times, so they run side by side; the benchmarks have the machine for themselves.
-part tests 180 bash -c 'tests tests/gpu/test_calls.py tests/gpu/test_gpu.py tests/gpu/test_memory.py' & first=$!
-part kernels 180 bash -c 'tests tests/gpu/test_kernels.py' & second=$!
-part sanitizer 180 bash -c 'tests tests/gpu/test_sanitizer.py' & third=$!
-for job in $first $second $third; do wait "$job" || failed=1; done
+jobs=()
+part tests 180 bash -c 'tests tests/gpu/test_calls.py tests/gpu/test_gpu.py tests/gpu/test_memory.py' & jobs+=($!)
+part values 220 bash -c 'values tests/gpu/test_values.py' & jobs+=($!)
+part kernels 180 bash -c 'tests tests/gpu/test_kernels.py' & jobs+=($!)
+part sanitizer 180 bash -c 'tests tests/gpu/test_sanitizer.py' & jobs+=($!)
+# shellcheck disable=SC2086  # options
+lines=30 part opdb $((${T2J_OPDB_SECONDS:-150} + 15)) python3 tests/contract/opdb.py --device cuda --jobs 10 --patience 40 \
+  --seconds "${T2J_OPDB_SECONDS:-150}" --output "$results/opdb.json" ${T2J_GPU_OPDB:-} & jobs+=($!)
+for job in "${jobs[@]}"; do wait "$job" || failed=1; done
 
 export T2J_BENCH_SECONDS=$((end - SECONDS - 40))
 lines=200 part bench 300 python3 benchmarks/gpu.py --output "$results/gpu.json" ${T2J_GPU_BENCH:-} || failed=1

@@ -22,6 +22,7 @@ import queue
 import random
 import re
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -331,6 +332,8 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of the working tree, with a plus sign where the packages have changes."""
+    if shutil.which("git") is None:
+        return ""
     git = ["git", "-C", str(HERE)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     changed = subprocess.run([*git, "status", "--porcelain", ":/packages"], capture_output=True, text=True, check=False)

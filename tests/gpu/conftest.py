@@ -21,11 +21,13 @@ import torch
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add a line of JSON for each test to the file T2J_TEST_LOG, which is whole wherever the run is stopped."""
     path = os.environ.get("T2J_TEST_LOG")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the process that hands out the tests hears of all of them
+        return
     if path is None or (report.when != "call" and report.passed):
         return
     reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else str(report.longrepr or "")
     outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
-    row = {"test": report.nodeid, "outcome": outcome, "seconds": round(report.duration, 2), "reason": reason[-2000:]}
+    row = {"test": report.nodeid, "outcome": outcome, "seconds": round(report.duration, 2), "reason": reason[-5000:]}
     row |= report.user_properties
     with Path(path).open("a") as file:
         file.write(f"{json.dumps(row)}\n")
