@@ -20,7 +20,7 @@ FLOORS = [
     {"_level_writes"},
     {"_batch_mends"},
     {"_errors", "_config", "_compat", "_keywords", "_norms", "_tickets"},
-    {"_numbers"},
+    {"_example_numbers"},
     {"_kept"},
     {"_waiting"},
     {"_shared", "_forward_level"},

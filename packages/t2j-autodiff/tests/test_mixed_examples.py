@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from jax import lax
-from t2j_autodiff import _kept, _numbers, _residuals, checkpoint_policy, clear_residuals, torch2jax
+from t2j_autodiff import _residuals, checkpoint_policy, clear_residuals, torch2jax
 
 X = 0.1 * jnp.arange(1.0, 5.0)
 SQUARE = 0.1 * jnp.arange(1.0, 5.0).reshape(2, 2)
@@ -331,33 +331,3 @@ def test_a_graph_that_waits_is_not_mixed_up_with_an_unbatched_one():
     close(pull(1.0)[0], jax.grad(in_jnp)(X[1]))
     assert len(_residuals._kept) == 1
     close(pulled(pulls), jax.vmap(jax.grad(in_jnp))(X))
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def test_numbers_are_positive_and_differ():
-    numbers = [number for number, _ in zip(_numbers.scattered(), range(20_000), strict=False)]
-    assert len(set(numbers)) == len(numbers)
-    assert all(0 < number < 2**31 - 1 for number in numbers)
-
-
-@pytest.mark.parametrize("first", [1, 2, 12345, 2**30, 2**31 - 2])
-def test_numbers_of_examples(first):
-    numbers = _numbers.of_examples(first, (50, 40))
-    assert numbers.dtype == np.int32
-    assert len(np.unique(numbers)) == 2000
-    assert numbers.min() > 0
-    assert numbers[0, 0] == first
-    assert all(_numbers.is_among(int(number), first, (50, 40)) for number in numbers.flat[::97])
-    assert not _numbers.is_among(int(_numbers.of_examples(first, (2001,))[-1]), first, (50, 40))
-    assert _numbers.are_of_batch(numbers, (50, 40))
-    for other in (numbers.T.reshape(50, 40), numbers[::-1], numbers[:1], numbers.ravel(), numbers + 1):
-        assert not _numbers.are_of_batch(other, (50, 40))
-
-
-def test_a_number_that_comes_again_is_skipped():
-    kept = _kept.KeptGraphs()
-    kept._numbers = iter([5, 5, 7])
-    shelf = _kept.Shelf(kept)
-    assert [kept.keep(shelf, object(), {}, lambda device: 100) for _ in range(2)] == [5, 7]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from _counted import Counted, in_jnp
-from t2j_autodiff import _numbers, _tickets, clear_residuals, torch2jax
+from t2j_autodiff import _example_numbers, _tickets, clear_residuals, torch2jax
 
 N = 5000  # more elements than a function that is run again may have
 X = jnp.linspace(-1, 1, N)
@@ -85,13 +85,13 @@ class Device:
         # The calls of a test run on any thread of XLA's, those of a GPU on one.
         monkeypatch.setattr(_tickets, "_of_thread", types.SimpleNamespace(executions={}))
         _tickets._of_thread.numbers = types.MethodType(_tickets._OfThread.numbers, _tickets._of_thread)
-        read = _numbers.read
+        read = _example_numbers.read
 
         def counted(residual):
             self.reads += 1
             return read(residual)
 
-        monkeypatch.setattr(_numbers, "read", counted)
+        monkeypatch.setattr(_example_numbers, "read", counted)
 
 
 @pytest.fixture

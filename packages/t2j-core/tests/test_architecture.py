@@ -27,7 +27,7 @@ FLOORS = [
         "_indices",
         "_frames",
         "_allowance",
-        "_numbers",
+        "_debug_nans",
     },
     {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints", "_public"},
     {"_dtypes", "_pytree", "_streams", "_rng", "_orphans", "_originals", "_pointers", "_dataless", "_dense"},

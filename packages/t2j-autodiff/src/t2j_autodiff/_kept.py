@@ -10,14 +10,14 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import _numbers
+from . import _example_numbers
 
 
 class KeptGraphs:
     """All graphs of a process. Each lies on the shelf of its owner; this knows their numbers, and sizes by device."""
 
     def __init__(self) -> None:
-        self._numbers = _numbers.scattered()
+        self._numbers = _example_numbers.scattered()
         self._shelves: dict[int, weakref.ref[Shelf]] = {}  # of each graph, the oldest first
         self._nbytes: dict[Any, dict[int, int]] = {}  # on each device: of each graph, the oldest first
 

@@ -23,7 +23,7 @@ import torch
 from t2j_core import T2jWarning
 from t2j_core.extend import Leaf, generator_states, modules_in_use, remember, storage_uses, warn
 
-from . import _compat, _numbers, _tickets
+from . import _compat, _example_numbers, _tickets
 from ._batching import HiddenGradientError, Levels, with_batch_axes
 from ._config import residual_limit
 from ._differentiate import Flat, first_line
@@ -36,7 +36,7 @@ logger = logging.getLogger("t2j_autodiff")
 
 NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
 _MUCH = 16
-_NO_GRAPH = _numbers.NOT_KEPT
+_NO_GRAPH = _example_numbers.NOT_KEPT
 _LEAST_BYTES = 4096  # what a graph weighs at least
 _MOST_MIXED = 3  # batches in a row whose graphs are of no use
 _CHECKS = 3  # how many runs are watched for random numbers
@@ -160,7 +160,7 @@ class LiveGraphs:
             if failure is not None:
                 self.give_up(failure)
             _tickets.leave(_tickets.NOTHING if number == _NO_GRAPH else number)
-            return (*answer, _numbers.as_tensor(number, sizes, x[0].device))
+            return (*answer, _example_numbers.as_tensor(number, sizes, x[0].device))
 
         return run
 

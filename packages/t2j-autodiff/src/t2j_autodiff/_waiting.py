@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import _numbers, _tickets
+from . import _example_numbers, _tickets
 from ._kept import KeptGraphs, Shelf
 
 _MOST_ROUNDS = 16
@@ -57,11 +57,11 @@ class Waiting:
         return graph
 
     def _read(self, residual: torch.Tensor) -> Any | None:
-        numbers = _numbers.read(residual)
+        numbers = _example_numbers.read(residual)
         graph = self.kept.take(self.shelf, int(numbers.flat[0]))
-        if graph is not None and _numbers.are_of_batch(numbers, graph.sizes):
+        if graph is not None and _example_numbers.are_of_batch(numbers, graph.sizes):
             return graph
-        if not (numbers == _numbers.NOT_KEPT).all():
+        if not (numbers == _example_numbers.NOT_KEPT).all():
             forgotten = [graph, *(self.kept.take(self.shelf, number) for number in self._mixed_into(numbers))]
             self.mixed_batches += any(other is not None and bool(other.sizes) for other in forgotten)
         return None
@@ -74,4 +74,4 @@ class Waiting:
 
     def _is_among(self, number: int, first: int) -> bool:
         graph = self.shelf.get(first)
-        return graph is not None and bool(graph.sizes) and _numbers.is_among(number, first, graph.sizes)
+        return graph is not None and bool(graph.sizes) and _example_numbers.is_among(number, first, graph.sizes)

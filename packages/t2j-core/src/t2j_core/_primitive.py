@@ -15,12 +15,12 @@ import torch
 
 from . import _compat, _faults, _lending, _native, _streams
 from ._config import config
+from ._debug_nans import check_numbers, wanted_checks, without_checks
 from ._errors import ShardingError, TransformError, describe
 from ._export import refused
 from ._host import host_call
 from ._in_flight import hold_until_ready
 from ._jax_inside import jax_inside
-from ._numbers import check_numbers, wanted_checks, without_checks
 from ._once import on_first_device
 from ._originals import of_thread, original_of, raise_late, raises_originals
 from ._signature import Signature
