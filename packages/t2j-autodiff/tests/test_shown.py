@@ -155,7 +155,24 @@ ROUTES = {
     "scan inside": scanned_batch,
     "jit of scan": lambda f, x: jax.jit(lambda x: in_scan(f, x))(x),
 }
-TRACED = {"jit", "jvp", "checkpoint", "jit of vmap"}
+# Tracing takes long, and all combinations would: every function on some routes, and every route with some functions.
+TRACED = ["jit", "jvp", "checkpoint", "jit of vmap"]
+SOME = ["requires_grad", "hook", "a large function of a leaf", "through numpy"]
+COMBINATIONS = [
+    *(
+        (name, route, residuals)
+        for residuals in ("auto", "recompute")
+        for name in ASKING
+        for route in ROUTES
+        if name in SOME or route in ("value_and_grad", "jit of vmap")
+    ),
+    *((name, route, "graph") for name in ASKING for route in TRACED if name in SOME or route == "jit"),
+]
+
+
+def is_no_leaf(name, route):
+    """Whether an example is no leaf, because its batch is differentiated as a whole."""
+    return name in OF_LEAVES and "inside" in route and "scan" not in route
 
 
 def close(found, wanted, tolerance=1e-5):
@@ -164,14 +181,8 @@ def close(found, wanted, tolerance=1e-5):
 
 
 @pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
-@pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize(("name", "route", "residuals"), [c for c in COMBINATIONS if not is_no_leaf(*c[:2])])
 def test_value_and_gradient_belong_together(name, route, residuals):
-    if residuals == "graph" and route not in TRACED:
-        pytest.skip("tracing takes long")
-    if name in OF_LEAVES and "inside" in route and "scan" not in route:
-        pytest.skip("in a batch that is differentiated as a whole, an example is no leaf")
     wanted = native(ASKING[name], X)
     f = torch2jax(ASKING[name], residuals=residuals)
     for _ in range(2):  # the first run is watched
@@ -232,15 +243,21 @@ ATTENDING = {
     "frozen encoder of a constant": lambda x: total(FROZEN(TEXT, src_key_padding_mask=PADDING) * x[None]),
     "frozen attention of a constant": lambda x: total(FROZEN_ATTENTION(TEXT, TEXT, TEXT)[0] * x[None]),
 }
+ATTENTION_COMBINATIONS = [
+    (name, route, residuals)
+    for name in ATTENDING
+    for route in ("value_and_grad", "jvp", "jit of checkpoint", "jit of vmap", "batch inside")
+    for residuals in ("auto", "recompute")
+    if name in ("layer, padding", "encoder, padding", "attention, padding", "frozen encoder of a constant")
+    or (route in ("value_and_grad", "jit of vmap") and residuals == "auto")
+]
 XS = np.random.default_rng(2).standard_normal((3, LENGTH, WIDTH)).astype(np.float32)
 
 
 @pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-@pytest.mark.parametrize("residuals", ["auto", "recompute"])
-@pytest.mark.parametrize("route", ["value_and_grad", "jvp", "jit of checkpoint", "jit of vmap", "batch inside"])
-@pytest.mark.parametrize("name", ATTENDING)
+@pytest.mark.parametrize(("name", "route", "residuals"), ATTENTION_COMBINATIONS)
 def test_values_and_gradients_of_attention(name, route, residuals):
     wanted = native(ATTENDING[name], XS)
     f = torch2jax(ATTENDING[name], residuals=residuals)
