@@ -58,6 +58,7 @@ SLOW = {
 }
 """What takes a second and more for one sample, and is left out of the ordinary tests."""
 
+START = 300.0  # seconds: a disk that is read for the first time is slow
 Key = tuple[str, str, str, int]
 """Operator, dtype, check and sample: what a failure is known by."""
 
@@ -142,7 +143,7 @@ class Worker:
             text=True,
         )
         self._pending = ""
-        answer = self._answer()
+        answer = self._answer(START)
         self.names, self.device_name = answer["names"], answer.get("device", "")
 
     def stop(self) -> None:
@@ -193,15 +194,16 @@ class Worker:
         except BrokenPipeError:
             raise Died(self._epitaph()) from None
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, patience: float | None = None) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdout is not None
-        fd, end = self._process.stdout.fileno(), min(time.monotonic() + self.patience, self.end)
+        patience = patience or self.patience
+        fd, end = self._process.stdout.fileno(), min(time.monotonic() + patience, self.end)
         while "\n" not in self._pending:
             if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
                 if end == self.end:
                     raise OutOfTime
-                raise Died(f"the check took more than {self.patience:g} s")
+                raise Died(f"the check took more than {patience:g} s")
             data = os.read(fd, 1 << 16)
             if not data:
                 raise Died(self._epitaph())
