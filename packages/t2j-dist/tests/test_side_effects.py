@@ -121,3 +121,26 @@ def test_a_program_that_is_manual_in_part_is_refused():
     g = jax.shard_map(f, mesh=mesh, in_specs=P("a"), out_specs=P("a"), axis_names={"a"})
     with pytest.raises(t2j_core.ShardingError, match="some of the mesh axes"):
         jax.jit(g)(jnp.asarray(X))
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.grad, lambda f: jax.jit(jax.grad(f))])
+def test_a_refusal_names_the_function_of_the_user_where_it_is_differentiated(transform):
+    def total(x):
+        return (x * x).sum()
+
+    f = t2j_autodiff.torch2jax(total, has_side_effect=True)
+    mesh = mesh_of("Auto", a=2, b=2)
+    step = lambda x: transform(f)(x) * jnp.ones(2)
+    g = jax.shard_map(step, mesh=mesh, in_specs=P(None), out_specs=P("a"), axis_names={"a"})
+    with pytest.raises(t2j_core.ShardingError, match="^total has `has_side_effect=True`"):
+        jax.jit(g)(jnp.ones(2))
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.grad])
+def test_explicitly_sharded_operands_are_named_as_the_user_does_where_it_is_differentiated(transform):
+    def total(rows):
+        return (rows * rows).sum()
+
+    x = on(mesh_of("Explicit", d=4), P("d"))
+    with pytest.raises(t2j_core.ShardingError, match="^args\\[0\\] of total is sharded"):
+        transform(t2j_autodiff.torch2jax(total))(x)

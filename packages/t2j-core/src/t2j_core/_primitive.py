@@ -186,12 +186,12 @@ def _bind_weakly(weak: WeakFn, *operands: Any) -> list[Any]:
 
 def _abstract(*operands: Any, fn: TorchFn | WeakFn) -> tuple[list[Any], frozenset[Any]]:
     fn = strong(fn)
-    for path, operand in zip(fn.signature.operand_paths() if operands else (), operands, strict=False):
+    for index, operand in enumerate(operands):
         if (spec := _compat.explicit_spec(operand)) is not None:
             raise ShardingError(
                 describe(
-                    f"{path} of {fn.signature.name} is sharded over Explicit mesh axes, but a torch call runs on whole "
-                    "arrays.",
+                    f"{fn.lending.path(index)} of {fn.lending.name} is sharded over Explicit mesh axes, but a torch "
+                    "call runs on whole arrays.",
                     expected="a replicated operand, or a call inside `jax.shard_map`",
                     got=f"{operand.str_short(True)} with spec {spec}",
                     remedy="Call inside `jax.shard_map`, `jax.reshard` the operand first, or wrap with "
@@ -236,7 +236,7 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
 def _partly_manual(fn: TorchFn) -> ShardingError:
     return ShardingError(
         describe(
-            f"{fn.signature.name} has `has_side_effect=True` and is called inside a `jax.shard_map` over some of the "
+            f"{fn.lending.name} has `has_side_effect=True` and is called inside a `jax.shard_map` over some of the "
             "mesh axes.",
             expected="a `jax.shard_map` over all axes of the mesh, or none, so that it is clear which devices run it",
             remedy="Leave out `axis_names`, or wrap without `has_side_effect`.",
@@ -247,7 +247,7 @@ def _partly_manual(fn: TorchFn) -> ShardingError:
 def _in_reducer(fn: TorchFn, caller: str) -> TransformError:
     return TransformError(
         describe(
-            f"{fn.signature.name} is called in the function of `{caller}`, which XLA applies to single numbers "
+            f"{fn.lending.name} is called in the function of `{caller}`, which XLA applies to single numbers "
             "inside of a kernel.",
             expected="operations that XLA can compile there; a custom call, as of a torch function, ends the process",
             remedy="Reduce with `jax.lax.associative_scan`, `jax.lax.scan` or `jnp.frompyfunc(f, 2, 1).reduce`, apply "
@@ -259,7 +259,7 @@ def _in_reducer(fn: TorchFn, caller: str) -> TransformError:
 def _jet(primals: Any, series: Any, *, fn: TorchFn) -> Any:
     raise TransformError(
         describe(
-            f"{fn.signature.name} has no Taylor series: `jax.experimental.jet` does not know torch functions.",
+            f"{fn.lending.name} has no Taylor series: `jax.experimental.jet` does not know torch functions.",
             remedy="Nest `jax.jvp` for higher derivatives along a direction, or use `jax.hessian`.",
         )
     )
