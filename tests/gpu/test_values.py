@@ -37,8 +37,11 @@ def normal(*shape, seed=0):
 
 
 def tensor(array):
-    """A copy on the same device."""
-    return j2t(array).clone()
+    """A copy on the same device, which is done before anybody may let go of the array."""
+    copy = j2t(array).clone()
+    if copy.is_cuda:
+        torch.cuda.synchronize()
+    return copy
 
 
 def host(value):
