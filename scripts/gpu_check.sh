@@ -49,12 +49,13 @@ part() {
 
 install() (
   set -e
-  pip=(python3 -m pip install --quiet --no-compile --no-cache-dir --disable-pip-version-check --target "$site")
+  pip=(python3 -m pip install --quiet --upgrade --no-compile --no-cache-dir --disable-pip-version-check --target "$site")
   if [ -n "${T2J_WHEELS:-}" ]; then
     "${pip[@]}" --no-index --no-deps "$T2J_WHEELS"/*.whl
   else
     "${pip[@]}" "hatchling>=1.27" "hatch-vcs>=0.4" "pybind11>=2.13"
   fi
+  rm -rf "$site"/t2j_*  # of an earlier install, perhaps of another version
   for package in t2j-core t2j-autodiff t2j-dist; do
     "${pip[@]}" --no-index --no-deps --no-build-isolation "./packages/$package"
   done
