@@ -199,7 +199,10 @@ class Linearized:
         def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             cotangents = dict(zip(outs, a[m:], strict=True))
             answer = residuals.backward(a[:n], a[n:m], ins, cotangents, levels)
-            return flat(*a[:n], *a[m:]) if answer is None else answer
+            if answer is None:
+                answer = flat(*a[:n], *a[m:])
+                residuals.note_another_forward()  # type: ignore[union-attr]
+            return answer
 
         return push if direction == "jvp" else pull
 

@@ -114,6 +114,7 @@ class LiveGraphs:
         self.waiting = Waiting(_kept)
         self.reason_not_kept: str | None = None
         self.reason_no_batch_is_kept: str | None = None
+        self.failure: str | None = None  # of the newest backward, until another forward shows whose fault it was
         self.is_reversed = False  # a backward has been asked for
         self.is_pushed = False  # a forward-mode derivative has run
         self.can_batch = True  # one graph can be pulled back along many cotangents at once
@@ -128,6 +129,11 @@ class LiveGraphs:
         """Run the forward again in every backward from now on."""
         self.reason_not_kept = reason
         self._say(f"recompute ({reason})")
+
+    def note_another_forward(self) -> None:
+        """Give up keeping graphs if a backward has failed that works after another forward."""
+        if self.failure is not None:
+            self.give_up(self.failure)
 
     def _note_out_of_memory(self) -> None:
         """Note a call whose forward runs again because memory was short. Later calls keep their graphs."""
@@ -290,6 +296,7 @@ class LiveGraphs:
         levels: Levels,
     ) -> tuple[torch.Tensor, ...] | None:
         """The cotangents of `ins` from the kept graph; None if there is none, or it does not fit."""
+        self.failure = None
         graph = self.take(*residuals)
         if graph is None:
             return None
@@ -324,7 +331,7 @@ class LiveGraphs:
             self._note_out_of_memory()
             return None
         except Exception as error:  # if the backward itself is at fault, it raises again after another forward
-            self.give_up(f"the backward of a kept graph failed, {first_line(error)}")
+            self.failure = f"the backward of a kept graph failed, {first_line(error)}"
             return None
         finally:
             graph.operands.clear()
