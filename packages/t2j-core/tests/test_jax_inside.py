@@ -35,8 +35,30 @@ def finalized_by_callback():
     weakref.finalize(Cycle(), lambda: jnp.sin(1.0))
 
 
+REFERENCES = []
+
+
+class Owner:
+    def notice(self, _):
+        jnp.sin(1.0)
+
+
+def referred_to(callback):
+    def make():
+        REFERENCES.append(weakref.ref(Cycle(), callback))
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ("make", "named"), [(finalized, "Finalized.__del__"), (finalized_by_callback, "of `weakref.finalize`")]
+    ("make", "named"),
+    [
+        (finalized, "Finalized.__del__"),
+        (finalized_by_callback, "of `weakref.finalize`"),
+        (referred_to(lambda _: jnp.sin(1.0)), "of `weakref.ref`"),
+        (referred_to(lambda *_, **__: jnp.sin(1.0)), "of `weakref.ref`"),
+        (referred_to(Owner().notice), "of `weakref.ref`"),
+    ],
 )
 def test_a_finalizer_is_not_the_function(make, named, monkeypatch):
     seen = []
@@ -51,6 +73,30 @@ def test_a_finalizer_is_not_the_function(make, named, monkeypatch):
     np.testing.assert_array_equal(torch2jax(fn)(jnp.ones(2)), [2, 2])
     assert seen
     assert all(error.startswith(f"JaxInsideTorchError('A finalizer ({named}") for error in seen)
+
+
+def test_a_callback_of_an_argument_is_not_the_function(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda entry: seen.append(repr(entry.exc_value)))
+    monkeypatch.setattr(sys, "excepthook", lambda _, error, __: seen.append(repr(error)))
+
+    def fn(x):
+        REFERENCES.append(weakref.ref(x, lambda _: jnp.sin(1.0)))
+        return 2 * x
+
+    np.testing.assert_array_equal(torch2jax(fn, output_shapes=jax.ShapeDtypeStruct((2,), np.float32))(jnp.ones(2)), 2)
+    assert seen
+    assert all(error.startswith("JaxInsideTorchError('A finalizer (of `weakref.ref`)") for error in seen)
+
+
+def test_a_function_that_is_handed_a_live_reference_is_named():
+    def uses_jax(x, reference):
+        return jnp.sin(1.0) * x
+
+    live = Cycle()
+    reference = weakref.ref(live)
+    with pytest.raises(JaxInsideTorchError, match="The torch function fn calls JAX"):
+        torch2jax(lambda x: uses_jax(x, reference), name="fn")(jnp.ones(2))
 
 
 def test_the_function_in_a_finalizer_is_named():

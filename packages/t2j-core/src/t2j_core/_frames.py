@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import linecache
 import sys
 import traceback
 import types
 import weakref
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -32,10 +33,7 @@ def is_of_jax(frame: types.FrameType) -> bool:
 
 
 def running_finalizer() -> str | None:
-    """The finalizer that Python runs in the middle of the user's function that runs now; None if there is none.
-
-    The callback of a bare `weakref.ref` is a function like any other, and not told from the rest.
-    """
+    """The finalizer that Python runs in the middle of the user's function that runs now; None if there is none."""
     frame: types.FrameType | None = sys._getframe(1)
     has_met_user = False
     while frame is not None and not (has_met_user and _package(frame) in _INTERNAL):
@@ -43,9 +41,25 @@ def running_finalizer() -> str | None:
             return frame.f_code.co_qualname
         if frame.f_code is weakref.finalize.__call__.__code__:
             return "of `weakref.finalize`"
+        if any(map(_is_called_back, _given(frame))):
+            return "of `weakref.ref`"
         has_met_user |= is_users(frame)
         frame = frame.f_back
     return None
+
+
+def _given(frame: types.FrameType) -> list[Any]:
+    """What the function of a frame was called with, by position."""
+    code = frame.f_code
+    has_rest = bool(code.co_flags & inspect.CO_VARARGS)
+    where = code.co_argcount + code.co_kwonlyargcount  # of the rest, which is a tuple
+    values = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+    return [*values, *(frame.f_locals.get(code.co_varnames[where], ()) if has_rest else ())]
+
+
+def _is_called_back(given: Any) -> bool:
+    """Whether it is a reference to what is gone: the callback of one, a function like any other, gets that."""
+    return issubclass(type(given), weakref.ReferenceType) and given() is None
 
 
 class Place(NamedTuple):
