@@ -216,7 +216,8 @@ class Worker:
         code = self._process.wait(30)
         self._log.seek(0)
         lines = [line.strip() for line in self._log if line.strip()]
-        said = next((line for line in lines if "rror" in line or "terminate" in line or "Check" in line), "")
+        told = (line for line in lines if not line.startswith("raise "))
+        said = next((line for line in told if "rror" in line or "terminate" in line or "Check" in line), "")
         return f"the process died ({f'signal {-code}' if code < 0 else f'code {code}'}) {said}"[:300].strip()
 
 
