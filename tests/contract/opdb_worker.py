@@ -487,10 +487,11 @@ def main() -> None:
         answers.write(json.dumps(line) + "\n")
         answers.flush()
 
+    kind = prepare(device)  # before an import after which torch lets no flag of cuDNN be set
     from torch.testing._internal.common_methods_invocations import op_db
 
     warnings.simplefilter("ignore")
-    say({"device": prepare(device), "names": [name_of(op) for op in op_db]})
+    say({"device": kind, "names": [name_of(op) for op in op_db]})
     for count, line in enumerate(sys.stdin, 1):
         request = json.loads(line)
         run = (lambda f: f) if request["eager"] else jax.jit

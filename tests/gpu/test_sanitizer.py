@@ -42,5 +42,5 @@ def test_clean_under_compute_sanitizer(tmp_path, gpu):
     )
     if "Device not supported" in done.stdout:
         pytest.skip("compute-sanitizer does not support this device here")
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert "ERROR SUMMARY: 0 errors" in done.stdout

@@ -18,7 +18,7 @@ def test_numbers_are_positive_and_differ():
 
 @pytest.mark.parametrize("first", [1, 2, 12345, 2**30, 2**31 - 2])
 def test_numbers_of_examples(first):
-    numbers = _example_numbers.of_examples(first, (50, 40))
+    numbers = _example_numbers.of_examples(first, (50, 40)).numpy()
     assert numbers.dtype == np.int32
     assert len(np.unique(numbers)) == 2000
     assert numbers.min() > 0

@@ -38,17 +38,20 @@ def _scatter(count: int) -> int:
     return bits ^ bits >> 15
 
 
-def of_examples(number: int, sizes: Sequence[int]) -> Any:
-    """The numbers of all examples of the batch whose first is `number`: they differ, and none is `MISSING`."""
-    multiples = number * np.arange(1, math.prod(sizes) + 1, dtype=np.int64) % _LARGEST  # of a prime: they differ
-    return multiples.astype(np.int32).reshape(sizes)
+def of_examples(number: int, sizes: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
+    """The numbers of all examples of the batch whose first is `number`: they differ, and none is `MISSING`.
+
+    They are made on the device, because a copy from the host would wait for it.
+    """
+    places = torch.arange(1, math.prod(sizes) + 1, dtype=torch.int64, device=device)
+    return (number * places % _LARGEST).to(torch.int32).reshape(tuple(sizes))  # multiples modulo a prime differ
 
 
 def are_of_batch(numbers: Any, sizes: Sequence[int]) -> bool:
     """Whether numbers are those of one whole batch, in its order; without batch axes, whether it is a single one."""
     if numbers.shape != tuple(sizes):
         return False
-    return not sizes or numbers.tobytes() == of_examples(int(numbers.flat[0]), sizes).tobytes()
+    return not sizes or numbers.tobytes() == of_examples(int(numbers.flat[0]), sizes).numpy().tobytes()
 
 
 def is_among(number: int, first: int, sizes: Sequence[int]) -> bool:
@@ -60,7 +63,7 @@ def as_tensor(number: int, sizes: Sequence[int], device: torch.device) -> torch.
     """The residual of a call whose graph has this number, or that has kept none."""
     if not sizes or number == NOT_KEPT:
         return torch.full(tuple(sizes), number, dtype=torch.int32, device=device)
-    return torch.from_numpy(of_examples(number, sizes)).to(device)
+    return of_examples(number, sizes, device)
 
 
 def read(residual: torch.Tensor) -> Any:
