@@ -123,7 +123,7 @@ def packed_bits(name: str) -> int | None:
 
 
 def dtype_j2t(dtype: Any) -> torch.dtype:
-    """The torch dtype of a JAX (or NumPy) dtype; a torch dtype is answered as it is.
+    """The torch dtype of a JAX (or NumPy) dtype; a torch dtype is returned as it is.
 
     Raises `DTypeError` for a dtype that torch does not have.
 
@@ -134,7 +134,7 @@ def dtype_j2t(dtype: Any) -> torch.dtype:
 
 
 def dtype_t2j(dtype: Any) -> np.dtype[Any]:
-    """The JAX dtype of a torch dtype, 64-bit ones included; a JAX (or NumPy) dtype is answered as it is.
+    """The JAX dtype of a torch dtype, 64-bit ones included; a JAX (or NumPy) dtype is returned as it is.
 
     Raises `DTypeError` for a dtype that JAX does not have (quantised ones, `torch.complex32`, ...).
 

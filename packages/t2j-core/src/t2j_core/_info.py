@@ -62,7 +62,7 @@ def _cuda() -> dict[str, Any]:
 
 
 def self_test() -> str:
-    """Call torch from JAX once, eagerly and jitted, and compare with NumPy. Answers a sentence."""
+    """Call torch from JAX once, eagerly and jitted, and compare with NumPy. Returns a sentence."""
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     f = torch2jax(lambda t: torch.sin(t).sum(0))
     for call in (f, jax.jit(f)):

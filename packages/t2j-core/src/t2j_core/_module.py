@@ -54,8 +54,8 @@ def module2jax(
     Note:
       Without `copy=True` the variables lie over the module's own memory. Whoever writes into it with torch, as
       `optimizer.step()` does, changes JAX arrays, which should never change: train the module in one of the two only,
-      or copy. (64-bit values, and memory that is not aligned to 64 bytes, such as weights mapped from a safetensors
-      file, are always copied.)
+      or copy. (64-bit values while x64 is off, and memory that is not aligned to 64 bytes, or to 16 on a GPU, such as
+      weights mapped from a safetensors file, are always copied.)
 
     >>> import jax, jax.numpy as jnp, torch
     >>> apply, variables = module2jax(torch.nn.Linear(3, 2))

@@ -71,6 +71,7 @@ def torch2jax(
         JAX function: XLA may merge, hoist or drop calls.
       *example_args: optional examples of the arguments (tensors, arrays, `jax.ShapeDtypeStruct`), which check the
         function now instead of at the first call, and tell torch dtypes that JAX cannot (`int64` while x64 is off).
+        Where the outputs can be inferred only on data, their values are tried first.
       example_kw: examples of the keyword arguments.
       output_shapes: declares the outputs instead of inferring them: a pytree of `Size`, tuples of int,
         `jax.ShapeDtypeStruct`, arrays or tensors. `fn` is then not run before the first call.
