@@ -97,7 +97,7 @@ def torch2jax(
     Raises:
       ArgumentError: for options or examples that do not fit.
       DepthError: when a derivative of a higher order than `depth` is traced.
-      NonDifferentiableError: when PyTorch has no forward-mode derivative, where reverse mode may work; or no second one.
+      NonDifferentiableError: when PyTorch has no forward-mode derivative (reverse mode may work), or no second one.
       TransformError: when JAX needs the transpose of a function that is not linear, as in `jax.linear_transpose` and
         `jax.scipy.sparse.linalg.gmres`.
 
