@@ -190,6 +190,15 @@ def test_an_operation_of_ones_own():
     np.testing.assert_allclose(jax.grad(lambda x: torch2jax(doubled)(x).sum())(x), jnp.full(5000, 2.0))
 
 
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_kernel_of_jiterator(declared):
+    kernel = torch.cuda.jiterator._create_jit_fn("template <typename T> T twice(T x, T y) { return 2 * x + y; }")
+    x = normal(5000)
+    f = torch2jax(lambda x, y: kernel(x.sin(), y), **({"output_shapes": x} if declared else {}))
+    for run in (jax.jit(f), f):
+        np.testing.assert_allclose(run(x, x), 2 * jnp.sin(x) + x, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "inferred"])
 def test_a_triton_kernel(tmp_path, monkeypatch, declared):
     pytest.importorskip("triton")

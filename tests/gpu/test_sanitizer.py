@@ -13,6 +13,10 @@ import pytest
 
 pytestmark = pytest.mark.gpu
 
+# Backtraces of the host hold the frames of Python that called CUDA, and with them what the frames refer to: arguments
+# that t2j has lent.
+QUIET = ("--show-backtrace", "device", "--report-api-errors", "no", "--error-exitcode", "1")
+
 
 def test_clean_under_compute_sanitizer(tmp_path, gpu):
     checker = shutil.which("compute-sanitizer")
@@ -32,7 +36,7 @@ def test_clean_under_compute_sanitizer(tmp_path, gpu):
     )
     every_allocation_apart = {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
-        [checker, "--report-api-errors", "no", "--error-exitcode", "1", sys.executable, str(program)],
+        [checker, *QUIET, sys.executable, str(program)],
         capture_output=True,
         text=True,
         timeout=240,

@@ -117,6 +117,12 @@ OTHERS = {
         lambda x: torch.linalg.solve(x[:3] + 2 * torch.eye(3), x[3]),
         lambda x: jnp.linalg.solve(x[:3] + 2 * jnp.eye(3), x[3]),
     ),
+    "logcumsumexp": (lambda x: x.logcumsumexp(0).sin(), lambda x: jnp.sin(jax.lax.cumlogsumexp(x))),
+    "ldexp": (lambda x: torch.ldexp(x, torch.tensor(2)).sin(), lambda x: jnp.sin(4 * x)),
+    "masked attention": (
+        lambda x: F.scaled_dot_product_attention(x[None], 2 * x[None], x[None], torch.ones(4, 4).tril().bool())[0],
+        lambda x: jax.nn.softmax(jnp.where(jnp.tri(4) > 0, 2 * x @ x.T / 3**0.5, -jnp.inf), -1) @ x,
+    ),
     "glu": (lambda x: F.glu(x.reshape(3, 4)), lambda x: jax.nn.glu(x.reshape(3, 4))),
     "scatter_reduce": (
         lambda x: torch.scatter_reduce(x[2:], 0, torch.tensor([[0, 1, 0], [1, 1, 0]]), x[:2], "prod"),

@@ -200,8 +200,9 @@ class _AtOnce:
             asked = questions.decides or questions.hidden or (wrong.attention if recorded else None)
         if asked is not None:
             raise HiddenGradientError(f"`torch.func.vmap` hides `requires_grad`, and the function uses {asked}")
-        if wrong.found is not None:
-            raise _NotFaithfulError(f"it batches {wrong.found} wrongly")
+        found = wrong.found or (wrong.differentiated if recorded and self.shows_gradients else None)
+        if found is not None:
+            raise _NotFaithfulError(f"it batches {found} wrongly")
         return answers
 
     def _as_declared(self, y: torch.Tensor, leaf: Leaf) -> torch.Tensor:

@@ -30,7 +30,7 @@ class _Precision(DispatchMode):
     eps = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = self.operate(func, args, kwargs)
         for t in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(t, torch.Tensor) and (t.is_floating_point() or t.is_complex()):
                 of_kernels = 2.0**-10 if t.is_cuda else 0.0  # TF32

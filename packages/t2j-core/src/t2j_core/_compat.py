@@ -597,6 +597,24 @@ class DispatchMode(TorchDispatchMode):
         """Compiled functions run compiled; the mode sees the operations outside them."""
         return True
 
+    @staticmethod
+    def operate(func: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation that the mode has got.
+
+        Of a symbolic zero of forward mode and a number, torch's own call does not end within a mode (`mul`, until the
+        process dies), or raises (`add`; torch 2.6 to 2.13).
+        """
+        if getattr(func, "_overloadname", None) == "Scalar" and _is_symbolic_zero(args[0]):
+            zero, number = args[:2]
+            if func is torch.ops.aten.mul.Scalar:
+                return torch._efficientzerotensor(zero.shape, dtype=torch.result_type(zero, number), device=zero.device)
+            args = torch.zeros(zero.shape, dtype=zero.dtype, device=zero.device), *args[1:]
+        return func(*args, **(kwargs or {}))
+
+
+def _is_symbolic_zero(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value._is_zerotensor()
+
 
 def torch_device() -> torch.device:
     """Where torch functions on JAX's default device run."""
@@ -683,17 +701,43 @@ def fake_mode() -> Any:
 
 class _WithoutAddresses(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.data_ptr and args[0].untyped_storage().device.type == "meta":  # that of fake ones too
-            raise NotImplementedError("a tensor without data has no address")
+        if func is torch.Tensor.data_ptr:
+            _refuse_address(args[0])
         return func(*args, **(kwargs or {}))
 
 
-def without_addresses() -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def without_addresses() -> Iterator[None]:
     """Within, whoever asks a tensor without data for its address gets an error, not the address 0.
 
-    A kernel of the user's own (Triton) would be launched on it, after which the GPU is of no use to the process.
+    A kernel of the user's own (Triton, `torch.cuda.jiterator`) would be launched on it, after which the GPU is of no
+    use to the process.
     """
-    return _WithoutAddresses()
+    launch = getattr(torch._C, _JITERATOR, None)  # asks in C++
+    if launch is None:
+        with _WithoutAddresses():
+            yield
+        return
+
+    def refuse(code: Any, name: Any, by_reference: Any, outputs: Any, tensors: Any, constants: Any) -> Any:
+        for tensor in tensors:
+            _refuse_address(tensor)
+        return launch(code, name, by_reference, outputs, tensors, constants)
+
+    setattr(torch._C, _JITERATOR, refuse)  # for other threads too, whose tensors have addresses
+    try:
+        with _WithoutAddresses():
+            yield
+    finally:
+        setattr(torch._C, _JITERATOR, launch)
+
+
+_JITERATOR = "_cuda_jiterator_compile_and_launch_kernel"
+
+
+def _refuse_address(tensor: torch.Tensor) -> None:
+    if tensor.untyped_storage().device.type == "meta":  # that of fake ones too
+        raise NotImplementedError("a tensor without data has no address")
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ class _Refuse(_compat.DispatchMode):
                     "declare the outputs with `output_shapes=`, so that the function is not run before its first call.",
                 )
             )
-        return func(*args, **(kwargs or {}))
+        return self.operate(func, args, kwargs)
 
 
 def refusing(call: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -32,7 +32,7 @@ class WatchDense(_compat.DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         try:
-            result = func(*args, **kwargs)
+            result = self.operate(func, args, kwargs)
         except Exception:
             self.asked_for_values |= needs_values(func)
             raise

@@ -81,7 +81,7 @@ class OnMeta(_compat.DispatchMode):
         if all(not t.is_meta for t in tensors) and (not writes or all(map(self._is_made, tensors))):
             if kwargs.get("device") == _META:  # `device=x.device`
                 kwargs["device"] = _compat.torch_device()
-            result = func(*args, **kwargs)
+            result = self.operate(func, args, kwargs)
             for leaf in torch_tree.tree_leaves(result):
                 if makes and isinstance(leaf, torch.Tensor):
                     self._made[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage()
@@ -109,7 +109,7 @@ class OnMeta(_compat.DispatchMode):
         if any(a.name == "device" for a in func._schema.arguments):
             kwargs["device"] = _META
         kwargs.pop("pin_memory", None)
-        return func(*args, **kwargs)
+        return self.operate(func, args, kwargs)
 
     def is_quick(self) -> bool:
         """Whether a run takes less than about 0.1 ms, and always does the same."""

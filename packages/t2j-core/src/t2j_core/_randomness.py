@@ -160,7 +160,7 @@ class Watch(_compat.DispatchMode):
         self._draws = draws
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = self.operate(func, args, kwargs)
         self._draws.note(func, args, kwargs or {}, result)
         return result
 

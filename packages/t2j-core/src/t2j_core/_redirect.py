@@ -89,7 +89,7 @@ class _Recorder(_compat.DispatchMode):
         self.producers: dict[int, _Producer] = {}  # by the address of the memory; the newest of an address counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = self.operate(func, args, kwargs)
         if isinstance(result, torch.Tensor) and not any(r.alias_info for r in func._schema.returns):
             self._note(func, args, kwargs or {}, result)
         self.count += 1
@@ -127,7 +127,7 @@ class _Redirector(_compat.DispatchMode):
         swap = self.plan.get(self.count)
         self.count += 1
         if swap is None or swap.operation is not func or swap.arguments != _kinds(args, kwargs or {}):
-            return func(*args, **(kwargs or {}))
+            return self.operate(func, args, kwargs)
         place = self.buffers[swap.output].as_strided(swap.shape, swap.strides)
         return swap.replacement(*args, **(kwargs or {}), **{swap.out_name: place})
 
