@@ -17,6 +17,15 @@ from t2j_core.testing import collect, counters, live_functions
 X = jnp.linspace(0, 1, 64)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Garbage is looked for in what these tests make, not in all that was imported: that takes most of the time."""
+    collect(passes=2)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def loss(apply):
     return lambda params: apply({"params": params}, X).sum()
 
