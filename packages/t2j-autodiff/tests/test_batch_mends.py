@@ -13,7 +13,6 @@ from t2j_autodiff import PerformanceWarning, torch2jax
 pytestmark = [
     pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning"),
     pytest.mark.filterwarnings("ignore:index_reduce.. is in beta"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop"),
 ]
 
 TIES = jnp.array([[1.0, 2.0, 2.0, 0.0], [3.0, 3.0, 3.0, 1.0]])

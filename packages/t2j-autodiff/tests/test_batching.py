@@ -182,7 +182,6 @@ def test_attention_without_its_sums_is_noted(kernel, has_sums):
     assert (wrong.attention is None) == has_sums
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_a_batch_of_attention_without_its_sums_is_not_recorded(monkeypatch):
     # The attention of the CPU always has them: this one stands for it.
     monkeypatch.setattr(_compat, "_ATTENTION_WITH_SUMS", {"aten._scaled_dot_product_flash_attention_for_cpu.default"})
@@ -194,3 +193,30 @@ def test_a_batch_of_attention_without_its_sums_is_not_recorded(monkeypatch):
     expected = jax.vmap(jax.grad(torch2jax(lambda x: f.__wrapped__(x), residuals="recompute")))(x)
     np.testing.assert_allclose(jax.vmap(jax.grad(f))(x), expected, rtol=1e-4, atol=1e-5)
     assert "hides `requires_grad`" in f.explain()
+
+
+LABELS = torch.tensor([[0, 2, -1, 1]])
+
+
+def margin(x):
+    """Of an operation that `torch.func.vmap` loops over, with a warning."""
+    return torch.nn.functional.multilabel_margin_loss(x[None], LABELS)
+
+
+def test_batches_say_nothing_of_torchs_batching_rules():
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    f = torch2jax(margin)
+    leaf = torch.from_numpy(x).requires_grad_()
+    expected = torch.stack([margin(row) for row in leaf])
+    np.testing.assert_allclose(jax.vmap(f)(x), expected.detach(), rtol=1e-5)
+    (gradients,) = torch.autograd.grad(expected.sum(), leaf)
+    for grad in (jax.vmap(jax.grad(f)), jax.grad(lambda x: jax.vmap(f)(x).sum())):
+        np.testing.assert_allclose(grad(jnp.asarray(x)), gradients, rtol=1e-5)
+    assert "one after another" not in f.explain()
+
+
+def test_a_batch_of_the_users_own_says_what_it_says_in_torch():
+    x = jnp.ones((3, 4))
+    jax.vmap(torch2jax(margin))(x)
+    with pytest.warns(UserWarning, match="There is a performance drop"):
+        torch2jax(torch.func.vmap(margin), output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32))(x)

@@ -75,7 +75,6 @@ NORMS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, of the fused weight norm
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("name", NORMS)
 def test_normalisation(name, nesting):

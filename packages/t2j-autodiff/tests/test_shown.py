@@ -256,7 +256,6 @@ XS = np.random.default_rng(2).standard_normal((3, LENGTH, WIDTH)).astype(np.floa
 
 @pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize(("name", "route", "residuals"), ATTENTION_COMBINATIONS)
 def test_values_and_gradients_of_attention(name, route, residuals):
     wanted = native(ATTENDING[name], XS)

@@ -479,7 +479,6 @@ def jnp_in_place(x):
 
 
 @pytest.mark.parametrize("residuals", MODES)
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch 2.15, from what it traces
 def test_in_place_on_tensors_of_its_own(residuals):
     f = torch2jax(torch_in_place, residuals=residuals)
     same(

@@ -166,15 +166,19 @@ class _AtOnce:
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         how = is_recorded(x), _compat.in_forward_mode()
+        with _compat.silent_loops():
+            answers = self._run(x, how)
+        return tuple(self._as_declared(y, leaf) for y, leaf in zip(answers, self.results, strict=True))
+
+    def _run(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:
         if how not in self.mends:
             with as_written():
-                answers = self._first(x, how)
-        elif (mends := self.mends[how]) is None:
-            answers = self.run(*x)
-        else:
-            with as_written(), mends:
-                answers = self.run(*x)
-        return tuple(self._as_declared(y, leaf) for y, leaf in zip(answers, self.results, strict=True))
+                return self._first(x, how)
+        mends = self.mends[how]
+        if mends is None:
+            return self.run(*x)
+        with as_written(), mends:
+            return self.run(*x)
 
     def _first(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:
         """The first run, which shows what mends are needed."""

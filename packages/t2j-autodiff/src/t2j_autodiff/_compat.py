@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -166,6 +167,31 @@ def math_attention() -> Iterator[None]:
 
     with sdpa_kernel([SDPBackend.MATH]):
         yield
+
+
+_silent = threading.Lock()
+_silenced = 0  # how many batches run, on all threads
+
+
+@contextlib.contextmanager
+def silent_loops() -> Iterator[None]:
+    """Within, `torch.func.vmap` does not warn where it loops over the examples of an operation.
+
+    Users of `jax.vmap` are told of torch's batching rules otherwise, and where warnings are errors, a batch that works
+    fails. The switch is one for all threads. Torch does not tell its state: afterwards it is on, as it is by default.
+    """
+    _count_silenced(1)
+    try:
+        yield
+    finally:
+        _count_silenced(-1)
+
+
+def _count_silenced(change: int) -> None:
+    global _silenced
+    with _silent:
+        _silenced += change
+        torch._C._functorch._set_vmap_fallback_warning_enabled(not _silenced)
 
 
 def is_once_differentiable(results: Iterable[torch.Tensor]) -> bool:
