@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,6 +11,7 @@ import hypothesis
 import jax
 import jax.experimental
 import jax.export
+import pytest
 import torch
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -22,3 +24,12 @@ hypothesis.settings.load_profile("t2j")
 
 if not hasattr(jax, "enable_x64"):  # jax before 0.8
     jax.enable_x64 = jax.experimental.enable_x64
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """Garbage is looked for in what the tests make, not in all that was imported: that takes most of the time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -15,15 +15,7 @@ from t2j_core import _orphans
 from t2j_core.testing import collect, counters, live_functions
 
 X = jnp.linspace(0, 1, 64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Garbage is looked for in what these tests make, not in all that was imported: that takes most of the time."""
-    collect(passes=2)
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("frozen")
 
 
 def loss(apply):

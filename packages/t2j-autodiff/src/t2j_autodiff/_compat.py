@@ -191,7 +191,7 @@ def _count_silenced(change: int) -> None:
     global _silenced
     with _silent:
         _silenced += change
-        torch._C._functorch._set_vmap_fallback_warning_enabled(not _silenced)
+        torch._C._functorch._set_vmap_fallback_warning_enabled(not _silenced)  # type: ignore[attr-defined]
 
 
 def is_once_differentiable(results: Iterable[torch.Tensor]) -> bool:
