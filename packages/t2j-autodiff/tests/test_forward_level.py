@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import t2j_core
 import torch
 from t2j_autodiff import _compat, torch2jax
 from t2j_core import T2jWarning
@@ -66,6 +67,30 @@ def test_a_function_that_leaves_the_level_open_without_inference_is_named(caplog
     assert "leaves_open left a level of forward mode open" in caplog.text
     assert not _compat.forward_level_is_open()
     check()
+
+
+def test_a_function_that_leaves_the_level_open_in_later_calls_is_named_the_second_time(caplog, monkeypatch):
+    monkeypatch.setitem(t2j_core._compat._levels, "are_watched", False)
+    calls = []
+
+    def leaves_open_later(t):
+        calls.append(None)
+        if len(calls) > 2:
+            forward_ad.enter_dual_level()
+        return t * 2
+
+    f = torch2jax(leaves_open_later, output_shapes=jax.ShapeDtypeStruct((4,), np.float32))
+    g = torch2jax(torch.sin)
+    for call in (g, f, f, f):
+        call(X).block_until_ready()
+    g(X).block_until_ready()
+    assert "A torch function that ran before sin left a level of forward mode open" in caplog.text
+    for _ in range(2):
+        caplog.clear()
+        assert f(X).tolist() == (2 * X).tolist()
+        assert "leaves_open_later left a level of forward mode open" in caplog.text
+        g(X).block_until_ready()
+        assert "ran before" not in caplog.text
 
 
 def test_inside_a_level_of_the_callers():

@@ -775,9 +775,18 @@ def _has_saved_tensors_hooks() -> bool:
     return _top_hooks is not None and _top_hooks(False) is not None
 
 
+_levels = {"are_watched": False}
+
+
+def watch_forward_levels() -> None:
+    """Let every call from now on be one in which torch's state is looked after."""
+    _levels["are_watched"] = True
+
+
 def _is_watched() -> bool:
     return (
-        torch_profiler._is_profiler_enabled
+        _levels["are_watched"]
+        or torch_profiler._is_profiler_enabled
         or forward_ad._current_level >= 0
         or (_top_hooks is not None and _top_hooks(False) is not None)
     )

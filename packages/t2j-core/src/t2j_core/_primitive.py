@@ -40,7 +40,8 @@ def _enter_state(first: bool, signature: Signature) -> contextlib.ExitStack:
 
     Where torch records a profile, the call is a range of it.
     """
-    _close_level_of(f"A torch function that ran before {signature.name}")
+    if _close_level_of(f"A torch function that ran before {signature.name}"):
+        _compat.watch_forward_levels()  # so that it is named if it does that again
     stack = contextlib.ExitStack()
     stack.callback(_close_level_of, signature.name)
     stack.enter_context(_compat.default_torch_state(_AUTOCAST_DEVICES))
@@ -51,12 +52,14 @@ def _enter_state(first: bool, signature: Signature) -> contextlib.ExitStack:
     return stack
 
 
-def _close_level_of(culprit: str) -> None:
-    if _compat.close_abandoned_forward_level():
+def _close_level_of(culprit: str) -> bool:
+    is_abandoned = _compat.close_abandoned_forward_level()
+    if is_abandoned:
         _faults.logger.warning(
             "%s left a level of forward mode open. Use `with torch.autograd.forward_ad.dual_level():`.",
             culprit,
         )
+    return is_abandoned
 
 
 def _copy_into(destination: torch.Tensor, source: torch.Tensor) -> None:
