@@ -40,7 +40,7 @@ def check(fn, reference, nesting, *, jitted=False, tolerance=2e-3):
     w = weights(jax.eval_shape(reference, X).shape)
     run = jax.jit if jitted else lambda f: f
     got = run(lambda x, t: NESTINGS[nesting](lambda x: (f(x) * w).sum(), x, t))(X, T)
-    expected = NESTINGS[nesting](lambda x: (reference(x) * w).sum(), X, T)
+    expected = jax.jit(lambda x, t: NESTINGS[nesting](lambda x: (reference(x) * w).sum(), x, t))(X, T)
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * float(jnp.abs(expected).max() + 0.1))
 
 
@@ -210,10 +210,10 @@ def test_gradients_of_weights_through_batches_of_tangents():
 
     jax.config.update("jax_numpy_rank_promotion", "allow")
     try:
-        expected = jax.grad(loss(network))(variables)
+        expected = jax.jit(jax.grad(loss(network)))(variables)
     finally:
         jax.config.update("jax_numpy_rank_promotion", "raise")
-    got = jax.grad(loss(lambda v, x: apply(v, x)[0]))(variables)
+    got = jax.jit(jax.grad(loss(lambda v, x: apply(v, x)[0])))(variables)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2 * float(jnp.abs(b).max()))
 
