@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from t2j_autodiff import NonDifferentiableError, module2jax, torch2jax
 from t2j_autodiff._norms import PlainNorms
+from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
 
@@ -218,11 +219,37 @@ def test_gradients_of_weights_through_batches_of_tangents():
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2 * float(jnp.abs(b).max()))
 
 
-LABELS = torch.tensor([0, 1, 2, 0])
+# What torch has no forward mode of, or none of its derivative, but a second derivative in reverse mode.
+ROUNDABOUT = {
+    "glu": (lambda x: F.glu(x * x, 0), lambda x: x[:2] ** 2 * jax.nn.sigmoid(x[2:] ** 2)),
+    "checkpoint": (
+        lambda x: checkpoint(lambda x: (x * x).sin(), x, use_reentrant=False) ** 2,
+        lambda x: jnp.sin(x * x) ** 2,
+    ),
+    "sparse": (lambda x: (x * x).to_sparse().to_dense().sin(), lambda x: jnp.sin(x * x)),
+}
+
+
+@pytest.mark.parametrize("nesting", ["ff", "rf", "fr", "RR", "vmap of fr", "vmap of ff"])
+@pytest.mark.parametrize("name", ROUNDABOUT)
+def test_second_derivatives_by_way_of_reverse_mode(name, nesting):
+    check(*ROUNDABOUT[name], nesting)
+
+
+LABELS, SEVERAL = torch.tensor([0, 1, 2, 0]), torch.tensor([[0, 1, -1]] * 4)
+ROWS, STARTS = torch.tensor([0, 1, 3, 1]), torch.tensor([0, 2])
 
 
 @pytest.mark.parametrize(
-    "fn", [lambda x: torch.cdist(x, x[:2] + 1), F.pdist, lambda x: F.multi_margin_loss(x, LABELS), F.hardsigmoid]
+    "fn",
+    [
+        lambda x: torch.cdist(x, x[:2] + 1),
+        F.pdist,
+        lambda x: F.multi_margin_loss(x, LABELS),
+        lambda x: F.multilabel_margin_loss(x, SEVERAL),
+        lambda x: F.embedding_bag(ROWS, x, STARTS, mode="sum").sin(),
+        F.hardsigmoid,
+    ],
 )
 @pytest.mark.parametrize("nesting", ["rf", "fr", "rr", "RR"])
 def test_what_torch_has_no_second_derivative_of(fn, nesting):
