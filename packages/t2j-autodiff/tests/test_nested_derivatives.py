@@ -252,7 +252,18 @@ ROWS, STARTS = torch.tensor([0, 1, 3, 1]), torch.tensor([0, 2])
     ],
 )
 @pytest.mark.parametrize("nesting", ["rf", "fr", "rr", "RR"])
-def test_what_torch_has_no_second_derivative_of(fn, nesting):
+def test_there_is_a_second_derivative_where_torch_has_one(fn, nesting):
+    """Of `cdist` and `pdist` since torch 2.15."""
     f = torch2jax(fn)
-    with pytest.raises(NonDifferentiableError, match="is not implemented"):
-        NESTINGS[nesting](lambda x: f(x).sum(), X, T)
+    x, t = (torch.from_numpy(np.array(a)) for a in (X, T))
+    try:
+        expected = torch.autograd.functional.hessian(lambda x: fn(x).sum(), x)
+    except RuntimeError:
+        with pytest.raises(NonDifferentiableError, match="is not implemented"):
+            NESTINGS[nesting](lambda x: f(x).sum(), X, T)
+        return
+    expected = expected if nesting == "RR" else torch.tensordot(expected, t, 2)
+    got = NESTINGS[nesting](lambda x: f(x).sum(), X, T)
+    if nesting == "fr" and fn is F.pdist and jnp.isnan(got).all():
+        pytest.xfail("the derivative of `_pdist_double_backward` is NaN in torch 2.15")
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
