@@ -546,7 +546,12 @@ _OWNS_PYTHON_OBJECT = _uses_with_a_view(sys.getrefcount) > 0
 
 def is_owned_by_torch(tensor: torch.Tensor) -> bool:
     """Whether one of the references to a tensor's Python object is torch's own."""
-    return _OWNS_PYTHON_OBJECT and tensor._use_count() > 1  # type: ignore[attr-defined]
+    if not _OWNS_PYTHON_OBJECT:
+        # Torch has a reference while only C++ refers to the tensor (`THPVariable_tryResurrect`), and no function tells.
+        # It becomes the result of the next function that returns the tensor (`THPVariable_Wrap`), such as this one.
+        torch._C._functorch._unwrap_for_grad(tensor, -1)
+        return False
+    return tensor._use_count() > 1  # type: ignore[attr-defined]
 
 
 def learn_storage_layout(learn: Callable[[Any], bool], exchange: Callable[[Any, Any], bool]) -> bool:
