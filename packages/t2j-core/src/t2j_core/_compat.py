@@ -588,6 +588,18 @@ def dynamo_is_loaded() -> bool:
     return "torch._dynamo" in sys.modules
 
 
+def _takes_int32_in_gather() -> bool:
+    try:
+        torch.zeros(1).gather(0, torch.zeros(1, dtype=torch.int32))
+    except RuntimeError:
+        return False
+    return True
+
+
+# torch 2.6 wants int64; from some later version on `gather` and `scatter` have int32 indices too.
+TAKES_INT32_IN_GATHER = _takes_int32_in_gather()
+
+
 class DispatchMode(TorchDispatchMode):
     """A dispatch mode that leaves `torch.compile` alone: entering it neither imports nor switches off the compiler."""
 

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ._compat import TAKES_INT32_IN_GATHER
+
 
 class _Takes(NamedTuple):
     """Where a function has its indices, and which dtypes it takes besides int64."""
@@ -36,7 +38,8 @@ def _table() -> dict[str, _Takes]:
     target = _Takes((1,), ("target",), _BYTE)
     both = ("index_copy", "index_fill"), ("index_add", "index_reduce")
     return {
-        **dict.fromkeys((*_EXPANDED, "index_select"), after_dim._replace(dtypes=_INT)),
+        **dict.fromkeys(_EXPANDED, after_dim._replace(dtypes=_INT if TAKES_INT32_IN_GATHER else frozenset())),
+        "index_select": after_dim._replace(dtypes=_INT),
         **{name + end: after_dim for name in both[0] for end in ("", "_")},
         **{name + end: after_dim._replace(dtypes=_INT) for name in both[1] for end in ("", "_")},
         **dict.fromkeys(("take", "put", "put_"), first),
