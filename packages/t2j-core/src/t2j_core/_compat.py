@@ -7,6 +7,7 @@ To drop support for a version, delete the branch that its comment names.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import logging
@@ -105,9 +106,29 @@ def forget_eager_primitives() -> None:
         from jax._src.dispatch import xla_primitive_callable
     except ImportError:
         return
-    clear = getattr(xla_primitive_callable, "cache_clear", None)
-    if clear is not None:
-        clear()
+    for cache in (xla_primitive_callable, _cache_of_loops()):
+        clear = getattr(cache, "cache_clear", None)
+        if clear is not None:
+            clear()
+
+
+@functools.cache
+def _cache_of_loops() -> Any | None:
+    """The cache in which jax 0.6 keeps the last 2,048 bodies of `scan` and `while_loop`, with all that they own.
+
+    It holds its keys weakly, and its values refer to them there. Since jax 0.7 `close_jaxpr` returns a copy.
+    """
+    try:
+        from jax._src.interpreters.partial_eval import close_jaxpr
+    except ImportError:
+        return None
+    jaxpr = jax.make_jaxpr(lambda: ())().jaxpr
+    return close_jaxpr if close_jaxpr(jaxpr).jaxpr is jaxpr else None
+
+
+def keeps_loops() -> bool:
+    """Whether this JAX keeps a loop that was traced, and what it calls, after the last program with it is gone."""
+    return _cache_of_loops() is not None
 
 
 try:
