@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import warnings
 import weakref
 
 import jax
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from t2j_autodiff import NonDifferentiableError, clear_residuals, module2jax, torch2jax
+from t2j_core import PerformanceWarning
 
 X = jax.random.normal(jax.random.key(0), (4, 3))
 
@@ -35,10 +38,20 @@ NORMS = {
 }
 
 
+def writes_when_it_evaluates(module):
+    """Whether torch writes into running statistics without training, as the InstanceNorm of torch 2.6 does."""
+    module = copy.deepcopy(module).eval()
+    before = [b._version for b in module.buffers()]
+    module(torch.ones(2, 3, 5))
+    return before != [b._version for b in module.buffers()]
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NORMS)
 def test_normalisation(name, train):
     module, shape = NORMS[name]
+    if name == "instance" and writes_when_it_evaluates(module):
+        warnings.filterwarnings("ignore", ".*changes args.*running_.* in place", PerformanceWarning)
     apply, variables = module2jax(module, train=train)
     x = jax.random.normal(jax.random.key(1), shape)
 

@@ -664,6 +664,19 @@ def test_the_warning_comes_once_for_each_argument_of_a_function():
     assert all(w.filename == __file__ for w in told)
 
 
+@pytest.mark.parametrize("arguments", ["auto", "copy", "check"])
+def test_an_argument_lies_in_memory_as_a_new_tensor_at_every_call(arguments):
+    """An image with one channel is no channels-last one: convolutions would return such."""
+    seen = []
+    shape = (2, 1, 4, 4)
+    f = torch2jax(
+        lambda t: seen.append((t.stride(), t._is_view())) or t.sum(), output_shapes=Size(), arguments=arguments
+    )
+    for _ in range(UNCHECKED):
+        f(jnp.ones(shape))
+    assert set(seen) == {(torch.ones(shape).stride(), False)}
+
+
 def test_an_empty_argument_may_be_kept():
     box = []
     f = torch2jax(lambda t, u: box.append(t) or u + 1, output_shapes=Size(3))

@@ -530,6 +530,17 @@ def _is_default(device: Any) -> bool:
     return device == (default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0])
 
 
+def with_foreign_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor of its own, which cannot resize it."""
+    twin: torch.Tensor = torch._C._from_dlpack(torch._C._to_dlpack(tensor))
+    if twin.stride() != tensor.stride():
+        # Torch before 2.9 exports a stride of 1 for dimensions of size 1, which makes images with one channel
+        # channels-last ones, and so the results of convolutions.
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # the version stays 0
+            twin.as_strided_(tensor.size(), tensor.stride())
+    return twin
+
+
 def mesh_axis_sizes() -> tuple[int, ...]:
     """The sizes of the named axes around a trace: those of `jax.shard_map`, and of `jax.vmap` with a name."""
     return tuple(_core.get_axis_env().axis_sizes.values())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ._compat import storage_uses
+from ._compat import storage_uses, with_foreign_memory
 from ._errors import PerformanceWarning, T2jWarning, TensorEscapeError, TensorMutationError, describe, warn
 from ._garbage import collect
 from ._pointers import has_pointers
@@ -74,10 +74,9 @@ class Lending:
 def private_copy(tensor: torch.Tensor) -> torch.Tensor | None:
     """A copy for a call that is checked; None if memory is short. As a lent tensor's, its memory cannot be resized."""
     try:
-        twin: torch.Tensor = torch._C._from_dlpack(torch._C._to_dlpack(tensor.clone()))
+        return with_foreign_memory(tensor.clone())
     except torch.OutOfMemoryError:
         return None
-    return twin
 
 
 # --- operands that are written ------------------------------------------------------------------------------------
