@@ -1019,3 +1019,57 @@ def test_running_statistics_that_are_handed_on_inside_a_derivative(mode):
         _, slope, buffers = jax.jvp(loss, (variables["params"],), (tangents,), has_aux=True)
         close(slope, sum(p.grad.sum() for p in native.parameters()), rtol=1e-3)
     close(buffers["1.running_var"], native[1].running_var)
+
+
+class Reassigning(nn.Module):
+    """Asks whether its weight is a parameter, and replaces it for a while."""
+
+    def __init__(self, do):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([0.5, 1.0, 2.0]))
+        self.do = do
+
+    def forward(self, x):
+        return self.do(self, x * self.scale).sin().sum()
+
+
+def asking(module, x):
+    return x * sum(p * isinstance(p, nn.Parameter) for _, p in module.named_parameters())
+
+
+def replacing(module, x):
+    scale, module.scale = module.scale, nn.Parameter(torch.ones(3))
+    y = x * module.scale
+    module.scale = scale
+    return y * module.scale
+
+
+def registering(module, x):
+    module.register_parameter("further", module.scale)
+    return x * module.further
+
+
+@pytest.mark.parametrize("do", [asking, replacing, registering])
+def test_derivatives_of_a_module_that_treats_its_parameters_as_parameters(do):
+    apply, variables = module2jax(Reassigning(do))
+    x = jnp.arange(3.0)
+    scale = variables["params"]["scale"]
+
+    def ours(scale):
+        return apply({"params": {"scale": scale}, "buffers": {}}, x)
+
+    def theirs(scale):
+        return jnp.sin(x * scale**2).sum()
+
+    scales = jnp.stack([scale, 2 * scale])
+    for transformed in (
+        lambda f: jax.grad(f)(scale),
+        lambda f: jax.jit(jax.grad(f))(scale),
+        lambda f: jax.jvp(f, (scale,), (x,)),
+        lambda f: jax.vmap(f)(scales),
+        lambda f: jax.vmap(jax.grad(f))(scales),
+        lambda f: jax.hessian(f)(scale),
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *map(transformed, (ours, theirs))
+        )

@@ -603,3 +603,65 @@ def test_what_cannot_be_pickled_is_named():
     module.rule = lambda x: x
     with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
         pickle.dumps(module2jax(module)[0])
+
+
+class Rewriting(nn.Module):
+    """A module that treats its parameters as parameters while it runs."""
+
+    def __init__(self, do):
+        super().__init__()
+        self.scale = nn.Parameter(torch.arange(1.0, 4))
+        self.register_buffer("shift", torch.ones(3))
+        self.layer = nn.Linear(3, 3)
+        self.do = do
+
+    def forward(self, t):
+        return self.do(self, t)
+
+
+def branching(module, t):
+    return t * (2 if isinstance(module.scale, nn.Parameter) else 3) + isinstance(module.shift, nn.Parameter)
+
+
+def tied(module, t):
+    return t * sum(isinstance(p, nn.Parameter) for p in (module.layer.weight, *module.layer.parameters()))
+
+
+def replacing(module, t):
+    scale, module.scale = module.scale, nn.Parameter(2 * module.scale.detach())
+    try:
+        return t * module.scale * scale
+    finally:
+        module.scale = scale
+
+
+def replacing_for_good(module, t):
+    module.scale = module.layer.bias
+    return t * module.scale
+
+
+def registering(module, t):
+    module.register_parameter("further", module.scale)
+    module.other = module.layer.bias
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    return module.layer(t) * module.further * len(names) * ("other" in names)
+
+
+def deleting(module, t):
+    scale = module.scale
+    del module.scale
+    module.scale = scale
+    return t * module.scale
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("do", [branching, tied, replacing, replacing_for_good, registering, deleting])
+def test_parameters_are_parameters_while_the_module_runs(do, jitted):
+    module = Rewriting(do)
+    kept, names = dict(module.named_parameters()), list(module.state_dict())
+    expected = copy.deepcopy(module)(torch.ones(3)).detach()
+    apply, variables = module2jax(module)
+    for _ in range(2):
+        assert_close((jax.jit(apply) if jitted else apply)(variables, x(3) * 0 + 1), expected)
+    assert list(module.state_dict()) == names
+    assert all(parameter is kept[name] and not vars(parameter) for name, parameter in module.named_parameters())

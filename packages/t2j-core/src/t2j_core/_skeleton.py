@@ -112,7 +112,9 @@ class _Skeleton:
         self._modules = list(module.modules())
         self._variables: list[_Variable] = []
         self._written: set[int] = set()  # buffers of submodules in training mode, such as running statistics
-        self._slots = [*self._find_slots("params", "_parameters"), *self._find_slots("buffers", "_buffers")]
+        self._slots = self._find_slots("params", "_parameters")
+        self._parameters = len(self._variables)  # the first so many are parameters, the others buffers
+        self._slots += self._find_slots("buffers", "_buffers")
         self._buffers = [slot for slot in self._slots if self._variables[slot.variable].part == "buffers"]
         # `_parameters` of TorchScript is a view of what C++ has, and in no snapshot.
         self._foreign = [slot for slot in self._slots if not isinstance(slot.holder, dict)]
@@ -166,6 +168,8 @@ class _Skeleton:
             tensors.append(tensor)
         for index in self._written:
             tensors[index] = tensors[index].clone()
+        for tensor in tensors[: self._parameters]:
+            tensor._is_param = True  # `isinstance(tensor, torch.nn.Parameter)`, by torch's `_ParameterMeta`
         return tensors
 
     def empty(self) -> bool:
