@@ -23,11 +23,13 @@ FLOORS = [
         "_in_flight",
         "_bounded",
         "_parts",
+        "_memory",
         "_module_use",
         "_frames",
         "_allowance",
         "_debug_nans",
     },
+    {"_class_level"},
     {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints", "_public"},
     {
         "_dtypes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import copy
 import dataclasses
@@ -316,6 +317,194 @@ def test_containers_that_are_returned_are_not_emptied():
         np.testing.assert_array_equal(output["numbers"], X[None])
         np.testing.assert_array_equal(output["record"]["tensor"], 2 * X)
         np.testing.assert_array_equal(output["record"]["tensors"], X[None])
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    tensor: object = None
+    tensors: list = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Frozen:
+    slotted: Slotted = dataclasses.field(default_factory=Slotted)
+
+
+class Base:
+    __slots__ = ("__private", "later")
+
+    def add(self, tensor):
+        self.later = self.__private = getattr(self, "later", 0.0) + tensor
+        return self.__private
+
+
+class Derived(Base):
+    __slots__ = ("more",)
+
+
+SLOTS = {
+    "slots": (Derived, lambda held, t: held.add(t)),
+    "deleted": (lambda: Slotted(2.0), lambda held, t: (held.tensor * t, delattr(held, "tensor"))[0]),
+    "list": (lambda: [Slotted(2.0)], lambda held, t: (held[0].tensors.append(t), sum(held[0].tensors))[1]),
+    "frozen": (Frozen, lambda held, t: (held.slotted.tensors.append(t), sum(held.slotted.tensors))[1]),
+}
+
+
+@pytest.mark.parametrize("name", SLOTS)
+def test_slots(name):
+    make, use = SLOTS[name]
+    assert_every_call_is_the_first(lambda: Scaled(make(), lambda module, t: use(module.held, t)))
+
+
+def test_slots_that_refer_to_parameters():
+    def make():
+        module = Scaled(Slotted(), lambda module, t: t * module.held.tensor)
+        module.held.tensor = module.scale
+        return module
+
+    assert_every_call_is_the_first(make)
+
+
+def test_slots_that_are_returned_are_not_emptied():
+    def forward(module, t):
+        module.held.tensor = 2 * t
+        module.held.tensors.append(t)
+        return module.held
+
+    apply, variables = module2jax(Scaled(Slotted(), forward))
+    for call in (apply, jax.jit(apply), apply):
+        output = call(variables, X)
+        np.testing.assert_array_equal(output["tensor"], 2 * X)
+        np.testing.assert_array_equal(output["tensors"], X[None])
+
+
+def count(held, t):
+    held[0] += 1
+    return t * float(held[0])
+
+
+MEMORY = {
+    "NumPy array": (lambda: np.zeros(1), count),
+    "large array": (lambda: np.zeros(100_000), count),
+    "strided array": (lambda: np.zeros((4, 4), np.int32).T[1:, ::2], lambda held, t: count(held[0], t)),
+    "many arrays": (lambda: [np.zeros(9_000) for _ in range(4)], lambda held, t: count(held[3], t)),
+    "array of objects": (lambda: np.array([0.0, None]), lambda held, t: (held.__setitem__(1, t), count(held, t))[1]),
+    "reshaped array": (lambda: np.ones(3), lambda held, t: (t * held.ndim, setattr(held, "shape", (3, 1)))[0]),
+    "array in a dict": (lambda: {"a": [np.zeros(1)]}, lambda held, t: count(held["a"][0], t)),
+    "array in slots": (lambda: Slotted(np.zeros(1)), lambda held, t: count(held.tensor, t)),
+    "bytearray": (lambda: bytearray(1), count),
+    "growing bytearray": (lambda: bytearray(1), lambda held, t: (held.append(1), t * len(held))[1]),
+    "array.array": (lambda: array.array("d", [0.0]), count),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
+@pytest.mark.parametrize("name", MEMORY)
+def test_memory_that_is_no_tensors(name):
+    make, use = MEMORY[name]
+    assert_every_call_is_the_first(lambda: Scaled(make(), lambda module, t: use(module.held, t)))
+
+
+def test_what_shares_memory_with_an_array_is_not_overwritten():
+    def forward(module, t):
+        module.held += 1
+        return t, torch.from_numpy(module.held)
+
+    apply, variables = module2jax(Scaled(np.zeros(3, np.float32), forward))
+    for call in (apply, jax.jit(apply), apply):
+        np.testing.assert_array_equal(call(variables, X)[1], jnp.ones(3))
+
+
+def test_arrays_of_the_module_itself_are_left_alone():
+    module = Scaled(np.zeros(1), lambda module, t: count(module.held, t))
+    apply, variables = module2jax(module)
+    apply(variables, X)
+    assert module.held == 0
+
+
+class Cached(Scaled):
+    """A module that keeps what it computes of its parameter where all of its class find it."""
+
+    tables: dict = {}  # noqa: RUF012
+    nested: dict = {"list": [1.0]}  # noqa: RUF012
+    table = None
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def of_size(self, size):
+        return self.scale[:size] * 2
+
+    @property
+    @functools.cache  # noqa: B019
+    def double(self):
+        return self.scale * 2
+
+
+def in_a_class_dict(module, t):
+    if id(module) not in module.tables:
+        module.tables[id(module)] = module.scale * 2
+    return t * module.tables[id(module)]
+
+
+def in_one_place(module, t):
+    return t * Cached.tables.setdefault("table", (module.scale * 2, "fixed"))[0]
+
+
+def in_a_nested_list(module, t):
+    Cached.nested["list"].append(module.scale * 2)
+    return t * Cached.nested["list"][1]
+
+
+def in_an_attribute_of_the_class(module, t):
+    if Cached.table is None:
+        Cached.table = module.scale * 2
+    return t * Cached.table
+
+
+@pytest.fixture
+def fresh_class():
+    yield
+    Cached.tables.clear()
+    Cached.table = None
+    Cached.nested["list"][:] = [1.0]
+
+
+@pytest.mark.parametrize("needs_data", [False, True])
+@pytest.mark.parametrize(
+    "use",
+    [
+        in_a_class_dict,
+        in_one_place,
+        in_a_nested_list,
+        in_an_attribute_of_the_class,
+        lambda module, t: t * module.of_size(3),
+        lambda module, t: t * module.double,
+    ],
+)
+def test_caches_of_a_class(use, needs_data, fresh_class):
+    apply, variables = module2jax(
+        Cached(None, lambda module, t: use(module, t if not needs_data or t.sum() < 1e30 else t + 1))
+    )
+    for factor in (1.0, 10.0, 1.0):
+        for call in (apply, jax.jit(apply)):
+            got = call({**variables, "params": {"scale": jnp.full(3, factor)}}, X)
+            np.testing.assert_array_equal(got, 2 * factor**2 * X)
+    assert not Cached.tables
+    assert Cached.table is None
+    assert Cached.nested == {"list": [1.0]}
+
+
+def test_what_else_a_class_keeps_stays(fresh_class):
+    def forward(module, t):
+        Cached.tables["calls"] = Cached.tables.get("calls", 0) + 1
+        Cached.tables.pop("popped", None)
+        return t * Cached.tables["users"]
+
+    apply, variables = module2jax(Cached(None, forward))
+    Cached.tables.update(users=torch.full((3,), 2.0), popped=torch.ones(3))
+    for _ in range(2):
+        np.testing.assert_array_equal(apply(variables, X), 2 * X)
+    assert Cached.tables["calls"] > 1
+    assert Cached.tables.keys() == {"users", "calls"}
 
 
 def test_an_output_that_contains_itself_is_refused():

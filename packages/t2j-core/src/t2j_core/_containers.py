@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from ._parts import PLAIN, attributes_of, parts
+from ._class_level import ClassLevel
+from ._memory import Memory
+from ._parts import PLAIN, Slots, attributes_of, parts, slots_of
 
 
 def _kind(container: Any) -> Any:
@@ -66,10 +68,13 @@ class Snapshot:
         self._dicts: list[dict[Any, Any]] = []
         self._lists: list[list[Any]] = []
         self._others: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self._slots: list[tuple[Slots, dict[str, Any]]] = []
         self._tensors: list[torch.Tensor] = []
-        for part in parts(module):
-            if id(part) not in shared:
-                self._add(part)
+        self._memory = Memory()
+        own = [part for part in parts(module) if id(part) not in shared]
+        for part in own:
+            self._add(part)
+        self.class_level = ClassLevel(own)
         self._attributes_before = list(map(dict, self._attributes))
         self._sizes = list(map(len, self._attributes))
         self._dicts_before = list(map(dict, self._dicts))
@@ -85,6 +90,9 @@ class Snapshot:
             return
         if (attributes := attributes_of(part)) is not None:
             self._attributes.append(attributes)
+        if (slots := slots_of(part)) is not None:
+            self._slots.append((slots, slots.values()))
+        self._memory.add(part)
         if type(part) in PLAIN and not part:
             self._empty.append(part)
         elif type(part) is dict:
@@ -99,16 +107,17 @@ class Snapshot:
     @functools.cached_property
     def _ids(self) -> frozenset[int]:
         others = (container for _, container, _ in self._others)
-        return frozenset(map(id, (*self._attributes, *self._empty, *self._dicts, *self._lists, *others)))
+        slotted = (slots.part for slots, _ in self._slots)
+        return frozenset(map(id, (*self._attributes, *self._empty, *self._dicts, *self._lists, *slotted, *others)))
 
     def places(self, ids: Iterable[int]) -> Iterator[tuple[Any, Any, int]]:
-        """Where objects with these ids lie in attributes, dicts and lists: container, key, id."""
+        """Where objects with these ids lie in attributes, slots, dicts and lists: container, key, id."""
         wanted = frozenset(ids)
         pairs: list[tuple[Any, Any]] = [*zip(self._attributes, self._attributes_before, strict=True)]
         pairs += zip(self._dicts, self._dicts_before, strict=True)
         pairs += zip(self._lists, self._lists_before, strict=True)
-        for container, before in [*pairs, *((c, b) for _, c, b in self._others)]:
-            if isinstance(container, (dict, list)):
+        for container, before in [*pairs, *self._slots, *((c, b) for _, c, b in self._others)]:
+            if isinstance(container, (dict, list, Slots)):
                 items = before.items() if isinstance(before, dict) else enumerate(before)
                 yield from ((container, key, id(value)) for key, value in items if id(value) in wanted)
 
@@ -125,7 +134,10 @@ class Snapshot:
         _each(list.__setitem__, self._lists, itertools.repeat(slice(None)), self._lists_before)
         for put, container, before in self._others:
             put(container, before)
-        is_written = list(map(_version, self._tensors)) != self._versions
+        for slots, values in self._slots:
+            slots.put_back(values)
+        self.class_level.end()
+        is_written = list(map(_version, self._tensors)) != self._versions or self._memory.is_written()
         return not is_written and not any(map(operator.is_not, map(type, self._modules), self._classes))
 
     def _remove_attributes(self) -> None:
@@ -149,12 +161,18 @@ class Snapshot:
             own = copy.copy(output)
             attributes = attributes_of(own)
         done[id(output)] = own  # before its parts, among which it may be itself
-        for container in (attributes, own if isinstance(own, (dict, list)) else None):
+        for container in (attributes, slots_of(own), own if isinstance(own, (dict, list)) else None):
             if container is not None:
-                for key, item in list(container.items() if isinstance(container, dict) else enumerate(container)):
+                for key, item in _items(container):
                     if (replaced := self._apart(item, done, depth + 1)) is not item:
                         container[key] = replaced
         return own
+
+
+def _items(container: Any) -> list[tuple[Any, Any]]:
+    if isinstance(container, Slots):
+        return list(container.values().items())
+    return list(container.items() if isinstance(container, dict) else enumerate(container))
 
 
 _DEEPEST = 100

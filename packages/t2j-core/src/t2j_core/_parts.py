@@ -27,7 +27,7 @@ PLAIN = frozenset((dict, list, set, collections.deque, collections.OrderedDict, 
 def parts(module: torch.nn.Module) -> Iterator[Any]:
     """Every container, object and tensor that a module leads to, once: itself, its submodules, what those hold.
 
-    Not found is what lies behind a function (its closure), a class (its attributes) or `__slots__`.
+    Not found is what lies behind a function (its closure) or a class (its attributes).
     """
     seen: dict[int, Any] = {}  # refers to the parts, so that no other object gets the id of one
     todo: list[Any] = list(module.modules())  # modules of TorchScript do not lead to their submodules
@@ -44,6 +44,8 @@ def parts(module: torch.nn.Module) -> Iterator[Any]:
 def inside(part: Any) -> Iterable[Any]:
     """What an object itself refers to: the values of its attributes, and what it contains."""
     found: list[Any] = list((attributes_of(part) or {}).values())
+    if (slots := slots_of(part)) is not None:
+        found += slots.values().values()
     if isinstance(part, dict):
         found += dict.values(part)
     elif isinstance(part, _SEQUENCES):  # of the kind itself: a subclass may give others, or raise
@@ -62,3 +64,53 @@ def attributes_of(part: Any) -> dict[str, Any] | None:
         return None
     attributes = getattr(part, "__dict__", None)
     return attributes if type(attributes) is dict else None
+
+
+class Slots:
+    """The attributes of an object that its class has named in `__slots__`."""
+
+    def __init__(self, part: Any, members: dict[str, Any]) -> None:
+        self.part = part
+        self._members = members  # descriptors, which a frozen dataclass does not refuse
+
+    def values(self) -> dict[str, Any]:
+        """Those that are set, by name."""
+        part = self.part
+        found = ((name, _value_of(member, part)) for name, member in self._members.items())
+        return {name: value for name, value in found if value is not _UNSET}
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._members[name].__set__(self.part, value)
+
+    def put_back(self, before: dict[str, Any]) -> None:
+        """Set those of `before`, and delete the others."""
+        now = self.values()
+        for name in now.keys() - before.keys():
+            self._members[name].__delete__(self.part)
+        for name, value in before.items():
+            if now.get(name, _UNSET) is not value:
+                self[name] = value
+
+
+_UNSET = object()
+
+
+def _value_of(member: Any, part: Any) -> Any:
+    try:
+        return member.__get__(part)
+    except AttributeError:
+        return _UNSET
+
+
+def slots_of(part: Any) -> Slots | None:
+    """The slots of an object, if its classes name any."""
+    if type(part) in PLAIN or isinstance(part, torch.Tensor):
+        return None
+    members = {
+        name: member
+        for cls in reversed(type(part).__mro__)
+        if "__slots__" in vars(cls)
+        for name, member in vars(cls).items()
+        if isinstance(member, types.MemberDescriptorType)
+    }
+    return Slots(part, members) if members else None

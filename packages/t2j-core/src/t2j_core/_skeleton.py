@@ -71,6 +71,7 @@ class Skeletons:
             return result
         finally:
             if use is not None and is_kept:
+                skeleton.leave_class()  # other calls may come before the skeleton is taken back
                 use.keep(functools.partial(self._take_back, skeleton))
             else:
                 self._take_back(skeleton)
@@ -146,6 +147,7 @@ class _Skeleton:
 
     def call(self, variables: Variables, args: Any, kwargs: Any, *, mutable: bool) -> tuple[Any, Any]:
         """Run the module."""
+        self._snapshot.class_level.begin()
         tensors = self._tensors(variables, mutable, (variables, args, kwargs))
         for holder, key, index in self._slots:
             holder[key] = tensors[index]
@@ -177,6 +179,10 @@ class _Skeleton:
         for holder, key, index in self._foreign:
             holder[key] = self._variables[index].empty
         return self._snapshot.restore()
+
+    def leave_class(self) -> None:
+        """Take what the call has put into classes out of them."""
+        self._snapshot.class_level.end()
 
     def references(self) -> list[int]:
         """How many there are to each submodule. A graph that will run one in its backward adds to them."""
