@@ -20,10 +20,11 @@ from ._errors import DataDependentShapeError, OutputError, T2jError, describe, l
 from ._further import further
 from ._hints import numbers_beside
 from ._made_up import Examples, Values, enough, values
-from ._pytree import argument_paths
+from ._pytree import argument_paths, merger
 from ._randomness import Draws, Watch, generator_states
 from ._returned import one_run
-from ._signature import Leaf, Outputs, fixed_shapes, has_empty, named_avals, named_values
+from ._shaped_by_values import ShapedByValues
+from ._signature import Leaf, Outputs, fixed_shapes, has_empty, may_be_numbers, named_avals, named_values
 from ._unkeyed import is_random
 
 
@@ -152,13 +153,45 @@ class Runs:
         paths, found = argument_paths(self._key), self._deciding() or range(len(self._operands))
         paths, operands = [paths[i] for i in found], [self._operands[i] for i in found]
         is_of_shapes = [leaf.shape for leaf in first.leaves] != [leaf.shape for leaf in second.leaves]
-        what, remedy = ("shapes", fixed_shapes(paths, operands)) if is_of_shapes else ("dtypes", _ONE_DTYPE)
+        what, remedy = ("shapes", self._fixed_shapes(found)) if is_of_shapes else ("dtypes", _ONE_DTYPE)
         return describe(
             f"The output {what} of {self._name} depend on the values of its inputs ({named_values(paths, operands)}).",
             expected=f"{what} that follow from the input {what}, which is all JAX knows when it traces",
             got=f"({_avals(first)}) for one input, ({_avals(second)}) for another",
             remedy=remedy,
         )
+
+    def _fixed_shapes(self, found: Sequence[int]) -> str:
+        """What to do so that shapes do not depend on the values of these operands. It is tried before it is told."""
+        paths, watch = argument_paths(self._key), ShapedByValues()
+        paths, operands = [paths[i] for i in found], [self._operands[i] for i in found]
+        self._try(watch, ())
+        if watch.advice is not None:
+            return watch.advice
+        if not may_be_numbers(operands):
+            return fixed_shapes(paths, operands)
+        error = self._try(contextlib.nullcontext(), found)
+        is_one_each = all(leaf.shape == () for leaf in operands)
+        asks = isinstance(error, AttributeError) and (is_one_each or error.name in ("item", "tolist", "numpy"))
+        remedy = fixed_shapes(paths, operands, takes_numbers=error is None or asks)
+        return f"{remedy} Inside of the function they are no tensors then: `n`, not `n.item()`." if asks else remedy
+
+    def _try(self, context: contextlib.AbstractContextManager[Any], as_numbers: Sequence[int]) -> Exception | None:
+        """Repeat the last run, with Python numbers in the place of some operands: the exception that it raises."""
+        make, device = self._ran_on[-1]
+
+        def again(*_args: Any, **_kwargs: Any) -> Any:
+            data = [_number(t) if i in as_numbers else t.to(device) for i, t in enumerate(make())]
+            args, kwargs = merger(self._key)(data)
+            with context:
+                return self._call(*args, **kwargs)
+
+        try:
+            with apart(self._name):
+                self._run(device, make, again)
+        except Exception as error:
+            return error.with_traceback(None)  # which refers to this
+        return None
 
     def _deciding(self) -> list[int]:
         """The operands of which one alone decides between the first answer and the last, the likely ones first."""
@@ -192,6 +225,10 @@ class Runs:
 
 def _devices() -> Iterable[str]:
     return dict.fromkeys((str(_compat.torch_device()), "cpu"))  # kernels and weights may be of a GPU alone
+
+
+def _number(tensor: torch.Tensor) -> Any:
+    return tuple(tensor.tolist()) if tensor.ndim else tensor.item()
 
 
 def _content(outputs: Outputs) -> tuple[Any, ...]:
