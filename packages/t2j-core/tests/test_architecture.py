@@ -24,6 +24,7 @@ FLOORS = [
         "_bounded",
         "_parts",
         "_memory",
+        "_host_random",
         "_shaped_by_values",
         "_module_use",
         "_frames",

@@ -11,6 +11,7 @@ import torch
 
 from . import _compat
 from ._errors import T2jWarning, warn
+from ._host_random import forked_host_generators
 from ._jax_inside import as_jax_inside, jax_inside
 from ._rng import turns
 
@@ -28,6 +29,7 @@ def apart(name: str) -> Any:
         turns,
         _compat.default_torch_state(("cpu",)),
         torch.random.fork_rng(devices=_compat.torch_gpus()),
+        forked_host_generators(),
         _compat.without_compilation(),
         _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),
