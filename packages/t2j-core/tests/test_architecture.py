@@ -31,7 +31,7 @@ FLOORS = [
         "_allowance",
         "_debug_nans",
     },
-    {"_class_level"},
+    {"_class_level", "_deep_copy"},
     {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints", "_public"},
     {
         "_dtypes",

@@ -493,6 +493,29 @@ def test_caches_of_a_class(use, needs_data, fresh_class):
     assert Cached.nested == {"list": [1.0]}
 
 
+class CachedByItself(Scaled):
+    """A module that makes the cache over its method itself: `copy.deepcopy` shares it."""
+
+    def __init__(self, maxsize):
+        super().__init__(None, lambda module, t: t * module.table(3) + t * module.table(3))
+        self.table = functools.lru_cache(maxsize=maxsize)(self._table)
+
+    def _table(self, size):
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.scale[:size] * self.calls
+
+
+@pytest.mark.parametrize("maxsize", [None, 1])
+def test_a_cache_over_a_method_that_the_module_holds(maxsize):
+    assert_every_call_is_the_first(lambda: CachedByItself(maxsize))
+    module = CachedByItself(maxsize)
+    module(T)
+    apply, variables = module2jax(module)
+    apply(variables, X)
+    assert module.calls == 1
+    assert module.table.cache_info().misses == 1
+
+
 def test_what_else_a_class_keeps_stays(fresh_class):
     def forward(module, t):
         Cached.tables["calls"] = Cached.tables.get("calls", 0) + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ class ClassLevel:
     Tensors that a call puts there are of that call, and go with it. All else stays, as in torch: it belongs to others.
     """
 
-    def __init__(self, parts: Iterable[Any]) -> None:
+    def __init__(self, parts: Sequence[Any]) -> None:
         classes = dict.fromkeys(cls for kind in set(map(type, parts)) for cls in kind.__mro__)
         own = [cls for cls in classes if not str(cls.__module__).startswith(("torch.", "builtins"))]
         self._classes = [cls for cls in own if issubclass(cls, torch.nn.Module)]
         self._caches = [function for cls in own for value in vars(cls).values() for function in _cached(value)]
+        self._caches += [part for part in parts if type(part) is _CACHED]  # `self.table = lru_cache(self._table)`
         self._before: list[tuple[Any, dict[Any, Any]]] = []
 
     def begin(self) -> None:

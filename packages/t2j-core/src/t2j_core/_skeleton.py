@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import copy
 import functools
 import operator
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from . import _compat
 from ._containers import Snapshot
+from ._deep_copy import deep_copy
 from ._errors import ArgumentError, describe
 from ._module_use import current_use
 from ._parts import parts
@@ -55,7 +55,7 @@ class Skeletons:
 
     def _make(self) -> _Skeleton:
         with _compat.default_torch_state(("cpu",)):  # a mode of the call, such as fake tensors, is not for the next
-            return _Skeleton(copy.deepcopy(self.pristine, dict(self._empty)), self._pristine_ids)
+            return _Skeleton(deep_copy(self.pristine, dict(self._empty)), self._pristine_ids)
 
     def call(self, variables: Variables, args: Any, kwargs: Any, *, mutable: bool = False) -> tuple[Any, Any]:
         """The output of the module with these variables, and its buffers afterwards."""
@@ -94,7 +94,7 @@ def _copy_without_data(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[i
         if isinstance(part, torch.Tensor) and id(part) not in memo and (not part.is_leaf or part.is_inference()):
             memo[id(part)] = part.detach().clone()
     try:
-        return copy.deepcopy(module, memo), shared
+        return deep_copy(module, memo), shared
     except Exception as error:
         raise ArgumentError(
             describe(
