@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,3 +222,25 @@ def test_a_batch_of_the_users_own_says_what_it_says_in_torch():
     jax.vmap(torch2jax(margin))(x)
     with pytest.warns(UserWarning, match="There is a performance drop"):
         torch2jax(torch.func.vmap(margin), output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32))(x)
+
+
+def test_a_signal_handler_may_run_a_batch_while_the_warnings_are_switched(monkeypatch):
+    f, x = jax.vmap(torch2jax(margin)), jnp.ones((3, 4))
+    expected, handled, is_armed = f(x), [], []
+    switch = torch._C._functorch._set_vmap_fallback_warning_enabled
+
+    def interrupted(is_on):
+        if is_armed:
+            is_armed.pop()
+            signal.raise_signal(signal.SIGUSR1)
+        switch(is_on)
+
+    monkeypatch.setattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", interrupted)
+    before = signal.signal(signal.SIGUSR1, lambda *_: handled.append(f(x)))
+    try:
+        is_armed.append(None)
+        np.testing.assert_array_equal(f(x), expected)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    np.testing.assert_array_equal(handled[0], expected)
+    test_a_batch_of_the_users_own_says_what_it_says_in_torch()

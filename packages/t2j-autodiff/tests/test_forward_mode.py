@@ -215,3 +215,29 @@ def test_an_encoder_layer_in_eval_mode():
     expected = [(jax.grad(loss)(row) * jnp.cos(row)).sum() for row in x]
     close(push(x[0]), expected[0], 1e-3)
     close(jax.vmap(push)(x), jnp.stack(expected), 1e-3)
+
+
+W = torch.linspace(0.5, 1.5, 4)
+OF_FLOAT = {  # torch's tangent of the result has the dtype of the weight
+    "group_norm": lambda x: F.group_norm(x, 2, W, W),
+    "layer_norm": lambda x: F.layer_norm(x, (6,), torch.ones(6)),
+    "batch_norm": lambda x: F.batch_norm(x, W, W, W, W),
+    "batch_norm in training": lambda x: F.batch_norm(x, None, None, W, W, training=True),
+}
+
+
+@pytest.mark.parametrize("name", OF_FLOAT)
+def test_a_norm_under_autocast_may_be_the_result(name):
+    def norm(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return OF_FLOAT[name](x.bfloat16())
+
+    f, x = torch2jax(norm), jnp.sin(jnp.arange(48.0)).reshape(2, 4, 6)
+    t = jnp.cos(x)
+    push = lambda x, t: jax.jvp(f, (x,), (t,))[1]
+    expected = jnp.tensordot(jax.jacrev(lambda x: f(x).astype(jnp.float32))(x), t, 3)
+    for got in (push(x, t), jax.jit(push)(x, t), jax.vmap(push)(x[None], t[None])[0], jax.linearize(f, x)[1](t)):
+        assert got.dtype == jnp.bfloat16
+        close(got.astype(jnp.float32), expected, 0.05)
+    slope = jax.grad(lambda x: jnp.sum(f(x).astype(jnp.float32) ** 3))
+    close(jax.jvp(slope, (x,), (t,))[1], jax.grad(lambda x: jnp.sum(slope(x) * t))(x), 0.1)

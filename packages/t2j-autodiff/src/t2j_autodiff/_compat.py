@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -169,8 +168,7 @@ def math_attention() -> Iterator[None]:
         yield
 
 
-_silent = threading.Lock()
-_silenced = 0  # how many batches run, on all threads
+_silenced: list[None] = []  # one for each batch that runs, on all threads
 
 
 @contextlib.contextmanager
@@ -180,18 +178,25 @@ def silent_loops() -> Iterator[None]:
     Users of `jax.vmap` are told of torch's batching rules otherwise, and where warnings are errors, a batch that works
     fails. The switch is one for all threads. Torch does not tell its state: afterwards it is on, as it is by default.
     """
-    _count_silenced(1)
+    _silenced.append(None)
     try:
+        _set_loop_warnings()
         yield
     finally:
-        _count_silenced(-1)
+        _silenced.pop()
+        _set_loop_warnings()
 
 
-def _count_silenced(change: int) -> None:
-    global _silenced
-    with _silent:
-        _silenced += change
-        torch._C._functorch._set_vmap_fallback_warning_enabled(not _silenced)  # type: ignore[attr-defined]
+def _set_loop_warnings() -> None:
+    """Switch the warnings to what is wanted. Without a lock, which a signal handler in here could wait for.
+
+    Whoever sets the switch looks again, so that it is right after the last one.
+    """
+    while True:
+        is_on = not _silenced
+        torch._C._functorch._set_vmap_fallback_warning_enabled(is_on)  # type: ignore[attr-defined]
+        if is_on is (not _silenced):
+            return
 
 
 def is_once_differentiable(results: Iterable[torch.Tensor]) -> bool:

@@ -134,8 +134,9 @@ def _forward(push: Pushforward) -> tuple[tuple[torch.Tensor, ...], bool]:
         have[:] = map(_compat.has_tangent, y)
         return y
 
-    _, dy = in_forward_level(lambda: torch.func.jvp(run, moved, tangents))  # type: ignore[misc]
-    return tuple(map(_compat.materialised, dy)), all(have)
+    y, dy = in_forward_level(lambda: torch.func.jvp(run, moved, tangents))  # type: ignore[misc]
+    # In autocast, torch's norms of bfloat16 with a weight of float32 have tangents of float32 (torch 2.13).
+    return tuple(_compat.materialised(d).to(yi.dtype) for yi, d in zip(y, dy, strict=True)), all(have)
 
 
 class _ContradictionError(Exception):
