@@ -32,7 +32,7 @@ FLOORS = [
     {"_batching"},
     {"_rehearsal"},
     {"_residuals", "_graph", "_shown", "_from_examples"},
-    {"_linearize"},
+    {"_linearize", "_values_alone"},
     {"_linear"},
     {"_rules"},
     {"_wrap"},

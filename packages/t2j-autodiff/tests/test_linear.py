@@ -10,7 +10,7 @@ import pytest
 import t2j_core
 import torch
 import torch.nn.functional as F
-from t2j_autodiff import DepthError, TransformError, module2jax, torch2jax
+from t2j_autodiff import DepthError, PerformanceWarning, TransformError, module2jax, torch2jax
 
 A = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 0.5, 5.0]])
 SYMMETRIC = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 5.0]])
@@ -111,8 +111,15 @@ NOT_LINEAR = {
     "square": (torch.square, VECTOR),
     "half of a square": (lambda x: x * x.detach(), VECTOR),
     "detached part": (lambda x: x + 1e-3 * (x * x).detach(), VECTOR),
-    "detached": (lambda x: 2 * x.detach(), VECTOR),
-    "NumPy": (lambda x: torch.from_numpy(2 * x.detach().numpy()), VECTOR),
+    "detached square": (lambda x: (x * x).detach(), VECTOR),
+    "NumPy": (lambda x: torch.from_numpy(np.maximum(x.detach().numpy(), 0)), VECTOR),
+    "NumPy plus one": (lambda x: torch.from_numpy(x.detach().numpy() + 1), VECTOR),
+    "detached sort": (lambda x: x.sort()[0].detach(), VECTOR),
+    "detached noise": (lambda x: (x * (1 + 1e-4 * torch.randn(6))).detach(), VECTOR),
+    "detached step": (lambda x: (x + torch.where(x > 100, 1.0, 0.0)).detach(), VECTOR),
+    "step": (lambda x: x + torch.where(x > 100, 1.0, 0.0), VECTOR),
+    "step on the other side": (lambda x: x - torch.where(x < -100, 1.0, 0.0), VECTOR),
+    "kink": (lambda x: x + torch.where(x > 100, 0.01 * x, 0.0), VECTOR),
     "straight through": (lambda x: x + (x.round() - x).detach(), VECTOR),
     "round": (torch.round, VECTOR),
     "sign": (torch.sign, VECTOR),
@@ -384,6 +391,91 @@ def test_jet_is_refused():
             jet(g, (B,), ((B, B),))
 
 
+# --- linear by values, without a derivative in PyTorch -------------------------------------------------------------
+
+CUT_OFF = {
+    "NumPy": lambda v: torch.from_numpy(A.numpy() @ v.detach().numpy()),
+    "no_grad": torch.no_grad()(lambda v: A @ v),
+    "detached": lambda v: (A @ v).detach(),
+    "detached in part": lambda v: v + (A @ v - v).detach(),
+}
+
+
+@pytest.mark.parametrize("name", CUT_OFF)
+def test_the_values_of_solvers_take_no_transpose(name, recwarn):
+    f = torch2jax(CUT_OFF[name])
+    for solve in (sparse.gmres, sparse.bicgstab):
+        close(solve(f, B)[0], jnp.linalg.solve(J, B))
+        close(jax.jit(lambda b, solve=solve: solve(f, b)[0])(B), jnp.linalg.solve(J, B))
+    assert not [w for w in recwarn if issubclass(w.category, PerformanceWarning)]
+
+
+@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
+@pytest.mark.parametrize("name", CUT_OFF)
+def test_a_transpose_without_a_derivative(name):
+    f = torch2jax(CUT_OFF[name])
+    t = lambda c: transposed(f, B)(c)[0]
+    close(jax.jit(t)(B), J.T @ B)
+    close(jax.jacrev(t)(B), J.T)
+    close(jax.jacfwd(t)(B), J.T)
+    close(transposed(t, B)(B)[0], J @ B)
+    several = jnp.stack([B, -2 * B])
+    close(jax.vmap(t)(several), several @ J)
+    close(transposed(jax.vmap(f), several)(several)[0], several @ J)
+    close(jax.jacrev(lambda b: sparse.gmres(f, b, tol=1e-7)[0])(B), jnp.linalg.inv(J), 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
+def test_a_transpose_without_a_derivative_in_one_of_several_batched_operands():
+    f = torch2jax(lambda a, v: (a @ v).detach())
+    several, bs = jnp.stack([J, 2 * J]), jnp.stack([B, -B, 3 * B])
+    over_matrices = jax.vmap(f, (0, None))
+    close(transposed(lambda v: over_matrices(several, v), B)(bs[:2])[0], J.T @ bs[0] + 2 * J.T @ bs[1])
+    both = lambda v: jax.vmap(over_matrices, (None, 0))(several, v)
+    ct = jnp.arange(18.0).reshape(3, 2, 3)
+    close(transposed(both, bs)(ct)[0], jnp.einsum("bmi,mij->bj", ct, several))
+    of_matrix = transposed(lambda a: jax.vmap(f, (None, 0))(a, bs), J)(bs)[0]
+    close(of_matrix, bs.T @ bs)
+
+
+@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
+def test_a_complex_transpose_without_a_derivative():
+    c = (A + 1j * A.T).to(torch.complex64)
+    matrix, z = jnp.asarray(c.numpy()), jax.lax.complex(B, 2 * B[::-1])
+    close(transposed(torch2jax(lambda v: (c @ v).detach()), z)(z)[0], matrix.T @ z)
+    close(transposed(torch2jax(lambda v: (c @ v.to(c.dtype)).detach()), B)(z)[0], (matrix.T @ z).real)
+    close(transposed(torch2jax(lambda v: v.imag.clone().detach()), z)(B)[0], transposed(jnp.imag, z)(B)[0])
+
+
+@pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
+def test_a_transpose_without_a_derivative_that_is_not_finite():
+    for wraps in (lambda f: f, only_for_real_values):
+        f = torch2jax(wraps(lambda c, x: c * x.detach()))
+        for c in (B.at[0].set(jnp.nan), B, B.at[2].set(jnp.inf)):
+            got = np.asarray(transposed(lambda x, f=f, c=c: f(c, x), B)(B)[0])
+            is_known = np.isfinite(got)  # NaN times zero is NaN
+            np.testing.assert_array_equal(got[is_known], (c * B)[is_known])
+            assert is_known.all() == jnp.isfinite(c).all()
+
+
+def test_a_transpose_without_a_derivative_is_slow_and_says_so():
+    with pytest.warns(PerformanceWarning, match="6 runs"):
+        transposed(torch2jax(lambda x: (2 * x).detach()), VECTOR)(VECTOR)
+
+
+def test_a_large_transpose_without_a_derivative_is_refused_when_it_runs():
+    f, x = torch2jax(lambda x: (2 * x).detach()), jnp.arange(300.0)
+    close(sparse.gmres(f, x)[0], x / 2, 1e-3)
+    run = jax.linear_transpose(f, x)
+    with pytest.raises(TransformError, match=r"linear in args\[0\] as far as its values tell(.|\n)*Got: .*300 numbers"):
+        run(x)
+
+
+def test_a_backward_of_other_values_is_named():
+    with pytest.raises(TransformError, match="whose backward says that it is not linear"):
+        sparse.gmres(torch2jax(TripledWrongly.apply), B)
+
+
 # --- values that are not finite -----------------------------------------------------------------------------------
 
 NOT_FINITE = {
@@ -450,7 +542,7 @@ def test_real_values_that_are_not_finite_judge_alone():
         lambda c, x: c * x + 1,
         lambda c, x: x + c,
         lambda c, x: c * x * x.detach(),
-        lambda c, x: c * x.detach(),
+        lambda c, x: c * x.detach() ** 2,
     ],
 )
 def test_the_finite_part_is_judged(f, wraps):

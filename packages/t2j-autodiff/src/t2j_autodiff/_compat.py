@@ -213,6 +213,11 @@ def has_own_jvp(results: Iterable[torch.Tensor]) -> bool:
     return any(cls is not None and cls.jvp is not torch.autograd.Function.jvp for cls in classes)
 
 
+def has_function(results: Iterable[torch.Tensor]) -> bool:
+    """Whether the graph behind `results` has an `autograd.Function`."""
+    return any(hasattr(type(node), "_forward_cls") for node in _nodes(t.grad_fn for t in results))
+
+
 def has_old_function(results: Iterable[torch.Tensor]) -> bool:
     """Whether the graph behind `results` has an `autograd.Function` whose forward gets the context."""
     classes = (getattr(type(node), "_forward_cls", None) for node in _nodes(t.grad_fn for t in results))

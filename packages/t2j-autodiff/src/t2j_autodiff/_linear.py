@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from t2j_core import TransformError
-from t2j_core.extend import TorchFn, apart, describe
+from t2j_core import PerformanceWarning, TransformError
+from t2j_core.extend import TorchFn, apart, describe, warn
 
 from . import _compat
 from ._batching import Levels, batched, with_all_levels, with_batch_axes
-from ._differentiate import Flat, first_line
+from ._differentiate import Flat, Tensors, first_line
 from ._linearity import (
     FEW,
     MANY,
     NOT_FINITE,
+    NOT_ITS_ADJOINT,
+    NOT_ZERO,
     definite,
     general,
     generator,
@@ -25,9 +27,12 @@ from ._linearity import (
     zeros,
 )
 from ._linearize import Linearized
+from ._pushforward import Pull
 from ._shared import Shared
+from ._values_alone import COLUMNS, is_cut_off, n_columns, reason_values_are_not_linear, transposed_by_columns
 
 _OF_ILL_CONDITIONED = 0.1
+_OF_CUT_OFF = (NOT_ITS_ADJOINT, NOT_ZERO)  # what a function without a derivative shows, the second with NaN inside
 
 
 class LinearFunction(Linearized):
@@ -37,11 +42,13 @@ class LinearFunction(Linearized):
     """
 
     def __init__(
-        self, source: TorchFn, flat: Flat, ins: tuple[int, ...], shared: Shared, *, is_judged: bool, asked_by: str
+        self, source: TorchFn, flat: Flat, ins: tuple[int, ...], shared: Shared, *, verdict: Verdict, asked_by: str
     ) -> None:
         super().__init__(source, flat, ins, shared, keeps=False)
         self._asked_by = asked_by
-        self._is_judged = is_judged  # on made-up values of the other operands
+        self._is_judged = is_judged = verdict.is_linear is True  # on made-up values of the other operands
+        self._has_derivative = verdict.has_derivative
+        self._is_slow_told = False
         self._is_confirmed = is_judged and len(ins) == len(self.operands)
         self._is_partly_confirmed = False  # on values with which the pullback was not all finite
 
@@ -87,15 +94,59 @@ class LinearFunction(Linearized):
         points = FEW if self._is_judged else MANY
         x = self._with_axes([t.detach() for t in x], levels)
         with apart(shared.name):
-            reason = reason_not_linear(f, x, self.ins, outs, results, points=points, least=_OF_ILL_CONDITIONED)
+            if self._has_derivative:
+                reason = reason_not_linear(f, x, self.ins, outs, results, points=points, least=_OF_ILL_CONDITIONED)
+                self._has_derivative = reason not in _OF_CUT_OFF or not is_cut_off(f, x, self.ins, outs)
+            if not self._has_derivative:
+                reason = reason_values_are_not_linear(f, x, self.ins, outs, least=_OF_ILL_CONDITIONED)
             is_finite = reason is not NOT_FINITE
             if not is_finite:  # a diverged run: JAX's result is not finite either
                 if self._is_partly_confirmed:
                     return
-                reason = reason_not_linear_where_finite(f, x, self.ins, outs, results, least=_OF_ILL_CONDITIONED)
+                reason = None
+                if self._has_derivative:
+                    reason = reason_not_linear_where_finite(f, x, self.ins, outs, results, least=_OF_ILL_CONDITIONED)
         if reason is not None:
             raise not_linear(shared, self.ins, reason, self._asked_by)
         self._is_confirmed, self._is_partly_confirmed = is_finite, True
+
+    def pullback(self) -> Pull:
+        """The transpose: PyTorch's pullback, or the columns of a function without one."""
+        vjp, (example, levels) = super().pullback(), _batch_of(self.source)
+
+        def pull(x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
+            if self._has_derivative:
+                return vjp(x, ins, cotangents)
+            self._check_columns(example)
+            return transposed_by_columns(self.flat, x, ins, cotangents, levels)
+
+        return pull
+
+    def _check_columns(self, example: TorchFn) -> None:
+        """Raise where the columns are too many. Solvers trace a transpose that they may never run."""
+        count = n_columns([example.signature.operands[i] for i in self.ins])
+        if count > COLUMNS:
+            raise _no_transpose(self.shared, self.ins, count)
+        if not self._is_slow_told:
+            self._is_slow_told = True
+            warn(
+                f"PyTorch has no derivative of {self.shared.name} (NumPy, `no_grad`, `detach`), so its transpose comes "
+                f"from {count} runs of the function. Write it in PyTorch operations that record gradients.",
+                PerformanceWarning,
+            )
+
+    def _like(self, fn: TorchFn, outs: tuple[int, ...]) -> Linearized:
+        linear: Linearized = fn.rules.as_linear(fn, self.ins, outs)
+        return linear
+
+
+def _batch_of(fn: TorchFn) -> tuple[TorchFn, Levels]:
+    """What a function is a batch of, and along which axes."""
+    levels: Levels = ()
+    while fn.rules.batch_of is not None:
+        fn, size, dims = fn.rules.batch_of
+        levels = ((size, dims), *levels)
+    return fn, levels
 
 
 class Verdict(NamedTuple):
@@ -103,6 +154,7 @@ class Verdict(NamedTuple):
 
     is_linear: bool | None
     reason: str = ""
+    has_derivative: bool = True  # PyTorch has that of its values
 
 
 def judged(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
@@ -120,12 +172,16 @@ def judged(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
                 reason = reason_not_linear(fn.rules.flat, x, ins, outs, results)
                 if reason is NOT_FINITE and not has_others:
                     reason = reason_not_linear_where_finite(fn.rules.flat, x, ins, outs, results)
+                is_known = reason not in _OF_CUT_OFF or not is_cut_off(fn.rules.flat, x, ins, outs)
+                if not is_known:
+                    reason = reason_values_are_not_linear(fn.rules.flat, x, ins, outs)
+                    reason = None if reason is NOT_FINITE and not has_others else reason
         except Exception as error:
             if has_others:  # made-up values need not be valid: a real call tells
                 continue
-            reason = f"it raises {first_line(error)}"
+            reason, is_known = f"it raises {first_line(error)}", True
         if reason is None:
-            return Verdict(True)
+            return Verdict(True, has_derivative=is_known)
         if reason is not NOT_FINITE:
             reasons.append(reason)
     return Verdict(False, reasons[0]) if reasons else Verdict(None)
@@ -133,12 +189,29 @@ def judged(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
 
 def not_linear(shared: Shared, ins: Sequence[int], reason: str, asked_by: str) -> TransformError:
     """The error for a function that cannot be transposed."""
-    names = [shared.paths[i] if i < len(shared.paths) else f"operand {i}" for i in ins]
+    says = "whose backward says that it is" if reason is NOT_ITS_ADJOINT else "which is"
     return TransformError(
         describe(
-            f"{asked_by} needs the transpose of {shared.name}, which is not linear in {' and '.join(names)}: {reason}.",
+            f"{asked_by} needs the transpose of {shared.name}, {says} not linear in {_names(shared, ins)}: {reason}.",
             expected="a function f with f(0) = 0 whose derivative is the same everywhere, and has a PyTorch backward",
             remedy="Transpose the derivative instead: `jax.vjp` is that of any function, and "
             "`jax.linearize(f, x)[1]` is linear.",
         )
     )
+
+
+def _no_transpose(shared: Shared, ins: Sequence[int], count: int) -> TransformError:
+    return TransformError(
+        describe(
+            f"{shared.name} cannot be transposed: it is linear in {_names(shared, ins)} as far as its values tell, but "
+            "PyTorch has no derivative of it (NumPy, `no_grad`, `detach`).",
+            expected=f"a derivative, or at most {COLUMNS} numbers that it is linear in",
+            got=f"{count} numbers",
+            remedy="Write it in PyTorch operations that record gradients, or as an `autograd.Function` whose backward "
+            "is the transpose.",
+        )
+    )
+
+
+def _names(shared: Shared, ins: Sequence[int]) -> str:
+    return " and ".join(shared.paths[i] if i < len(shared.paths) else f"operand {i}" for i in ins)

@@ -6,6 +6,8 @@ numbers of a private generator:
 
 - it is zero at zero;
 - its pullback is the same at every point, large and small;
+- its values at a point and at a power of two times that point differ by that power, to the bit but for kernels that add
+  up in any order: a step beyond some threshold is small beside the values there, but not beside their rounding;
 - the pullback is the adjoint of the function: <v, f(u)> = <pull(v), u>. Where the backward is cut off, it is not.
 """
 
@@ -24,7 +26,7 @@ _SEED = 20
 MANY, FEW = 6, 3  # points
 
 
-class _Precision(DispatchMode):
+class Precision(DispatchMode):
     """Notes the relative error of the least precise dtype that was computed with, as under autocast."""
 
     eps = 0.0
@@ -41,7 +43,8 @@ class _Precision(DispatchMode):
 NOT_FINITE = "its pullback is not finite"
 NOT_ZERO = "its value at zero is not zero"
 NOT_THE_SAME = "its derivative differs from point to point"
-NOT_ITS_ADJOINT = "its derivative in PyTorch is not that of its values (detached, or computed outside PyTorch)"
+NOT_ITS_ADJOINT = "its derivative in PyTorch is not that of its values"
+NOT_IN_PROPORTION = "its values do not grow in proportion to its operands"
 
 
 def reason_not_linear(
@@ -62,8 +65,9 @@ def reason_not_linear(
     like = [x[i] for i in ins]
     cotangents = {i: _random(results[i], draw).to(x[ins[0]].device) for i in outs}
     first: Sequence[torch.Tensor] | None = None
-    for number, point in zip(range(points), _points(like, draw), strict=False):
-        with _Precision() as precision:
+    unit: list[torch.Tensor] = []
+    for number, (factor, point) in zip(range(points), at_points(like, draw), strict=False):
+        with Precision() as precision:
             y, pulled = _value_and_pullback(f, x, ins, point, cotangents)
         tolerance = max(math.sqrt(precision.eps), least)
         if not all(bool(g.isfinite().all()) for g in pulled):
@@ -73,6 +77,9 @@ def reason_not_linear(
         if first is not None and not all(map(_alike, first, pulled)):
             return NOT_THE_SAME
         first = pulled
+        unit = y if factor == 1 else unit
+        if factor and not are_in_proportion(y, unit, factor, precision.eps):
+            return NOT_IN_PROPORTION
         if number and not _are_adjoint(y, list(cotangents.values()), pulled, point, tolerance):
             return NOT_ITS_ADJOINT
     return None
@@ -93,7 +100,7 @@ def reason_not_linear_where_finite(
     draw = generator()
     like = [x[i] for i in ins]
     cotangents = {i: _random(results[i], draw).to(x[ins[0]].device) for i in outs}
-    points = _points(like, draw)
+    points = (point for _, point in at_points(like, draw))
     y, first = _value_and_pullback(f, x, ins, next(points), cotangents)
     where = [g.isfinite() for g in first]
     finite = dict(zip(cotangents, (yi.isfinite() for yi in y), strict=True))
@@ -105,7 +112,7 @@ def reason_not_linear_where_finite(
         if not all(map(_alike_where_finite, first, pulled)):
             return NOT_THE_SAME
         point = list(map(_only, point, where))
-        with _Precision() as precision:
+        with Precision() as precision:
             y, pulled = _value_and_pullback(f, x, ins, point, kept)
         tolerance = max(math.sqrt(precision.eps), least)
         y = list(map(_only, y, finite.values()))
@@ -145,6 +152,18 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()) if a.numel() else 0.0)
 
 
+def are_in_proportion(y: Sequence[torch.Tensor], unit: Sequence[torch.Tensor], factor: float, eps: float) -> bool:
+    """Whether the values `y` are `factor` times `unit`, where both are finite. A power of two changes no rounding."""
+    tolerance = min(256 * eps, math.sqrt(eps))
+    for a, b in zip(y, unit, strict=True):
+        b = b * factor
+        difference = _only(a - b, a.isfinite() & b.isfinite()).abs()
+        size = _only(b, b.isfinite()).abs()
+        if b.numel() and float(difference.max()) > tolerance * float(size.max()):
+            return False
+    return True
+
+
 def _are_adjoint(y: Any, v: Any, pulled: Any, point: Any, tolerance: float) -> bool:
     """Whether <v, y> = <pulled, point>, real parts, with respect to the size of the terms."""
     left, right = ([_terms(a, b) for a, b in zip(p, q, strict=True)] for p, q in ((v, y), (pulled, point)))
@@ -167,19 +186,22 @@ def generator() -> torch.Generator:
     return torch.Generator("cpu").manual_seed(_SEED)
 
 
-def _points(like: Sequence[torch.Tensor], draw: torch.Generator) -> Iterator[list[torch.Tensor]]:
-    def random(scale: float) -> list[torch.Tensor]:
-        return [(_normal(t.shape, t.dtype, draw) * scale).to(t.device, t.dtype) for t in like]
+def at_points(like: Sequence[torch.Tensor], draw: torch.Generator) -> Iterator[tuple[float, list[torch.Tensor]]]:
+    """Points to try: (factor, factor times the point of factor 1), or (0, a point of its own), which is zero at first.
+
+    The first three are of both signs and two sizes.
+    """
+
+    def random() -> list[torch.Tensor]:
+        return [_normal(t.shape, t.dtype, draw).to(t.device, t.dtype) for t in like]
 
     largest = min(torch.finfo(t.dtype).max for t in like)
-    large = 1e3 if largest > 1e6 else 10.0  # half precision
-    yield [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in like]
-    once = random(1.0)
-    yield once
-    yield random(large)
-    yield [-t for t in once]
-    yield random(1 / large)
-    yield random(1.0)
+    large = 1024.0 if largest > 1e6 else 8.0  # half precision
+    yield 0.0, [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in like]
+    once = random()
+    for factor in (1.0, -large, large, 1 / large):
+        yield factor, [factor * t for t in once]
+    yield 0.0, random()
 
 
 def _normal(shape: Sequence[int], dtype: torch.dtype, draw: torch.Generator) -> torch.Tensor:

@@ -17,7 +17,7 @@ from ._forward_mode import ForwardMode, jvp, rehearse
 from ._from_examples import from_examples, unless_it_fails
 from ._graph import Graphs
 from ._plain import in_plain_operations
-from ._pushforward import Pushforward
+from ._pushforward import Pull, Pushforward
 from ._rehearsal import rehearsed
 from ._residuals import LiveGraphs, warn_if_random
 from ._shared import Shared
@@ -144,7 +144,7 @@ class Linearized:
     def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
         """A linear map without residuals: it runs the forward again, and torch can differentiate it."""
         f, n, shared = self.flat, len(self.operands), self.shared
-        known, linear, adjoint = self.forward_mode, self.linear, self.source.rules.adjoint
+        known, linear, adjoint, pullback = self.forward_mode, self.linear, self.source.rules.adjoint, self.pullback()
 
         def at(a: Sequence[torch.Tensor]) -> Pushforward:
             return Pushforward(f, a[:n], ins, a[n:], outs, self.results, linear, adjoint)
@@ -154,7 +154,7 @@ class Linearized:
 
         def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             cotangents = dict(zip(outs, a[n:], strict=True))
-            return (adjoint or functools.partial(vjp, f, linear=linear))(a[:n], ins, cotangents)
+            return tuple(pullback(a[:n], ins, cotangents))
 
         if linear:
             pull = in_plain_operations(pull, shared)  # its backward too, which may run forwards again (checkpoints)
@@ -170,13 +170,23 @@ class Linearized:
             flat = rehearsed(flat, lambda *a: rehearse(at(a), known), n, levels, known)
         return flat
 
+    def pullback(self) -> Pull:
+        """How the function is differentiated in reverse mode."""
+        adjoint: Pull | None = self.source.rules.adjoint
+        return adjoint or functools.partial(vjp, self.flat, linear=self.linear)
+
     def _of_example(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...]) -> Flat | None:
         """A linear map of a batch from those of its examples."""
         if self.source.rules.batch_of is None or self.shared.options.vmap_method != "auto":
             return None
         fn, size, dims = self.source.rules.batch_of
-        of_one = fn.rules.linearized(fn, self.ins, keeps=False).map_flat(direction, ins, outs, ())
+        of_one = self._like(fn, outs).map_flat(direction, ins, outs, ())
         return from_examples(of_one, direction, ins, outs, size, dims, self.shared)
+
+    def _like(self, fn: TorchFn, outs: tuple[int, ...]) -> Linearized:
+        """The same of another function, which this one is a batch of."""
+        linearized: Linearized = fn.rules.linearized(fn, self.ins, keeps=False)
+        return linearized
 
     def adjoint(self, push: Flat, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Adjoint:
         """The pullback of the pushforward `push`."""

@@ -84,11 +84,10 @@ class Rules:
         if verdict.is_linear is False:
             raise not_linear(self.shared, ins, verdict.reason, asked_by)
 
-        def make() -> LinearFunction:
-            is_judged = verdict.is_linear is True
-            return LinearFunction(fn, self.flat, ins, self.shared, is_judged=is_judged, asked_by=asked_by)
-
-        return self._memo.get(("linear", ins, outs), make)
+        return self._memo.get(
+            ("linear", ins, outs),
+            lambda: LinearFunction(fn, self.flat, ins, self.shared, verdict=verdict, asked_by=asked_by),
+        )
 
     def verdict(self, fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
         """Whether the function is linear in the inputs `ins`, found out once."""
