@@ -18,6 +18,7 @@ from t2j_autodiff import (
     PerformanceWarning,
     T2jError,
     TransformError,
+    module2jax,
     torch2jax,
 )
 
@@ -507,3 +508,31 @@ def test_the_layout_of_every_message(name):
     if isinstance(caught.value, ArgumentError):
         assert len(middle) == 2
     assert "Array(" not in str(caught.value)
+
+
+# --- inputs that torch does not differentiate with respect to ------------------------------------------------------
+
+BATCH = jnp.arange(6.0).reshape(2, 3)
+
+
+@pytest.mark.parametrize("derivative", [jax.grad, lambda f, **_: lambda v: jax.jvp(f, (v,), (of_ones(v),))])
+@pytest.mark.parametrize("layers", [[], [torch.nn.Linear(3, 3)]])
+def test_the_variables_of_a_batch_norm_have_no_derivative(derivative, layers):
+    apply, variables = module2jax(torch.nn.Sequential(*layers, torch.nn.BatchNorm1d(3)).eval())
+    loss = lambda v: apply(v, BATCH).sum()
+    with pytest.raises(NonDifferentiableError, match=r"to `running_mean`(.|\n)*`variables\[\"params\"\]` without"):
+        derivative(loss, allow_int=True)(variables)
+    of_params = jax.grad(lambda p: apply({**variables, "params": p}, BATCH).sum())(variables["params"])
+    assert {leaf.shape for leaf in jax.tree.leaves(of_params)} >= {(3,)}
+
+
+def of_ones(tree):
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.tree.map(lambda x: jnp.ones_like(x) if is_float(x) else np.zeros(x.shape, jax.dtypes.float0), tree)
+
+
+def test_weights_of_a_loss_have_no_derivative():
+    f = torch2jax(lambda x, w: torch.nn.functional.cross_entropy(x, torch.tensor([0, 2]), weight=w))
+    jax.grad(f)(BATCH, jnp.ones(3))
+    with pytest.raises(NonDifferentiableError, match="`nll_loss_forward` with respect to `weight`"):
+        jax.grad(f, 1)(BATCH, jnp.ones(3))

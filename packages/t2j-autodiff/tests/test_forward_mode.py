@@ -241,3 +241,62 @@ def test_a_norm_under_autocast_may_be_the_result(name):
         close(got.astype(jnp.float32), expected, 0.05)
     slope = jax.grad(lambda x: jnp.sum(f(x).astype(jnp.float32) ** 3))
     close(jax.jvp(slope, (x,), (t,))[1], jax.grad(lambda x: jnp.sum(slope(x) * t))(x), 0.1)
+
+
+# --- gradients that a hook changes ---------------------------------------------------------------------------------
+
+
+def hooked(change, f):
+    def run(x):
+        y = 2 * x
+        if y.requires_grad:
+            y.register_hook(change)
+        return f(y)
+
+    return torch2jax(run)
+
+
+def to_points(y):
+    """Without a forward mode, and without a double backward."""
+    return torch.cdist(y, torch.tensor([[1.0, 2, 3], [3, 1, 2]])).sum(0)
+
+
+NOT_LINEAR = {
+    "clamp at 1": lambda g: g.clamp(-1, 1),
+    "clamp at 1e-4": lambda g: g.clamp(-1e-4, 1e-4),
+    "clamp at 1e-7": lambda g: g.clamp(-1e-7, 1e-7),
+    "normalise": lambda g: g / g.norm(),
+    "sign": torch.sign,
+}
+
+
+def ways_forward(f):
+    yield jax.jvp(f, (X,), (T,))[1]
+    yield jax.jvp(f, (X,), (100 * T,))[1] / 100
+    yield jax.jit(lambda x: jax.jvp(f, (x,), (T,))[1])(X)
+    yield jax.vmap(lambda t: jax.jvp(f, (X,), (t,))[1])(T[None])[0]
+    yield jnp.tensordot(jax.jacfwd(f)(X), T, 2)
+
+
+@pytest.mark.parametrize("name", NOT_LINEAR)
+def test_a_gradient_that_is_clamped_leaves_forward_mode_that_of_the_values(name):
+    f = hooked(NOT_LINEAR[name], torch.sin)
+    for got in ways_forward(f):
+        close(got, 2 * jnp.cos(2 * X) * T)
+    ones = torch.full((4, 3), 1.0)
+    close(jax.grad(lambda x: f(x).sum())(X), 2 * NOT_LINEAR[name](torch.cos(2 * torch.tensor(np.asarray(X))) * ones))
+
+
+@pytest.mark.parametrize("name", NOT_LINEAR)
+def test_a_gradient_that_is_clamped_is_not_transposed(name):
+    f = hooked(NOT_LINEAR[name], to_points)
+    with pytest.raises(NonDifferentiableError, match="a hook clamps or normalises the gradient"):
+        jax.jvp(f, (X,), (T,))
+
+
+@pytest.mark.parametrize("f", [torch.sin, to_points])
+def test_a_gradient_that_is_scaled_is_the_derivative_in_both_modes(f):
+    half = hooked(lambda g: g / 2, f)
+    expected = jnp.tensordot(jax.jacrev(half)(X), T, 2)
+    for got in ways_forward(half):
+        close(got, expected, 1e-3)

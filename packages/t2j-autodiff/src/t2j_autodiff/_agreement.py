@@ -20,6 +20,10 @@ SCALE = 1.3717421
 """No power of two, so that scaled numbers are rounded differently."""
 
 
+LARGER = 2.0**14
+"""How much larger the cotangent is that shows whether a pullback is linear: larger than a row of a unit matrix."""
+
+
 def normal(like: torch.Tensor, number: int = 0) -> torch.Tensor:
     """Small random numbers of a generator of their own: nothing is drawn from the user's.
 
@@ -55,6 +59,17 @@ def may_be_rounding(sides: Sides, scaled: Sides) -> bool:
     left, right = _products(g, t), _products(r, dy)
     noise = (left - _products(more_g, t) / SCALE).norm() + (right - _products(r, more_dy) / SCALE).norm()
     return bool((left.sum() - right.sum()).abs() <= 10 * noise)
+
+
+def is_proportional(g: Tensors, larger: Tensors, factor: float) -> bool:
+    """Whether a pullback of `factor` times a cotangent is about `factor` times as large.
+
+    It is not where a hook on a tensor clamps or normalises the gradient. What is not finite says nothing.
+    """
+    pairs = [(_wide(a), _wide(b) / factor) for a, b in zip(g, larger, strict=True)]
+    difference = math.hypot(*(float((a - b).norm()) for a, b in pairs))
+    size = math.hypot(*(max(float(a.norm()), float(b.norm())) for a, b in pairs))
+    return not math.isfinite(difference) or difference <= _LOOSE * size
 
 
 def is_telling(g: Tensors, dy: Tensors) -> bool:

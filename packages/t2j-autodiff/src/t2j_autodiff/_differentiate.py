@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from t2j_core.extend import modules_in_use
+from t2j_core.extend import describe, modules_in_use
 
 from . import _compat
 from ._errors import NonDifferentiableError
@@ -39,6 +39,7 @@ def vjp(
                 grads = _vjp(f, x, ins, cotangents, linear)
         except RuntimeError as error:  # or NotImplementedError, which is one
             _raise_if_there_is_no_derivative(error)
+            refuse_constant(error)
             raise
     return tuple(_compat.conj(_compat.materialised(g)) for g in grads)
 
@@ -53,6 +54,24 @@ def _raise_if_there_is_no_derivative(error: RuntimeError) -> None:
 
 
 _NO_DERIVATIVE = re.compile(r"(the )?derivative for '?[\w:.]+'? is not implemented")
+
+
+def refuse_constant(error: Exception) -> None:
+    """Raise `NonDifferentiableError` where torch says that an argument of an operation is a constant."""
+    found = _CONSTANT.search(str(error))
+    if found is not None and not isinstance(error, NonDifferentiableError):
+        operation, argument = found.groups()
+        raise NonDifferentiableError(
+            describe(
+                f"PyTorch does not differentiate `{operation}` with respect to `{argument}`, which is an input that "
+                "this is the derivative by, or computed from one.",
+                remedy="Differentiate with respect to the other inputs alone: of a module, "
+                '`variables["params"]` without the buffers.',
+            )
+        ) from error
+
+
+_CONSTANT = re.compile(r"[Ff]unction '([\w:.]+)' is not differentiable with respect to argument '(\w+)'")
 
 
 def _vjp(

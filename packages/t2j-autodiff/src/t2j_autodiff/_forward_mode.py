@@ -17,8 +17,8 @@ import torch
 from t2j_core.extend import as_written
 
 from . import _compat
-from ._agreement import SCALE, RandomState, Sides, agree, is_telling, may_be_rounding
-from ._differentiate import Tensors, first_line, watched
+from ._agreement import LARGER, SCALE, RandomState, Sides, agree, is_proportional, is_telling, may_be_rounding
+from ._differentiate import Tensors, first_line, refuse_constant, watched
 from ._errors import OUT_OF_MEMORY, NonDifferentiableError
 from ._forward_level import in_forward_level
 from ._plain import one_at_a_time
@@ -88,7 +88,7 @@ def _alone(push: Pushforward, known: ForwardMode) -> tuple[torch.Tensor, ...]:
         except OUT_OF_MEMORY:  # the other ways take more
             raise
         except _ContradictionError as error:
-            if _has_own_jvp(push):  # which is the user's choice, whatever the backward says
+            if error.is_chosen or _has_own_jvp(push):  # the user's choice, whatever the backward says
                 known.is_confirmed = True
                 return error.tangents
             failure = NonDifferentiableError, str(error), str(error)
@@ -102,6 +102,7 @@ def _alone(push: Pushforward, known: ForwardMode) -> tuple[torch.Tensor, ...]:
     except Exception as error:
         if dy is not None and not isinstance(error, OUT_OF_MEMORY):
             return dy
+        refuse_constant(error)
         if failure is None or failure[:2] == (type(error), str(error)):
             raise
         raise _neither(failure[2], first_line(error)) from error
@@ -142,10 +143,11 @@ def _forward(push: Pushforward) -> tuple[tuple[torch.Tensor, ...], bool]:
 class _ContradictionError(Exception):
     """Forward mode has other derivatives than reverse mode."""
 
-    def __init__(self, message: str, tangents: tuple[torch.Tensor, ...], *, is_small: bool) -> None:
+    def __init__(self, message: str, tangents: tuple[torch.Tensor, ...], *, is_small: bool, is_chosen: bool) -> None:
         super().__init__(message)
         self.tangents = tangents
         self.is_small = is_small  # no more than rounding might be
+        self.is_chosen = is_chosen  # the pullback is no derivative: a hook clamps it
 
 
 def _checked(push: Pushforward, known: ForwardMode) -> tuple[torch.Tensor, ...]:
@@ -178,10 +180,21 @@ def _compare(
     except Exception:  # there is no gradient to compare with
         return
     sides = (g, push.tangents, [*push.random_cotangents().values()], compared)
-    if not agree(*sides) and not _is_rounding(push, sides, lambda push: _forward(push)[0], state):
-        lost = "has other derivatives than" if is_complete else "lacks derivatives of"
-        raise _ContradictionError(f"Forward mode {lost} reverse mode.", dy, is_small=agree(*sides, loosely=True))
-    known.is_confirmed |= is_telling(g, compared)
+    if agree(*sides):
+        known.is_confirmed |= is_telling(g, compared)
+        return
+    with state.again():  # rounding is the same at a power of two
+        is_linear = is_proportional(g, _pulled(push, LARGER), LARGER)
+    if is_linear and _is_rounding(push, sides, lambda push: _forward(push)[0], state):
+        known.is_confirmed |= is_telling(g, compared)
+        return
+    lost = "has other derivatives than" if is_complete else "lacks derivatives of"
+    raise _ContradictionError(
+        f"Forward mode {lost} reverse mode.",
+        dy,
+        is_small=is_linear and agree(*sides, loosely=True),
+        is_chosen=is_complete and not is_linear,
+    )
 
 
 def _pulled(push: Pushforward, scale: float = 1.0) -> Tensors:

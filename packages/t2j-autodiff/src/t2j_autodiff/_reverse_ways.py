@@ -14,13 +14,17 @@ import torch
 from t2j_core.extend import modules_in_use
 
 from . import _compat
-from ._agreement import SCALE, Sides, agree, may_be_rounding, normal
+from ._agreement import LARGER, SCALE, Sides, agree, is_proportional, may_be_rounding, normal
 from ._differentiate import first_line, refuse_cut_backward, refuse_once_differentiable, watched
 from ._errors import OUT_OF_MEMORY, NonDifferentiableError
 from ._pushforward import Pushforward
 
 ROWS = 256
 """How many rows of a Jacobian are computed at most, for the outputs of one call."""
+
+
+class _NotLinearError(NonDifferentiableError):
+    """A backward that is no derivative."""
 
 
 class ReverseMode:
@@ -45,7 +49,7 @@ class ReverseMode:
             try:
                 return self._transposed(), None
             except Exception as error:
-                if not self._may_use_rows():
+                if isinstance(error, _NotLinearError) or not self._may_use_rows():
                     raise
                 reason = None if isinstance(error, OUT_OF_MEMORY) else first_line(error)
             return self._rows(), reason
@@ -99,20 +103,33 @@ class ReverseMode:
             for d, y in zip(found, self.y, strict=True)
         ]
         sides = ([p[0] for p in moved], [p[1] for p in moved], r, dy)
-        if not agree(*sides) and not self._is_rounding(sides):
+        if not agree(*sides):
+            self._refuse_not_linear()
+            if self._is_rounding(sides):
+                return tuple(dy)
             raise NonDifferentiableError("The derivative of the backward contradicts the backward (`detach`, NumPy).")
         return tuple(dy)
 
     def _is_rounding(self, sides: Sides) -> bool:
         """Whether what differs is lost anew where the cotangents are scaled."""
-        scaled = self._pull({k: SCALE * r.detach() for k, r in enumerate(sides[2])}, self.ins, create_graph=False)
-        return may_be_rounding(
-            sides, ([g for g in scaled if g is not None], *sides[1:3], [SCALE * d for d in sides[3]])
-        )
+        scaled = self._scaled(sides[2], SCALE)
+        return may_be_rounding(sides, (scaled, *sides[1:3], [SCALE * d for d in sides[3]]))
+
+    def _scaled(self, cotangents: Sequence[torch.Tensor], factor: float) -> list[torch.Tensor]:
+        """The pullback of `factor` times the cotangents."""
+        scaled = {k: factor * r.detach() for k, r in enumerate(cotangents)}
+        return [g for g in self._pull(scaled, self.ins, create_graph=False) if g is not None]
+
+    def _refuse_not_linear(self) -> None:
+        """Raise for a pullback that is not linear, whose transpose or rows are those of one size of the cotangent."""
+        r = [normal(y, k) for k, y in enumerate(self.y)]
+        if not is_proportional(self._scaled(r, 1.0), self._scaled(r, LARGER), LARGER):
+            raise _NotLinearError("The backward is not linear: a hook clamps or normalises the gradient.")
 
     # --- rows ---
 
     def _rows(self) -> tuple[torch.Tensor, ...]:
+        self._refuse_not_linear()
         return tuple(self._from_rows(k) if y.requires_grad else _zeros(y) for k, y in enumerate(self.y))
 
     def _from_rows(self, k: int) -> torch.Tensor:
