@@ -88,4 +88,4 @@ def test_the_location_of_a_call_in_a_program_is_the_users_line():
 
     text = jax.jit(user).lower(x).as_text(debug_info=True)
     assert "t2j_core/" not in text
-    assert f"{__file__}" in text
+    assert f'{__file__}":{user.__code__.co_firstlineno + 1}:' in text

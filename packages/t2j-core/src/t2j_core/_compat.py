@@ -329,8 +329,7 @@ def paired(ctx: Any, operand: Any, target: str) -> dict[str, Any]:
 def named(ctx: Any, name: str) -> contextlib.AbstractContextManager[Any]:
     """Within, what is lowered goes by `name`: in the compiled program, and so in profiles."""
     text = "/".join(filter(None, (str(ctx.name_stack), "torch_call", name)))
-    line = None if hasattr(ctx, "traceback") else mlir.ir.Location.current  # jax before 0.7 does not add it by itself
-    return mlir.ir.Location.name(utf8(text), childLoc=line)
+    return mlir.ir.Location.name(utf8(text), childLoc=mlir.ir.Location.current)
 
 
 def utf8(text: str) -> str:
