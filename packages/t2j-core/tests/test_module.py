@@ -259,6 +259,37 @@ def test_buffers_that_a_module_writes_and_replaces(train):
     assert_untouched(module, before)
 
 
+class Removes(nn.Module):
+    """Leaves no buffer at its place."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.weight = nn.Parameter(torch.arange(3.0))
+        self.register_buffer("scale", torch.full((3,), 2.0))
+
+    def forward(self, t):
+        t = t * self.scale
+        if self.how == "deletes":
+            del self.scale
+            return t
+        self.scale = self.weight if self.how == "puts a parameter there" else None
+        return t if self.scale is None else t + self.scale
+
+
+@pytest.mark.parametrize("how", ["deletes", "puts a parameter there", "puts nothing there"])
+def test_a_buffer_that_a_module_removes_keeps_its_value(how):
+    module = Removes(how)
+    expected = reference(module, x(3))
+    for mutable in (False, True):
+        apply, variables = module2jax(module, mutable=mutable)
+        for _ in range(2):
+            out = apply(variables, x(3))
+            assert_close(out[0] if mutable else out, expected)
+        if mutable:
+            assert out[1]["scale"].tolist() == [2, 2, 2]
+
+
 def test_integer_buffers_are_64_bits_wide_inside():
     class Lookup(nn.Module):
         def __init__(self):

@@ -105,6 +105,12 @@ def _copy_without_data(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[i
         ) from error
 
 
+def _value(holder: Any, key: str, before: torch.Tensor) -> torch.Tensor:
+    """A buffer after a call; as it was if the module has removed it, or put a parameter in its place."""
+    value: torch.Tensor | None = holder[key] if key in holder else None
+    return before if value is None else value
+
+
 class _Skeleton:
     """A module without data, for one call at a time."""
 
@@ -154,7 +160,7 @@ class _Skeleton:
         for module in self._recurrent:  # LSTM and its kin keep a second list of their weights
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore
         output = self._snapshot.apart(self.module(*args, **kwargs))
-        return output, {self._variables[i].name: holder[key] for holder, key, i in self._buffers}
+        return output, {self._variables[i].name: _value(holder, key, tensors[i]) for holder, key, i in self._buffers}
 
     def _tensors(self, variables: Variables, mutable: bool, call: Any) -> list[torch.Tensor]:
         tensors = []
