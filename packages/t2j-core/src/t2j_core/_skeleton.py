@@ -107,8 +107,10 @@ def _copy_without_data(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[i
 
 def _value(holder: Any, key: str, before: torch.Tensor) -> torch.Tensor:
     """A buffer after a call; as it was if the module has removed it, or put a parameter in its place."""
-    value: torch.Tensor | None = holder[key] if key in holder else None
-    return before if value is None else value
+    if key not in holder or holder[key] is None:
+        return before
+    value: torch.Tensor = holder[key]
+    return value
 
 
 class _Skeleton:
