@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -256,6 +257,41 @@ def test_buffers_that_a_module_writes_and_replaces(train):
         assert int(buffers["calls"]) == i
         assert np.asarray(buffers["last"]).tolist() == [2, 2, 2]
         variables = {"params": {}, "buffers": buffers}
+    assert_untouched(module, before)
+
+
+class Pair(NamedTuple):
+    weight: Any
+    factor: float
+
+
+class InTuples(nn.Module):
+    """Refers to its variables through tuples."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.arange(3.0)), nn.Parameter(torch.ones(3))
+        self.register_buffer("c", torch.full((3,), 2.0))
+        self.both = self.a, (self.b, 3)
+        self.pairs = {"named": Pair(self.a, 0.5), "in a list": [(self.c,), (1, 2)]}
+
+    def forward(self, t):
+        (a, (b, n)), pair = self.both, self.pairs["named"]
+        return t * a + b * n + pair.weight * pair.factor + self.pairs["in a list"][0][0]
+
+
+def test_variables_in_tuples():
+    module = InTuples()
+    before = snapshot(module)
+    apply, variables = module2jax(module)
+    assert_close(apply(variables, x(3)), reference(module, x(3)))
+    twice = jax.tree.map(lambda v: 2 * v, variables)
+    doubled = copy.deepcopy(module)
+    with torch.no_grad():
+        for tensor in (doubled.a, doubled.b, doubled.c):
+            tensor.mul_(2)
+    for run in (apply, jax.jit(apply)):
+        assert_close(run(twice, x(3)), reference(doubled, x(3)))
     assert_untouched(module, before)
 
 

@@ -113,13 +113,21 @@ class Snapshot:
     def places(self, ids: Iterable[int]) -> Iterator[tuple[Any, Any, int]]:
         """Where objects with these ids lie in attributes, slots, dicts and lists: container, key, id."""
         wanted = frozenset(ids)
+        yield from ((container, key, id(value)) for container, key, value in self._values() if id(value) in wanted)
+
+    def tuples(self, ids: Iterable[int]) -> Iterator[tuple[Any, Any, tuple[Any, ...]]]:
+        """Where tuples lie that hold objects with these ids, directly or in tuples: container, key, tuple."""
+        wanted = frozenset(ids)
+        yield from (place for place in self._values() if _leads_to(place[2], wanted))
+
+    def _values(self) -> Iterator[tuple[Any, Any, Any]]:
         pairs: list[tuple[Any, Any]] = [*zip(self._attributes, self._attributes_before, strict=True)]
         pairs += zip(self._dicts, self._dicts_before, strict=True)
         pairs += zip(self._lists, self._lists_before, strict=True)
         for container, before in [*pairs, *self._slots, *((c, b) for _, c, b in self._others)]:
             if isinstance(container, (dict, list, Slots)):
                 items = before.items() if isinstance(before, dict) else enumerate(before)
-                yield from ((container, key, id(value)) for key, value in items if id(value) in wanted)
+                yield from ((container, key, value) for key, value in items)
 
     def restore(self) -> bool:
         """Put everything back. False if something has changed that cannot be: then the module is of no more use."""
@@ -167,6 +175,12 @@ class Snapshot:
                     if (replaced := self._apart(item, done, depth + 1)) is not item:
                         container[key] = replaced
         return own
+
+
+def _leads_to(value: Any, ids: frozenset[int]) -> bool:
+    if not isinstance(value, tuple):
+        return False
+    return any(id(part) in ids or _leads_to(part, ids) for part in tuple.__iter__(value))  # a subclass's may raise
 
 
 def _items(container: Any) -> list[tuple[Any, Any]]:

@@ -6,7 +6,7 @@ import collections
 import functools
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -113,6 +113,25 @@ def _value(holder: Any, key: str, before: torch.Tensor) -> torch.Tensor:
     return value
 
 
+class _Tuple(NamedTuple):
+    """A place that refers to variables through a tuple: `self.weights = (self.a, self.b)`."""
+
+    holder: Any
+    key: Any
+    value: tuple[Any, ...]
+    by_id: dict[int, int]
+
+    def filled(self, value: Any, tensors: Sequence[torch.Tensor]) -> Any:
+        """The value with the tensors of a call."""
+        if id(value) in self.by_id:
+            return tensors[self.by_id[id(value)]]
+        is_named = isinstance(value, tuple) and "_fields" in vars(type(value))
+        if type(value) is not tuple and not is_named:
+            return value
+        parts = [self.filled(part, tensors) for part in tuple.__iter__(value)]
+        return type(value)(*parts) if is_named else tuple(parts)
+
+
 class _Skeleton:
     """A module without data, for one call at a time."""
 
@@ -129,7 +148,9 @@ class _Skeleton:
         self._foreign = [slot for slot in self._slots if not isinstance(slot.holder, dict)]
         self._recurrent = [m for m in self._modules if hasattr(m, "_flat_weights_names")]
         self._snapshot = Snapshot(module, shared)
-        self._slots += self._find_references()
+        by_id = {id(variable.empty): index for index, variable in enumerate(self._variables)}
+        self._slots += self._find_references(by_id)
+        self._tuples = [_Tuple(*place, by_id) for place in self._snapshot.tuples(by_id)]
 
     def _find_slots(self, part: str, attribute: str) -> list[_Slot]:
         slots = []
@@ -146,9 +167,8 @@ class _Skeleton:
                     self._written.add(known[id(tensor)])
         return slots
 
-    def _find_references(self) -> list[_Slot]:
+    def _find_references(self, by_id: dict[int, int]) -> list[_Slot]:
         """Where other containers refer to variables: `self.weights = [self.a, self.b]`."""
-        by_id = {id(variable.empty): index for index, variable in enumerate(self._variables)}
         holders = {id(slot.holder) for slot in self._slots}
         places = self._snapshot.places(by_id)
         return [_Slot(container, key, by_id[i]) for container, key, i in places if id(container) not in holders]
@@ -159,6 +179,8 @@ class _Skeleton:
         tensors = self._tensors(variables, mutable, (variables, args, kwargs))
         for holder, key, index in self._slots:
             holder[key] = tensors[index]
+        for place in self._tuples:
+            place.holder[place.key] = place.filled(place.value, tensors)
         for module in self._recurrent:  # LSTM and its kin keep a second list of their weights
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore
         output = self._snapshot.apart(self.module(*args, **kwargs))
