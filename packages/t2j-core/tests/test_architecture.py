@@ -24,7 +24,6 @@ FLOORS = [
         "_bounded",
         "_parts",
         "_memory",
-        "_host_random",
         "_shaped_by_values",
         "_module_use",
         "_frames",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
 import warnings
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -233,112 +231,6 @@ def test_an_initialisation_draws_what_it_draws_in_torch():
 def test_declared_outputs_are_not_watched():
     f = lambda: torch2jax(lambda t: F.dropout(t, 0.5), output_shapes=jax.ShapeDtypeStruct((4, 6), jnp.float32))
     assert told(f) == []
-
-
-# --- generators of NumPy and Python ---------------------------------------------------------------------------------
-
-
-def on_host(t):
-    return t * torch.from_numpy(np.random.rand(6).astype(np.float32))
-
-
-def of_python(t):
-    return t * random.random()
-
-
-def chosen(t):
-    return t * 2 if random.random() < 2 else t
-
-
-def on_host_for_values(t):
-    return on_host(t) if t.sum().item() else of_python(t)
-
-
-class OnHost(nn.Module):
-    def forward(self, t):
-        return on_host(t)
-
-
-ON_HOST = {
-    "NumPy": lambda: torch2jax(on_host),
-    "Python": lambda: torch2jax(of_python),
-    "a choice": lambda: torch2jax(chosen),
-    "shuffled": lambda: torch2jax(lambda t: t[:, torch.as_tensor(np.random.permutation(6))]),
-    "on made-up data": lambda: torch2jax(on_host_for_values),
-    "a module": lambda: of_module(OnHost()),
-}
-
-
-@pytest.mark.parametrize("name", ON_HOST)
-def test_numbers_of_numpy_and_python_are_told_once(name):
-    (message,) = told(ON_HOST[name])
-    assert "NumPy or Python" in message
-    assert "Draw with torch" in message
-
-
-def seeded_on_host(t):
-    np.random.seed(0)
-    random.seed(0)
-    return of_python(on_host(t))
-
-
-def restored_on_host(t):
-    states = random.getstate(), np.random.get_state()
-    t = of_python(on_host(t))
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    return t
-
-
-class DrawnOnce(nn.Module):
-    """Draws when it is called for the first time."""
-
-    table = None
-
-    def forward(self, t):
-        if DrawnOnce.table is None:
-            DrawnOnce.table = np.random.rand(6).astype(np.float32)
-        return t * torch.from_numpy(DrawnOnce.table)
-
-
-NOT_ON_HOST = {
-    "seeded": lambda: torch2jax(seeded_on_host),
-    "restored": lambda: torch2jax(restored_on_host),
-    "generators of its own": lambda: torch2jax(
-        lambda t: t * random.Random(0).random() * float(np.random.default_rng(0).random())
-    ),
-    "an initialisation": lambda: of_module(DrawnOnce()),
-    "with side effects": lambda: torch2jax(on_host, has_side_effect=True),
-}
-
-
-@pytest.mark.parametrize("name", NOT_ON_HOST)
-def test_numbers_of_numpy_and_python_that_are_not_told(name):
-    assert told(NOT_ON_HOST[name]) == []
-
-
-@pytest.mark.parametrize("function", [on_host, of_python, seeded_on_host, on_host_for_values])
-def test_the_first_call_draws_what_it_draws_in_torch(function):
-    def seed():
-        random.seed(1)
-        np.random.seed(1)
-
-    seed()
-    expected = function(torch.ones(4, 6))
-    after = random.getstate(), np.random.rand()
-    seed()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        got = torch2jax(function)(X)
-    np.testing.assert_array_equal(got, expected)
-    assert (random.getstate(), np.random.rand()) == after
-
-
-@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
-def test_the_first_call_tells_of_numpy_where_outputs_are_declared(jitted):
-    (message,), _ = of_calls(on_host, jitted)
-    assert "NumPy or Python" in str(message.message)
-    assert of_calls(seeded_on_host, jitted)[0] == []
 
 
 # --- declared outputs: the first real calls tell --------------------------------------------------------------------

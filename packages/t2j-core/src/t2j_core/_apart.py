@@ -11,7 +11,6 @@ import torch
 
 from . import _compat
 from ._errors import T2jWarning, warn
-from ._host_random import forked_host_generators
 from ._jax_inside import as_jax_inside, jax_inside
 from ._rng import turns
 
@@ -29,7 +28,6 @@ def apart(name: str) -> Any:
         turns,
         _compat.default_torch_state(("cpu",)),
         torch.random.fork_rng(devices=_compat.torch_gpus()),
-        forked_host_generators(),
         _compat.without_compilation(),
         _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),

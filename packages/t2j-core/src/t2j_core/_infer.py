@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,14 +17,13 @@ from ._dataless import keeps_state
 from ._dense import WatchDense
 from ._errors import T2jError, T2jWarning, warn
 from ._hints import numbers_beside
-from ._host_random import host_states
 from ._made_up import Examples
 from ._on_meta import OTHERS, NeedsDataError, OnMeta
 from ._randomness import Draws, Watch
 from ._returned import one_run
 from ._runs import Runs, infer_from_data
 from ._signature import Leaf, Outputs, has_empty
-from ._unkeyed import is_random, is_random_on_host
+from ._unkeyed import is_random
 
 logger = logging.getLogger("t2j_core")
 
@@ -116,9 +114,7 @@ def _without_data(
         seen = on_meta if mode is on_meta else WatchDense()
         try:
             with apart(name):
-                on_host = host_states()
                 outputs = _run_in(mode, device, seen, call, key, operands, draws)
-                has_drawn_on_host = host_states() != on_host
             if seen.met_others:
                 raise NeedsDataError(OTHERS)
             if seen.asked_for_values:
@@ -129,11 +125,6 @@ def _without_data(
             is_random = (
                 notes_random and draws.any() and _is_random_without_data(mode, device, name, call, key, operands)
             )
-            draws_on_host = notes_random and not is_random and has_drawn_on_host
-            if draws_on_host:
-                draws_on_host = is_random_on_host(
-                    name, functools.partial(_run_again, mode, device, call, key, operands, Draws())
-                )
             needs = on_meta.expands_indices or outputs.needs_long_indices or (False if mode is on_meta else None)
             return dataclasses.replace(
                 outputs,
@@ -142,7 +133,6 @@ def _without_data(
                 needs_long_indices=needs,
                 origin="inferred by a run without data" + obstacles.text,
                 is_random=is_random,
-                draws_on_host=draws_on_host,
                 keeps_state=keeps,
             )
         except T2jError as error:
@@ -177,13 +167,7 @@ def _is_random_without_data(
 ) -> bool:
     def run(draws: Draws) -> None:
         watched = lambda *args, **kwargs: draws.returned(call(*args, **kwargs))
-        _run_again(mode, device, watched, key, operands, draws)
+        meta = OnMeta(draws) if device == "meta" else None
+        _run_in(meta or mode, device, meta or WatchDense(), watched, key, operands, draws)
 
     return is_random(name, run)
-
-
-def _run_again(
-    mode: Any, device: str, call: Callable[..., Any], key: tuple[Any, ...], operands: Sequence[Leaf], draws: Draws
-) -> None:
-    meta = OnMeta(draws) if device == "meta" else None
-    _run_in(meta or mode, device, meta or WatchDense(), call, key, operands, draws)

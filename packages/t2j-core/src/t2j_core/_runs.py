@@ -19,14 +19,13 @@ from ._dtypes import note_missing_width
 from ._errors import DataDependentShapeError, OutputError, T2jError, describe, listed
 from ._further import further
 from ._hints import numbers_beside
-from ._host_random import host_states
 from ._made_up import Examples, Values, enough, values
 from ._pytree import argument_paths, merger
 from ._randomness import Draws, Watch, generator_states
 from ._returned import one_run
 from ._shaped_by_values import ShapedByValues
 from ._signature import Leaf, Outputs, fixed_shapes, has_empty, may_be_numbers, named_avals, named_values
-from ._unkeyed import is_random, is_random_on_host
+from ._unkeyed import is_random
 
 
 class Runs:
@@ -46,7 +45,6 @@ class Runs:
         self._numbers = dict.fromkeys(numbers)  # which the function may compare values with
         self._notes_random = notes_random
         self._drew_on: _On | None = None  # values of a run that drew random numbers
-        self._drew_on_host: _On | None = None  # the same, from generators of NumPy and Python
         self._answers: list[Outputs] = []
         self._ran_on: list[_On] = []  # for each answer
         self._failures: list[Exception] = []
@@ -95,13 +93,11 @@ class Runs:
     def _run_once(self, device: str, make: Callable[[], Values], allowance: Allowance | None = None) -> None:
         try:
             with apart(self._name), allowance or contextlib.nullcontext():  # in this order: `apart` takes modes off
-                before, on_host = generator_states(), host_states()
+                before = generator_states()
                 self._answers.append(self._run(device, make))
                 self._ran_on.append((make, device))
                 if not all(map(torch.equal, before, generator_states())):
                     self._drew_on = make, device
-                if on_host != host_states():
-                    self._drew_on_host = make, device
         except Exception as error:  # not all values need be valid input
             self._numbers.update(dict.fromkeys(numbers_beside(error)))
             self._failures.append(error)
@@ -120,12 +116,6 @@ class Runs:
                 self._run(device, make, watched)
 
         return is_random(self._name, again)
-
-    def _draws_on_host(self) -> bool:
-        if self._drew_on_host is None or not self._notes_random:
-            return False
-        make, device = self._drew_on_host
-        return is_random_on_host(self._name, lambda: self._run(device, make))
 
     def _is_decided(self) -> bool:
         """Whether an error is found that further runs cannot change."""
@@ -157,9 +147,7 @@ class Runs:
             raise OutputError(_changing_tree(self._name, self._key, self._operands))
         if last.statics != first.statics:
             raise OutputError(_changing_constant(self._name, self._key, self._operands, first))
-        is_random = self._is_random()
-        on_host = not is_random and self._draws_on_host()
-        return dataclasses.replace(first, is_doubtful=self._is_doubtful(), is_random=is_random, draws_on_host=on_host)
+        return dataclasses.replace(first, is_doubtful=self._is_doubtful(), is_random=self._is_random())
 
     def _data_dependent(self, first: Outputs, second: Outputs) -> str:
         paths, found = argument_paths(self._key), self._deciding() or range(len(self._operands))

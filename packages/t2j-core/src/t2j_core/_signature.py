@@ -51,7 +51,6 @@ class Outputs:
     needs_long_indices: bool | None = field(default=None, compare=False)  # where torch has others; None: not known
     origin: str = field(default="", compare=False)  # how they became known
     is_random: bool = field(default=False, compare=False)  # the function draws from torch's default generators
-    draws_on_host: bool = field(default=False, compare=False)  # the same of those of NumPy and Python
     keeps_state: bool = field(default=False, compare=False)  # a tensor without data, from inference
     is_declared: bool | None = field(default=None, compare=False)
     """Whether the user declared them, or they were inferred; None of derived functions and those of other processes."""

@@ -15,7 +15,6 @@ from . import _compat
 from ._advice import first_line
 from ._apart import apart
 from ._errors import T2jWarning, warn
-from ._host_random import draws_on_host, host_states, told_of_host
 from ._randomness import Draws, Watch, WatchReads, generator_states, told
 
 logger = logging.getLogger("t2j_core")
@@ -27,16 +26,6 @@ def is_random(name: str, run: Callable[[Draws], object]) -> bool:
         draws, states = _watched(name, run)
         return draws or (bool(states) and states != _watched(name, run)[1])
     except Exception as reason:  # what ran once need not run twice, nor in a dispatch mode
-        logger.info("cannot tell whether %s draws random numbers (%s)", name, first_line(reason))
-        return False
-
-
-def is_random_on_host(name: str, run: Callable[[], object]) -> bool:
-    """The same of the global generators of NumPy and Python."""
-    try:
-        with apart(name):
-            return draws_on_host(run)
-    except Exception as reason:
         logger.info("cannot tell whether %s draws random numbers (%s)", name, first_line(reason))
         return False
 
@@ -56,8 +45,8 @@ _CHECKS = 2  # how many calls are watched
 def telling_of_draws(call: Callable[..., Any], name: str, already_told: set[str]) -> Callable[..., Any]:
     """`call`, which no inference has tried out, with a warning where its first calls draw random numbers.
 
-    A call after which the default generators, or those of NumPy and Python, are in another state is repeated, to tell
-    whether it was this function that drew, whether it seeds them itself, and whether its results show what it drew.
+    A call after which the default generators are in another state is repeated, to tell whether it was this function
+    that drew, whether it seeds them itself, and whether its results show what it drew.
     """
     checks = itertools.count()
     is_over = False
@@ -68,19 +57,14 @@ def telling_of_draws(call: Callable[..., Any], name: str, already_told: set[str]
         if is_over or _compat.is_transformed():
             return call(*args, **kwargs)
         is_over = next(checks) >= _CHECKS or "random" in already_told
-        before, on_host = generator_states(), host_states()
+        before = generator_states()
         answer = call(*args, **kwargs)
-        if is_over:
+        if is_over or all(map(torch.equal, before, generator_states())):
             return answer
-        again, text = functools.partial(_again, call, args, kwargs), ""
-        if not all(map(torch.equal, before, generator_states())) and is_random(name, again):
-            text = told(name)
-        elif host_states() != on_host and is_random_on_host(name, lambda: again(Draws())):
-            text = told_of_host(name)
-        if text:
+        if is_random(name, functools.partial(_again, call, args, kwargs)):
             is_over = True
             already_told.add("random")
-            warn(text, T2jWarning)
+            warn(told(name), T2jWarning)
         return answer
 
     return run

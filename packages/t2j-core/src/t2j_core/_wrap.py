@@ -25,7 +25,6 @@ from ._errors import ArgumentError, T2jError, T2jWarning, TensorEscapeError, des
 from ._explain import explained, heading, shown_options
 from ._faults import hold
 from ._frames import hide_own_frames
-from ._host_random import told_of_host
 from ._in_place import handed_over
 from ._indices import are_narrow, with_long_indices
 from ._infer import infer_outputs, works_on
@@ -381,8 +380,8 @@ class TorchFunction(Generic[P]):
             silent = self.options.rng or self.options.has_side_effect or "random" in self._told
             examples = (values or self._examples).matching(operands)
             outputs = infer_outputs(self._inferred(), self.__name__, key, operands, examples, notes_random=not silent)
-            if outputs.is_random or outputs.draws_on_host:
-                warn((told if outputs.is_random else told_of_host)(self.__name__), T2jWarning)
+            if outputs.is_random:
+                warn(told(self.__name__), T2jWarning)
                 self._told.add("random")
         if not operands:
             tell_without_arrays(self.__name__, key, outputs)
