@@ -66,15 +66,15 @@ Key = tuple[str, str, str, int]
 CLASSES = (
     (r": the process died", "crash"),
     (r": the check took", "timeout"),
+    (
+        r"^(_?native_(batch|layer)_norm|_batch_norm_with_update)\S* forward",
+        "torch bug: the meta kernel tells another shape than the CPU kernel answers",
+    ),
     (r"^tensor_split forward", "data-dependent shape"),
     (r"DataDependentShapeError|DynamicOutputShape|DataDependentOutput", "data-dependent shape"),
     (r": NonDifferentiableError", "no forward mode and no double backward in torch"),
     (r"^as_strided:partial_views", "reads the memory around a view, which a JAX array does not have"),
     (r": DTypeError: The dtype torch.complex32", "JAX has no such dtype"),
-    (
-        r"^(_?native_(batch|layer)_norm|_batch_norm_with_update)\S* forward",
-        "torch bug: the meta kernel tells another shape than the CPU kernel answers",
-    ),
     (r"^nn.functional.layer_norm vmap_vjp", "rounding of torch's own batching rule, at a gradient that is zero"),
 )
 UNKNOWN = "unclassified"

@@ -30,7 +30,8 @@ FLOORS = [
         "_allowance",
         "_debug_nans",
     },
-    {"_class_level", "_deep_copy"},
+    {"_deep_copy"},
+    {"_class_level"},
     {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints", "_public"},
     {
         "_dtypes",

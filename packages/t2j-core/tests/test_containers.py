@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.parametrize as parametrize
-from t2j_core import OutputError, module2jax
+from t2j_core import OutputError, T2jError, module2jax
 from torch import nn
 
 X = jnp.arange(3.0)
@@ -468,29 +468,43 @@ def fresh_class():
     Cached.nested["list"][:] = [1.0]
 
 
+def cached(use, *, needs_data):
+    """A module whose outputs are inferred from made-up data, or without data."""
+    return Cached(None, lambda module, t: use(module, t if not needs_data or t.sum() < 1e30 else t + 1))
+
+
 @pytest.mark.parametrize("needs_data", [False, True])
-@pytest.mark.parametrize(
-    "use",
-    [
-        in_a_class_dict,
-        in_one_place,
-        in_a_nested_list,
-        in_an_attribute_of_the_class,
-        lambda module, t: t * module.of_size(3),
-        lambda module, t: t * module.double,
-    ],
-)
-def test_caches_of_a_class(use, needs_data, fresh_class):
-    apply, variables = module2jax(
-        Cached(None, lambda module, t: use(module, t if not needs_data or t.sum() < 1e30 else t + 1))
-    )
+@pytest.mark.parametrize("use", [lambda module, t: t * module.of_size(3), lambda module, t: t * module.double])
+def test_caches_over_methods(use, needs_data):
+    apply, variables = module2jax(cached(use, needs_data=needs_data))
     for factor in (1.0, 10.0, 1.0):
         for call in (apply, jax.jit(apply)):
             got = call({**variables, "params": {"scale": jnp.full(3, factor)}}, X)
             np.testing.assert_array_equal(got, 2 * factor**2 * X)
-    assert not Cached.tables
-    assert Cached.table is None
-    assert Cached.nested == {"list": [1.0]}
+
+
+@pytest.mark.filterwarnings("ignore:Cached keeps a tensor:t2j_core.T2jWarning")
+@pytest.mark.parametrize("use", [in_a_class_dict, in_one_place, in_a_nested_list, in_an_attribute_of_the_class])
+def test_caches_of_a_class(use, fresh_class):
+    module = cached(use, needs_data=True)
+    apply, variables = module2jax(module)
+    np.testing.assert_array_equal(jax.jit(apply)(variables, X), 2 * X)  # not of what the outputs were inferred from
+    apply, variables = module2jax(cached(use, needs_data=False))
+    Cached.tables.clear()
+    Cached.table = None
+    Cached.nested["list"][:] = [1.0]
+    with pytest.raises(T2jError, match="kept while t2j inferred"):
+        apply(variables, X)
+
+
+def test_a_constant_of_a_class_stays(fresh_class):
+    def forward(module, t):
+        return t * Cached.tables.setdefault("table", torch.arange(3.0))
+
+    apply, variables = module2jax(Cached(None, forward))
+    for _ in range(2):
+        np.testing.assert_array_equal(apply(variables, X), np.arange(3.0, dtype=np.float32) * X)
+    assert Cached.tables["table"].tolist() == [0, 1, 2]
 
 
 class CachedByItself(Scaled):
@@ -498,7 +512,8 @@ class CachedByItself(Scaled):
 
     def __init__(self, maxsize):
         super().__init__(None, lambda module, t: t * module.table(3) + t * module.table(3))
-        self.table = functools.lru_cache(maxsize=maxsize)(self._table)
+        method = self._table if maxsize is None else functools.partial(self._table)
+        self.table = functools.lru_cache(maxsize=maxsize)(method)
 
     def _table(self, size):
         self.calls = getattr(self, "calls", 0) + 1
@@ -508,12 +523,17 @@ class CachedByItself(Scaled):
 @pytest.mark.parametrize("maxsize", [None, 1])
 def test_a_cache_over_a_method_that_the_module_holds(maxsize):
     assert_every_call_is_the_first(lambda: CachedByItself(maxsize))
-    module = CachedByItself(maxsize)
-    module(T)
+
+
+def test_a_full_cache_over_a_method_is_a_constant():
+    module = CachedByItself(None)
+    module.table(3)
+    expected = module(T).detach()
     apply, variables = module2jax(module)
-    apply(variables, X)
+    for _ in range(2):
+        np.testing.assert_array_equal(apply(variables, X), expected)
     assert module.calls == 1
-    assert module.table.cache_info().misses == 1
+    assert module.table.cache_info().currsize == 1
 
 
 def test_what_else_a_class_keeps_stays(fresh_class):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from . import _compat
+from ._class_level import in_try
 from ._errors import T2jWarning, warn
 from ._jax_inside import as_jax_inside, jax_inside
 from ._rng import turns
@@ -31,6 +32,7 @@ def apart(name: str) -> Any:
         _compat.without_compilation(),
         _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),
+        in_try(),
         np.errstate(all="ignore"),  # of made-up values
     ):
         try:

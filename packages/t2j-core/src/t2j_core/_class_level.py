@@ -1,23 +1,44 @@
-"""What a module writes into its class during a call: the copies of a module and itself share the class."""
+"""What a module keeps at its class, which the copies of the module and itself share."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from ._deep_copy import is_copied_cache
 from ._parts import PLAIN, inside
 
 _CACHED: Any = type(functools.lru_cache(lambda: None))
 _MOST_PARTS = 1000
 
 
+class _Tries(threading.local):
+    depth = 0
+
+
+_tries = _Tries()
+
+
+@contextlib.contextmanager
+def in_try() -> Iterator[None]:
+    """Within, this thread runs functions to learn about them, perhaps on made-up data."""
+    _tries.depth += 1
+    try:
+        yield
+    finally:
+        _tries.depth -= 1
+
+
 class ClassLevel:
     """The attributes of classes, the containers among them, and the `functools.lru_cache`s over methods.
 
-    Tensors that a call puts there are of that call, and go with it. All else stays, as in torch: it belongs to others.
+    Tensors with data that a try puts there go with it: the data may be made up. What a real call puts there stays, as
+    in torch: others use it at the same time. Caches over methods are emptied after each run that has filled them.
     """
 
     def __init__(self, parts: Sequence[Any]) -> None:
@@ -25,12 +46,15 @@ class ClassLevel:
         own = [cls for cls in classes if not str(cls.__module__).startswith(("torch.", "builtins"))]
         self._classes = [cls for cls in own if issubclass(cls, torch.nn.Module)]
         self._caches = [function for cls in own for value in vars(cls).values() for function in _cached(value)]
-        self._caches += [part for part in parts if type(part) is _CACHED]  # `self.table = lru_cache(self._table)`
+        self._caches += filter(is_copied_cache, parts)  # `self.table = lru_cache(self._table)`
         self._before: list[tuple[Any, dict[Any, Any]]] = []
 
     def begin(self) -> None:
-        """Look at it before a call."""
-        self._before = [(cls, dict(vars(cls))) for cls in self._classes]
+        """Look at it before a try."""
+        self._before = []
+        if not _tries.depth:
+            return
+        self._before += [(cls, dict(vars(cls))) for cls in self._classes]
         seen: set[int] = set()
         todo = [value for _, values in self._before for value in values.values() if type(value) in PLAIN]
         while todo:
@@ -42,12 +66,13 @@ class ClassLevel:
                 todo += [value for value in values.values() if type(value) in PLAIN]
 
     def end(self) -> None:
-        """Take out the tensors of the call."""
+        """Take out the tensors of the try, and empty the caches over methods."""
         for holder, before in self._before:
             now = _items(holder)
-            new = [k for k, value in now.items() if before.get(k, self) is not value and _holds_tensor(value)]
+            new = [k for k, value in now.items() if before.get(k, self) is not value and _hold_data(_tensors(value))]
             if new:
                 _put_back(holder, before, new)
+        self._before = []
         for cache in self._caches:
             if cache.cache_info().misses:
                 cache.cache_clear()
@@ -90,13 +115,26 @@ def _put_back_one(holder: Any, key: Any, was_there: bool, value: Any) -> None:
         delattr(holder, key)
 
 
-def _holds_tensor(value: Any) -> bool:
-    todo, seen = [value], set[int]()
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors among the parts of a value."""
+    todo, seen, found = [value], set[int](), []
     while todo and len(seen) < _MOST_PARTS:
         part = todo.pop()
         if isinstance(part, torch.Tensor):
-            return True
-        if id(part) not in seen and not isinstance(part, (type, torch.nn.Module)):
+            found.append(part)
+        elif id(part) not in seen and not isinstance(part, (type, torch.nn.Module)):
             seen.add(id(part))
             todo += inside(part)
-    return False
+    return found
+
+
+def _lies_nowhere(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.untyped_storage().device.type == "meta"  # that of fake tensors too
+    except NotImplementedError:  # sparse ones have none
+        return tensor.is_meta
+
+
+def _hold_data(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether there are tensors, with data. A real call that uses one without raises (`_dataless.py`)."""
+    return bool(tensors) and not any(map(_lies_nowhere, tensors))

@@ -27,7 +27,7 @@ def deep_copy(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
     later: list[tuple[_Later, Any]] = []
     for part in parts(module):
         method = _method(part)
-        if method is not None:
+        if method is not None and not part.cache_info().currsize:  # a full one is a constant
             later.append((_Later(), method))
             memo[id(part)] = functools.lru_cache(**part.cache_parameters())(later[-1][0])
     copied = copy.deepcopy(module, memo)
@@ -37,7 +37,14 @@ def deep_copy(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
 
 
 def _method(part: Any) -> Any:
-    """The method of a module that a cache is over, if `part` is one."""
+    """The method of a module that a cache is over, perhaps with some arguments; None if `part` is no such cache."""
     function = getattr(part, "__wrapped__", None) if type(part) is _CACHED else None
-    function = function.method if isinstance(function, _Later) else function
-    return function if isinstance(getattr(function, "__self__", None), torch.nn.Module) else None
+    function = method = function.method if isinstance(function, _Later) else function
+    while isinstance(method, functools.partial):
+        method = method.func
+    return function if isinstance(getattr(method, "__self__", None), torch.nn.Module) else None
+
+
+def is_copied_cache(part: Any) -> bool:
+    """Whether a part of a module is a cache that belongs to this copy of it."""
+    return type(part) is _CACHED and isinstance(part.__wrapped__, _Later)
