@@ -31,8 +31,9 @@ FLOORS = [
         "_debug_nans",
     },
     {"_deep_copy"},
+    {"_config", "_compat", "_clashes", "_jax_inside", "_keywords", "_hints", "_public"},
     {"_class_level"},
-    {"_config", "_compat", "_clashes", "_containers", "_jax_inside", "_keywords", "_hints", "_public"},
+    {"_containers"},
     {
         "_dtypes",
         "_pytree",

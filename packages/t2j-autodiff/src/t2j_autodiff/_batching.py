@@ -195,7 +195,8 @@ class _AtOnce:
         return answers
 
     def _watched(self, x: Sequence[torch.Tensor], recorded: bool) -> tuple[torch.Tensor, ...]:
-        questions, wrong = _compat.GradientQuestions(), _compat.WrongInBatches()
+        questions = _compat.GradientQuestions()
+        wrong = _compat.WrongInBatches(differentiated=recorded and self.shows_gradients)
         with questions if recorded else contextlib.nullcontext(), wrong:
             answers = self.run(*x)
         if self.shows_gradients:
@@ -204,9 +205,8 @@ class _AtOnce:
             asked = questions.decides or questions.hidden or (wrong.attention if recorded else None)
         if asked is not None:
             raise HiddenGradientError(f"`torch.func.vmap` hides `requires_grad`, and the function uses {asked}")
-        found = wrong.found or (wrong.differentiated if recorded and self.shows_gradients else None)
-        if found is not None:
-            raise _NotFaithfulError(f"it batches {found} wrongly")
+        if wrong.found is not None:
+            raise _NotFaithfulError(f"it batches {wrong.found} wrongly")
         return answers
 
     def _as_declared(self, y: torch.Tensor, leaf: Leaf) -> torch.Tensor:

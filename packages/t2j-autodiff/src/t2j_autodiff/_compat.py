@@ -273,14 +273,16 @@ class WrongInBatches(DispatchMode):
     """
 
     found: str | None = None
-    differentiated: str | None = None  # what is wrong in the derivative of a batch of derivatives
     attention: str | None = None
 
+    def __init__(self, *, differentiated: bool = False) -> None:
+        """`differentiated` says whether it is a batch of derivatives, of which a derivative is wanted."""
+        super().__init__()
+        self._wrong = _WRONG_IN_BATCHES | (_WRONG_WHERE_DIFFERENTIATED if differentiated else set())
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if str(func) in _WRONG_IN_BATCHES:
+        if str(func) in self._wrong:
             self.found = str(func)
-        if str(func) in _WRONG_WHERE_DIFFERENTIATED:
-            self.differentiated = str(func)
         if str(func) in _ATTENTION_WITH_SUMS and not argument_of(func, "compute_log_sumexp", args, kwargs or {}):
             self.attention = str(func)
         return self.operate(func, args, kwargs)

@@ -147,7 +147,7 @@ class _ContradictionError(Exception):
         super().__init__(message)
         self.tangents = tangents
         self.is_small = is_small  # no more than rounding might be
-        self.is_chosen = is_chosen  # the pullback is no derivative: a hook clamps it
+        self.is_chosen = is_chosen  # a hook clamps the gradient, so the pullback is not a derivative
 
 
 def _checked(push: Pushforward, known: ForwardMode) -> tuple[torch.Tensor, ...]:
@@ -177,7 +177,7 @@ def _compare(
         if is_complete:
             return
         raise
-    except Exception:  # there is no gradient to compare with
+    except Exception:  # torch has no gradient, which could be compared
         return
     sides = (g, push.tangents, [*push.random_cotangents().values()], compared)
     if agree(*sides):

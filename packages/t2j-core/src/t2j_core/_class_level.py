@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from ._deep_copy import is_copied_cache
+from . import _compat
+from ._deep_copy import is_cache, is_copied_cache
 from ._parts import PLAIN, inside
 
-_CACHED: Any = type(functools.lru_cache(lambda: None))
 _MOST_PARTS = 1000
 
 
@@ -81,7 +80,7 @@ class ClassLevel:
 def _cached(value: Any) -> list[Any]:
     """The cache over a method or property, if there is one."""
     function = value.fget if isinstance(value, property) else value
-    return [function] if type(function) is _CACHED else []
+    return [function] if is_cache(function) else []
 
 
 def _items(holder: Any) -> dict[Any, Any]:
@@ -128,13 +127,13 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return found
 
 
-def _lies_nowhere(tensor: torch.Tensor) -> bool:
-    try:
-        return tensor.untyped_storage().device.type == "meta"  # that of fake tensors too
-    except NotImplementedError:  # sparse ones have none
-        return tensor.is_meta
-
-
 def _hold_data(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether there are tensors, with data. A real call that uses one without raises (`_dataless.py`)."""
     return bool(tensors) and not any(map(_lies_nowhere, tensors))
+
+
+def _lies_nowhere(tensor: torch.Tensor) -> bool:
+    try:
+        return _compat.lies_nowhere(tensor)
+    except NotImplementedError:  # sparse tensors have no storage
+        return tensor.is_meta

@@ -783,8 +783,13 @@ def without_addresses() -> Iterator[None]:
 _JITERATOR = "_cuda_jiterator_compile_and_launch_kernel"
 
 
+def lies_nowhere(tensor: torch.Tensor) -> bool:
+    """Whether a dense tensor is on the meta device, or a fake one, which claims another. Sparse ones raise."""
+    return tensor.untyped_storage().device.type == "meta"
+
+
 def _refuse_address(tensor: torch.Tensor) -> None:
-    if tensor.untyped_storage().device.type == "meta":  # that of fake ones too
+    if lies_nowhere(tensor):
         raise NotImplementedError("a tensor without data has no address")
 
 

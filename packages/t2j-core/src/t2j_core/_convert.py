@@ -166,8 +166,8 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
 def has_data(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds values, unlike meta and fake ones, wrapper subclasses and those inside `torch.func`."""
     try:
-        is_there = tensor.untyped_storage().device.type != "meta"  # to ask a fake tensor for its address is a warning
-        return tensor.numel() == 0 or (is_there and tensor.data_ptr() != 0)
+        is_nowhere = _compat.lies_nowhere(tensor)  # to ask a fake tensor for its address is a warning
+        return tensor.numel() == 0 or (not is_nowhere and tensor.data_ptr() != 0)
     except Exception:  # of the user's subclass
         return False
 

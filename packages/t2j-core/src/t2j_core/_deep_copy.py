@@ -38,13 +38,18 @@ def deep_copy(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
 
 def _method(part: Any) -> Any:
     """The method of a module that a cache is over, perhaps with some arguments; None if `part` is no such cache."""
-    function = getattr(part, "__wrapped__", None) if type(part) is _CACHED else None
+    function = part.__wrapped__ if is_cache(part) else None
     function = method = function.method if isinstance(function, _Later) else function
     while isinstance(method, functools.partial):
         method = method.func
     return function if isinstance(getattr(method, "__self__", None), torch.nn.Module) else None
 
 
+def is_cache(part: Any) -> bool:
+    """Whether it is a function with a `functools.lru_cache`, or with a `functools.cache`."""
+    return type(part) is _CACHED
+
+
 def is_copied_cache(part: Any) -> bool:
     """Whether a part of a module is a cache that belongs to this copy of it."""
-    return type(part) is _CACHED and isinstance(part.__wrapped__, _Later)
+    return is_cache(part) and isinstance(part.__wrapped__, _Later)

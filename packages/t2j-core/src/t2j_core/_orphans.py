@@ -1,10 +1,10 @@
 """Functions whose wrapper is gone, of which a cache of JAX may be the last owner.
 
 JAX keeps what it compiles for an eager `scan`, `cond` or `while_loop` in a cache of 4,096 entries that own their
-programs (`jax._src.dispatch.xla_primitive_callable`), and jax 0.6 keeps loops of compiled programs (`keeps_loops` in
-`_compat.py`). No function can be taken out of it alone, so the whole cache is emptied once many functions, or large
-ones, have lost their wrapper. Programs of the user's own may be what keeps them: then nothing is freed, and the next
-time takes more of them.
+programs, and jax 0.6 keeps loops of compiled programs (`forget_eager_primitives` and `keeps_loops` in `_compat.py`).
+No function can be taken out of a cache alone, so all of it is emptied once many functions, or large ones, have lost
+their wrapper. Programs of the user's own may be what keeps them: then nothing is freed, and the next time takes more
+of them.
 """
 
 from __future__ import annotations

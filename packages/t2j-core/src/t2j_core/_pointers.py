@@ -34,7 +34,7 @@ def _lies_in(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:
 
 
 def _unseen_references(tensors: list[torch.Tensor], index: int) -> int:
-    frames = list(_frames_of_other_threads())  # what runs is no object of the collector's
+    frames = list(_frames_of_other_threads())  # the collector does not know frames that run
     owned = _compat.is_owned_by_torch(tensors[index])  # which comes first, as it may give up what it tells of
     count = sys.getrefcount(tensors[index]) - _REFERENCES_HERE - owned
     address = id(tensors[index])

@@ -71,7 +71,6 @@ class Skeletons:
             return result
         finally:
             if use is not None and is_kept:
-                skeleton.leave_class()  # other calls may come before the skeleton is taken back
                 use.keep(functools.partial(self._take_back, skeleton))
             else:
                 self._take_back(skeleton)
@@ -113,23 +112,15 @@ def _value(holder: Any, key: str, before: torch.Tensor) -> torch.Tensor:
     return value
 
 
-class _Tuple(NamedTuple):
-    """A place that refers to variables through a tuple: `self.weights = (self.a, self.b)`."""
-
-    holder: Any
-    key: Any
-    value: tuple[Any, ...]
-    by_id: dict[int, int]
-
-    def filled(self, value: Any, tensors: Sequence[torch.Tensor]) -> Any:
-        """The value with the tensors of a call."""
-        if id(value) in self.by_id:
-            return tensors[self.by_id[id(value)]]
-        is_named = isinstance(value, tuple) and "_fields" in vars(type(value))
-        if type(value) is not tuple and not is_named:
-            return value
-        parts = [self.filled(part, tensors) for part in tuple.__iter__(value)]
-        return type(value)(*parts) if is_named else tuple(parts)
+def _filled(value: Any, by_id: Mapping[int, int], tensors: Sequence[torch.Tensor]) -> Any:
+    """A tuple with the tensors of a call in the place of variables: `self.weights = (self.a, self.b)`."""
+    if id(value) in by_id:
+        return tensors[by_id[id(value)]]
+    is_named = isinstance(value, tuple) and "_fields" in vars(type(value))
+    if type(value) is not tuple and not is_named:
+        return value
+    parts = [_filled(part, by_id, tensors) for part in tuple.__iter__(value)]
+    return type(value)(*parts) if is_named else tuple(parts)
 
 
 class _Skeleton:
@@ -148,9 +139,9 @@ class _Skeleton:
         self._foreign = [slot for slot in self._slots if not isinstance(slot.holder, dict)]
         self._recurrent = [m for m in self._modules if hasattr(m, "_flat_weights_names")]
         self._snapshot = Snapshot(module, shared)
-        by_id = {id(variable.empty): index for index, variable in enumerate(self._variables)}
-        self._slots += self._find_references(by_id)
-        self._tuples = [_Tuple(*place, by_id) for place in self._snapshot.tuples(by_id)]
+        self._by_id = {id(variable.empty): index for index, variable in enumerate(self._variables)}
+        self._slots += self._find_references()
+        self._tuples = list(self._snapshot.tuples(self._by_id))
 
     def _find_slots(self, part: str, attribute: str) -> list[_Slot]:
         slots = []
@@ -167,11 +158,11 @@ class _Skeleton:
                     self._written.add(known[id(tensor)])
         return slots
 
-    def _find_references(self, by_id: dict[int, int]) -> list[_Slot]:
+    def _find_references(self) -> list[_Slot]:
         """Where other containers refer to variables: `self.weights = [self.a, self.b]`."""
         holders = {id(slot.holder) for slot in self._slots}
-        places = self._snapshot.places(by_id)
-        return [_Slot(container, key, by_id[i]) for container, key, i in places if id(container) not in holders]
+        places = self._snapshot.places(self._by_id)
+        return [_Slot(container, key, self._by_id[i]) for container, key, i in places if id(container) not in holders]
 
     def call(self, variables: Variables, args: Any, kwargs: Any, *, mutable: bool) -> tuple[Any, Any]:
         """Run the module."""
@@ -179,8 +170,8 @@ class _Skeleton:
         tensors = self._tensors(variables, mutable, (variables, args, kwargs))
         for holder, key, index in self._slots:
             holder[key] = tensors[index]
-        for place in self._tuples:
-            place.holder[place.key] = place.filled(place.value, tensors)
+        for holder, key, value in self._tuples:
+            holder[key] = _filled(value, self._by_id, tensors)
         for module in self._recurrent:  # LSTM and its kin keep a second list of their weights
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore
         output = self._snapshot.apart(self.module(*args, **kwargs))
@@ -209,10 +200,6 @@ class _Skeleton:
         for holder, key, index in self._foreign:
             holder[key] = self._variables[index].empty
         return self._snapshot.restore()
-
-    def leave_class(self) -> None:
-        """Take what the call has put into classes out of them."""
-        self._snapshot.class_level.end()
 
     def references(self) -> list[int]:
         """How many there are to each submodule. A graph that will run one in its backward adds to them."""
