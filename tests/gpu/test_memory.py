@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_autodiff import _config, _residuals, clear_residuals, torch2jax
+from t2j_autodiff import clear_residuals, torch2jax
+from t2j_autodiff._base import config
+from t2j_autodiff._residuals import autograd
 from t2j_core import last_error
 
 pytestmark = pytest.mark.gpu
@@ -60,13 +62,13 @@ def take_all_memory():
 
 
 def test_kept_graphs_may_hold_half_of_the_gpu(gpu):
-    assert _config.residual_limit(gpu.torch) == pytest.approx(torch.cuda.mem_get_info(gpu.torch)[1] / 2, rel=0.01)
+    assert config.residual_limit(gpu.torch) == pytest.approx(torch.cuda.mem_get_info(gpu.torch)[1] / 2, rel=0.01)
     _, pull = jax.vjp(torch2jax(saves), jnp.ones(N))
-    assert len(_residuals._kept) == 1
-    assert _residuals._kept.nbytes(gpu.torch) >= 3 * UNIT
-    assert _residuals._kept.nbytes(torch.device("cpu")) == 0
+    assert len(autograd._kept) == 1
+    assert autograd._kept.nbytes(gpu.torch) >= 3 * UNIT
+    assert autograd._kept.nbytes(torch.device("cpu")) == 0
     pull(jnp.float32(1))[0].block_until_ready()
-    assert _residuals._kept.nbytes(gpu.torch) == 0
+    assert autograd._kept.nbytes(gpu.torch) == 0
 
 
 def test_a_recording_without_memory_frees_the_graphs_that_wait(little):
@@ -74,7 +76,7 @@ def test_a_recording_without_memory_frees_the_graphs_that_wait(little):
     x = jnp.linspace(-1, 1, N)
     expected = jax.grad(saves_in_jnp)(x)
     pulls = [jax.vjp(f, x)[1] for _ in range(6)]  # 3 units each
-    assert 0 < len(_residuals._kept) < 6
+    assert 0 < len(autograd._kept) < 6
     assert "recording failed" not in f.explain()
     for pull in reversed(pulls):
         np.testing.assert_allclose(pull(jnp.float32(1))[0], expected, rtol=1e-4, atol=1e-5)

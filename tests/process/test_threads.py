@@ -145,8 +145,8 @@ def test_exceptions_of_many_threads_keep_their_type(run, monkeypatch, kept):
         threads = [threading.Thread(target=work, args=(calls[i % 3],)) for i in range(40)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
-        from t2j_core import _originals
-        print("lost", lost, "kept", len(_originals._kept) <= int(os.environ["T2J_KEPT_ERRORS"]))
+        from t2j_core._run import originals
+        print("lost", lost, "kept", len(originals._kept) <= int(os.environ["T2J_KEPT_ERRORS"]))
         """
     )
     assert done.returncode == 0, done.stderr

@@ -70,7 +70,7 @@ def test_a_function_that_leaves_the_level_open_without_inference_is_named(caplog
 
 
 def test_a_function_that_leaves_the_level_open_in_later_calls_is_named_the_second_time(caplog, monkeypatch):
-    monkeypatch.setitem(t2j_core._compat._levels, "are_watched", False)
+    monkeypatch.setitem(t2j_core._compat.torch_state._levels, "are_watched", False)
     calls = []
 
     def leaves_open_later(t):

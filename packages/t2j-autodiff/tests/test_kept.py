@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_autodiff import PerformanceWarning, _config, _kept, _residuals, clear_residuals, torch2jax
+from t2j_autodiff import PerformanceWarning, clear_residuals, torch2jax
+from t2j_autodiff._base import config
+from t2j_autodiff._residuals import autograd, store
 from t2j_core import last_error
 
 N = 5000
@@ -25,10 +27,10 @@ CPU, GPUS = torch.device("cpu"), [torch.device("cuda", i) for i in range(2)]
 @pytest.fixture(autouse=True)
 def nothing_kept():
     clear_residuals()
-    _config.residual_limit.cache_clear()
+    config.residual_limit.cache_clear()
     yield
     clear_residuals()
-    _config.residual_limit.cache_clear()
+    config.residual_limit.cache_clear()
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
@@ -40,8 +42,8 @@ def keep(kept, shelf, **sizes):
 
 
 def test_each_device_has_a_limit_of_its_own():
-    kept = _kept.KeptGraphs()
-    shelf = _kept.Shelf(kept)
+    kept = store.KeptGraphs()
+    shelf = store.Shelf(kept)
     numbers = [keep(kept, shelf, **{name: 60}) for name in ("first", "second", "cpu")]
     assert list(shelf) == numbers
     newer = keep(kept, shelf, second=60)
@@ -50,8 +52,8 @@ def test_each_device_has_a_limit_of_its_own():
 
 
 def test_a_graph_on_two_devices_counts_on_both():
-    kept = _kept.KeptGraphs()
-    shelf = _kept.Shelf(kept)
+    kept = store.KeptGraphs()
+    shelf = store.Shelf(kept)
     both, first = keep(kept, shelf, first=10, cpu=70), keep(kept, shelf, first=10)
     assert [kept.nbytes(device) for device in (CPU, *GPUS)] == [70, 20, 0]
     host = keep(kept, shelf, cpu=70)
@@ -61,8 +63,8 @@ def test_a_graph_on_two_devices_counts_on_both():
 
 
 def test_the_graphs_of_one_device_are_freed():
-    kept = _kept.KeptGraphs()
-    shelf, other = _kept.Shelf(kept), _kept.Shelf(kept)
+    kept = store.KeptGraphs()
+    shelf, other = store.Shelf(kept), store.Shelf(kept)
     keep(kept, shelf, first=10)
     keep(kept, other, first=10, cpu=10)
     second = keep(kept, other, second=10)
@@ -83,15 +85,15 @@ def test_the_limit_is_half_of_the_memory_of_the_device(monkeypatch):
         return types.SimpleNamespace(total_memory=memory[device.index])
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    monkeypatch.setattr(_config, "residual_bytes", None)
-    assert [_config.residual_limit(device) for device in (*GPUS, *GPUS)] == [40 << 30, 12 << 30] * 2
+    monkeypatch.setattr(config, "residual_bytes", None)
+    assert [config.residual_limit(device) for device in (*GPUS, *GPUS)] == [40 << 30, 12 << 30] * 2
     assert asked == [0, 1]
-    assert _config.residual_limit(CPU) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    assert config.residual_limit(CPU) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def test_a_limit_in_the_environment_counts_for_every_device(monkeypatch):
-    monkeypatch.setattr(_config, "residual_bytes", 7)
-    assert [_config.residual_limit(device) for device in (CPU, *GPUS)] == [7, 7, 7]
+    monkeypatch.setattr(config, "residual_bytes", 7)
+    assert [config.residual_limit(device) for device in (CPU, *GPUS)] == [7, 7, 7]
 
 
 def test_a_limit_that_is_no_number_is_refused():
@@ -153,7 +155,7 @@ def test_a_recording_without_memory_frees_the_graphs_that_wait_and_is_repeated(e
     _, pull = jax.vjp(f, X)
     assert short.recorded == 2
     assert short.allocated[0]() is None
-    assert len(_residuals._kept) == 1
+    assert len(autograd._kept) == 1
     check(pull(jnp.float32(1))[0])
     assert short.runs == 2
     for k, late in enumerate(waiting):
@@ -165,7 +167,7 @@ def test_a_call_without_memory_keeps_no_graph_and_the_next_one_does():
     short = Short(1)
     f = torch2jax(short)
     _, pull = jax.vjp(f, X)
-    assert not _residuals._kept
+    assert not autograd._kept
     check(pull(jnp.float32(1))[0])  # runs the forward again
     assert short.runs == 3
     assert "except in calls that ran out of memory (1)" in explained(f)[0]
@@ -180,14 +182,14 @@ def test_a_second_recording_without_memory_keeps_no_graph():
     f = torch2jax(short)
     _, pull = jax.vjp(f, X)
     assert (short.recorded, short.runs) == (3, 3)  # the value alone is recorded too, and keeps nothing
-    assert not _residuals._kept
+    assert not autograd._kept
     check(pull(jnp.float32(1))[0])
     check(waiting(jnp.float32(1))[0])
 
 
 def test_graphs_of_other_devices_wait_on():
-    shelf = _kept.Shelf(_residuals._kept)
-    number = _residuals._kept.keep(shelf, object(), {GPUS[0]: 10}, lambda device: 100)
+    shelf = store.Shelf(autograd._kept)
+    number = autograd._kept.keep(shelf, object(), {GPUS[0]: 10}, lambda device: 100)
     short = Short(1)
     _, pull = jax.vjp(torch2jax(short), X)
     assert (short.recorded, short.runs) == (2, 2)  # there was nothing to free: the second is the value alone
@@ -224,7 +226,7 @@ def test_a_backward_without_memory_frees_the_graphs_that_wait_and_runs_the_forwa
     runs = short.runs
     np.testing.assert_allclose(pull(jnp.float32(1))[0], expected, rtol=1e-4, atol=1e-5)
     assert short.runs == runs + 1
-    assert not _residuals._kept
+    assert not autograd._kept
     assert "except in calls that ran out of memory (1)" in explained(f)[0]
     np.testing.assert_allclose(waiting(jnp.float32(1))[0], expected, rtol=1e-4, atol=1e-5)
     runs = short.runs

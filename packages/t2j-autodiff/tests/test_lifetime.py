@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_autodiff import _residuals, checkpoint_policy, clear_residuals, module2jax, torch2jax
-from t2j_core import _orphans
+from t2j_autodiff import checkpoint_policy, clear_residuals, module2jax, torch2jax
+from t2j_autodiff._residuals import autograd
+from t2j_core._run import orphans
 from t2j_core.testing import collect, counters, live_functions
 
 X = jnp.linspace(0, 1, 64)
@@ -87,11 +88,11 @@ def test_a_dropped_function_frees_the_graphs_that_wait_for_its_pullbacks():
     clear_residuals()
     f = torch2jax(lambda t: Linear(64, 64).requires_grad_(False)(t).sin().sum())
     pullback = jax.vjp(f, X)[1]
-    assert len(_residuals._kept) == 1
+    assert len(autograd._kept) == 1
     del f, pullback
     collect(passes=2)
-    assert len(_residuals._kept) == 0
-    assert _residuals._kept.nbytes(torch.device("cpu")) == 0
+    assert len(autograd._kept) == 0
+    assert autograd._kept.nbytes(torch.device("cpu")) == 0
 
 
 def test_a_pullback_outlives_its_wrapper():
@@ -121,8 +122,8 @@ CONTROL_FLOW = {
 @pytest.mark.parametrize("control_flow", CONTROL_FLOW.values(), ids=CONTROL_FLOW)
 def test_of_functions_in_eager_control_flow_only_a_few_stay(control_flow, monkeypatch):
     """JAX keeps their programs in a cache of 4,096."""
-    _orphans._bereaved.clear()  # functions of other tests, which programs of theirs may keep
-    monkeypatch.setitem(_orphans._patience, "count", _orphans._MOST)
+    orphans._bereaved.clear()  # functions of other tests, which programs of theirs may keep
+    monkeypatch.setitem(orphans._patience, "count", orphans._MOST)
     alive = []
     for i in range(24):
         module = torch.nn.Linear(4, 4)
@@ -135,8 +136,8 @@ def test_of_functions_in_eager_control_flow_only_a_few_stay(control_flow, monkey
 
 
 def test_one_large_function_in_eager_control_flow_goes_when_the_next_is_made(monkeypatch):
-    monkeypatch.setattr("t2j_core._orphans._MOST_BYTES", 1 << 10)
-    monkeypatch.setattr("t2j_core._orphans._patience", {"count": 1000, "bytes": 1 << 10})
+    monkeypatch.setattr("t2j_core._run.orphans._MOST_BYTES", 1 << 10)
+    monkeypatch.setattr("t2j_core._run.orphans._patience", {"count": 1000, "bytes": 1 << 10})
     module = torch.nn.Linear(64, 64)
     alive = weakref.ref(module)
     f = torch2jax(lambda t, module=module: module(t))
@@ -150,7 +151,7 @@ def test_one_large_function_in_eager_control_flow_goes_when_the_next_is_made(mon
 
 def test_programs_of_the_users_own_are_no_orphans(monkeypatch):
     """They are looked for in JAX's cache ever less often."""
-    monkeypatch.setattr("t2j_core._orphans._patience", {"count": 1, "bytes": 1 << 40})
+    monkeypatch.setattr("t2j_core._run.orphans._patience", {"count": 1, "bytes": 1 << 40})
     cleared = []
     monkeypatch.setattr("t2j_core._compat.forget_eager_primitives", lambda: cleared.append(1))
     programs = [jax.jit(lambda x: torch2jax(torch.sin)(x)) for _ in range(40)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from t2j_autodiff import NonDifferentiableError, module2jax, torch2jax
-from t2j_autodiff._norms import PlainNorms
+from t2j_autodiff._mends.norms import PlainNorms
 from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from _counted import Counted, in_jnp
-from t2j_autodiff import _example_numbers, _tickets, clear_residuals, torch2jax
+from t2j_autodiff import clear_residuals, torch2jax
+from t2j_autodiff._residuals import example_numbers, tickets
 
 N = 5000  # more elements than a function that is run again may have
 X = jnp.linspace(-1, 1, N)
@@ -81,17 +82,17 @@ class Device:
     def __init__(self, monkeypatch):
         self.pair = None
         self.reads = 0
-        monkeypatch.setattr(_tickets, "current_pair", lambda: self.pair)
+        monkeypatch.setattr(tickets, "current_pair", lambda: self.pair)
         # The calls of a test run on any thread of XLA's, those of a GPU on one.
-        monkeypatch.setattr(_tickets, "_of_thread", types.SimpleNamespace(executions={}))
-        _tickets._of_thread.numbers = types.MethodType(_tickets._OfThread.numbers, _tickets._of_thread)
-        read = _example_numbers.read
+        monkeypatch.setattr(tickets, "_of_thread", types.SimpleNamespace(executions={}))
+        tickets._of_thread.numbers = types.MethodType(tickets._OfThread.numbers, tickets._of_thread)
+        read = example_numbers.read
 
         def counted(residual):
             self.reads += 1
             return read(residual)
 
-        monkeypatch.setattr(_example_numbers, "read", counted)
+        monkeypatch.setattr(example_numbers, "read", counted)
 
 
 @pytest.fixture
@@ -176,8 +177,8 @@ def test_a_thread_remembers_the_executions_that_it_is_in_the_middle_of(device):
 def test_old_executions_are_forgotten(device):
     for number in range(50):
         Execution(device)("f0 b0 f1", lambda name, number=number: (number, 0, 1))
-    assert len(_tickets._of_thread.executions) <= 16
+    assert len(tickets._of_thread.executions) <= 16
 
 
 def test_outside_of_a_call_there_is_no_pair():
-    assert _tickets.take() == _tickets.UNKNOWN
+    assert tickets.take() == tickets.UNKNOWN

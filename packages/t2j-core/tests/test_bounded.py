@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from t2j_core import torch2jax
-from t2j_core._bounded import remember
-from t2j_core._pytree import _data_types, is_data
+from t2j_core._base.bounded import remember
+from t2j_core._signature.call_tree import _data_types, is_data
 
 
 def test_the_oldest_go():
@@ -33,7 +33,7 @@ def test_a_table_of_one():
 
 @pytest.mark.filterwarnings("ignore:.*was compiled")
 def test_signatures_of_a_function(monkeypatch):
-    monkeypatch.setattr("t2j_core._bounded.remember.__defaults__", (8,))
+    monkeypatch.setattr("t2j_core._base.bounded.remember.__defaults__", (8,))
     f = torch2jax(lambda t, n: t * n)
     for n in range(30):
         assert f(jnp.ones(2), n).tolist() == [n, n]

@@ -8,7 +8,7 @@ from importlib.metadata import distributions
 import pytest
 import t2j_core.__main__
 from t2j_core import environment_info
-from t2j_core._clashes import clashes, installed
+from t2j_core._diagnose.clashes import clashes, installed
 
 CPU = {"torch": "2.13.0+cpu", "cuda of torch": None, "rocm of torch": None, "jaxlib": "0.10.2"}
 CUDA13 = {**CPU, "torch": "2.13.0+cu130", "cuda of torch": "13.0", "nvidia-cudnn-cu13": "9.13.0.50"}

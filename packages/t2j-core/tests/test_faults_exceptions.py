@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core import ArgumentError, Size, _originals, _primitive, last_error, torch2jax
-from t2j_core._config import config
+from t2j_core import ArgumentError, Size, last_error, torch2jax
+from t2j_core._base.config import config
+from t2j_core._lowering import primitive
+from t2j_core._run import originals
 from t2j_core.testing import collect, counters, live_functions
 from test_faults import JaxError, check_intact
 
@@ -218,7 +220,7 @@ def test_an_error_that_shows_when_a_result_is_awaited(monkeypatch, results, kind
     f = torch2jax(only_when(flag, raises(kind, "late")), output_shapes=Size(2, 3))
     f(x)
     (fn,) = f._fns.values()
-    call_primitive = functools.partial(_primitive.torch_call, fn=fn)
+    call_primitive = functools.partial(primitive.torch_call, fn=fn)
     call_primitive(x)
     for owner, name in ((f, "_flat"), (fn, "jitted")):
         monkeypatch.setattr(owner, name, late(getattr(owner, name), results))
@@ -230,7 +232,7 @@ def test_an_error_that_shows_when_a_result_is_awaited(monkeypatch, results, kind
             assert last_error() is info.value
         flag.clear()
         np.testing.assert_array_equal(jax.tree.leaves(call(x))[0], here + 1)
-    assert not _originals.of_thread.kept
+    assert not originals.of_thread.kept
 
 
 def test_a_call_that_does_not_raise_does_not_wait(monkeypatch):

@@ -27,15 +27,15 @@ from t2j_core import (
     TensorEscapeError,
     TensorMutationError,
     _compat,
-    _lending,
-    _primitive,
     j2t,
     last_error,
     module2jax,
     t2j,
     torch2jax,
 )
-from t2j_core._lending import digest
+from t2j_core._lowering import primitive
+from t2j_core._run import comparing
+from t2j_core._run.comparing import digest
 from t2j_core.testing import assert_nothing_escaped, collect, counters, live_functions
 from test_faults import JaxError, check_intact, check_text
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -1182,21 +1182,21 @@ def test_dropped_wrappers_are_freed():
 
 @pytest.mark.parametrize("differs_at", [None, 0, 5, 99])
 def test_blocks_are_compared_as_the_whole_is(monkeypatch, differs_at):
-    monkeypatch.setattr(_lending, "_BLOCK", 7)
+    monkeypatch.setattr(comparing, "_BLOCK", 7)
     first, second = torch.arange(25.0), torch.arange(25.0)
     if differs_at is not None:
         second.view(torch.uint8)[differs_at] ^= 1
     same = differs_at is None
-    assert _lending.has_same_bits(first, second.untyped_storage()) == same
-    assert bool(_lending._are_same(*map(_lending._bytes_of, (first, second)))) == same
-    assert not _lending.has_same_bits(first, torch.ones(3))
-    assert not bool(_lending._are_same(first.view(torch.uint8), torch.ones(3, dtype=torch.uint8)))
+    assert comparing.has_same_bits(first, second.untyped_storage()) == same
+    assert bool(comparing._are_same(*map(comparing._bytes_of, (first, second)))) == same
+    assert not comparing.has_same_bits(first, torch.ones(3))
+    assert not bool(comparing._are_same(first.view(torch.uint8), torch.ones(3, dtype=torch.uint8)))
 
 
 def test_results_that_are_copied_together_keep_their_bits():
     names = ("float32", "float8_e5m2", "uint16", "uint32", "uint64", "bool", "complex64", "bfloat16", "int64")
     sources = [torch.arange(6).to(getattr(torch, name)).reshape(2, 3) for name in names for _ in range(2)]
     destinations = [torch.zeros_like(source) for source in sources]
-    _primitive._copy_all(destinations, [s.requires_grad_() if s.dtype == torch.float32 else s for s in sources])
+    primitive._copy_all(destinations, [s.requires_grad_() if s.dtype == torch.float32 else s for s in sources])
     for mine, other in zip(destinations, sources, strict=True):
         assert mine.detach().view(torch.uint8).tolist() == other.detach().view(torch.uint8).tolist()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import t2j_core.__main__
-import t2j_core._config
+import t2j_core._base.config
 import torch
 from t2j_core import environment_info, torch2jax
 from t2j_core.testing import collect
@@ -75,7 +75,7 @@ def test_the_command_fails_when_a_call_does(monkeypatch, capsys):
 
 def config():
     """What a new process would read."""
-    return runpy.run_path(t2j_core._config.__file__)["config"]
+    return runpy.run_path(t2j_core._base.config.__file__)["config"]
 
 
 @pytest.mark.parametrize("text", ["many", "-1", "1.5", "1e6"])

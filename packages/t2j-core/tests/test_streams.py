@@ -6,7 +6,8 @@ from collections import deque
 
 import pytest
 import torch
-from t2j_core import _compat, _streams
+from t2j_core import _compat
+from t2j_core._run import streams
 
 CUDA = 1  # torch's number for this type of device
 
@@ -62,68 +63,68 @@ class Cuda:
             "wait_for_event": lambda event, stream: self.waits.append((stream.cuda_stream, event.recorded)),
             "_events": {0: deque(), 1: deque()},
         }.items():
-            monkeypatch.setattr(_streams, name, value)
+            monkeypatch.setattr(streams, name, value)
         return self
 
 
 @pytest.fixture
 def cuda(monkeypatch):
-    for cached in (_streams._stream_at, _streams._own_stream):
+    for cached in (streams._stream_at, streams._own_stream):
         cached.cache_clear()
     yield Cuda().install(monkeypatch)
-    for cached in (_streams._stream_at, _streams._own_stream):
+    for cached in (streams._stream_at, streams._own_stream):
         cached.cache_clear()
 
 
 @pytest.mark.parametrize("device", [0, 1])
 def test_a_call_is_ordered_after_torch_and_torch_after_the_call(cuda, device):
-    entered = _streams.enter(77, device)
+    entered = streams.enter(77, device)
     assert (cuda.device, cuda.streams[device]) == (device, (77, device, CUDA))
     assert cuda.waits == [(77, 0)]
-    _streams.leave(entered)
+    streams.leave(entered)
     assert (cuda.device, cuda.streams[device]) == (0, (0, device, CUDA))
     assert cuda.waits == [(77, 0), (0, 77)]
 
 
 def test_a_stream_of_the_users_is_restored(cuda):
     cuda.streams[0] = (5, 0, CUDA)
-    _streams.leave(_streams.enter(77, 0))
+    streams.leave(streams.enter(77, 0))
     assert cuda.streams[0] == (5, 0, CUDA)
     assert cuda.waits == [(77, 5), (5, 77)]
 
 
 def test_a_stream_that_is_torchs_already_waits_for_nothing(cuda):
     cuda.streams[0] = (77, 0, CUDA)
-    _streams.leave(_streams.enter(77, 0))
+    streams.leave(streams.enter(77, 0))
     assert cuda.waits == []
 
 
 def test_a_function_that_changes_stream_and_device_leaves_neither_behind(cuda):
-    entered = _streams.enter(77, 0)
+    entered = streams.enter(77, 0)
     cuda.streams[:], cuda.device = [(8, 0, CUDA), (9, 1, CUDA)], 1
-    _streams.leave(entered)
+    streams.leave(entered)
     assert (cuda.device, cuda.streams[0]) == (0, (0, 0, CUDA))
     assert cuda.waits[-1] == (0, 77)
 
 
 def test_torch_gets_its_stream_and_device_back_where_an_event_fails(cuda):
-    entered = _streams.enter(77, 1)
+    entered = streams.enter(77, 1)
     cuda.fails = True
     with pytest.raises(RuntimeError, match="the event failed"):
-        _streams.leave(entered)
+        streams.leave(entered)
     assert (cuda.device, cuda.streams[1]) == (0, (0, 1, CUDA))
 
 
 def test_events_are_used_again(cuda):
     for _ in range(10):
-        _streams.leave(_streams.enter(77, 1))
+        streams.leave(streams.enter(77, 1))
     assert cuda.events_made == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has a GPU")
 def test_torch_without_a_gpu_says_what_to_do():
     with pytest.raises(RuntimeError, match=r"Got:      torch .*\nInstall a CUDA build of PyTorch, or run on the CPU"):
-        _streams.enter(1, 0)
+        streams.enter(1, 0)
 
 
 def test_the_device_of_torch_follows_that_of_jax(monkeypatch):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import t2j_core._host
+import t2j_core._run.host
 import torch
 from t2j_core import ShardingError, TransformError, torch2jax
 
@@ -298,7 +298,7 @@ def test_a_program_for_tpu_goes_over_the_host(monkeypatch):
         seen.append((function, results))
         return [jax.lax.cosh(operands[0])]
 
-    monkeypatch.setattr(t2j_core._host.jax, "pure_callback", pure_callback)
+    monkeypatch.setattr(t2j_core._run.host.jax, "pure_callback", pure_callback)
     text = jax.jit(torch2jax(torch_step)).trace(X, Y).lower(lowering_platforms=("tpu",)).as_text()
     assert "t2j_torch_call" not in text
     assert "cosh" in text
@@ -318,7 +318,7 @@ def test_the_way_over_the_host_keeps_every_bit(name, shape):
     f = torch2jax(lambda t: (t.clone(), {"t": t.T if t.ndim else t}))
     jaxpr = jax.make_jaxpr(f)(x)
     fn = jaxpr.eqns[0].params["fn"]
-    first, second = jax.jit(functools.partial(t2j_core._host.host_call, fn))(x)
+    first, second = jax.jit(functools.partial(t2j_core._run.host.host_call, fn))(x)
     assert first.dtype == second.dtype == x.dtype
     assert np.asarray(first).tobytes() == np.asarray(x).tobytes()
     assert np.asarray(second).tobytes() == np.ascontiguousarray(np.asarray(x).T).tobytes()

@@ -27,14 +27,17 @@ from t2j_core import t2j as t2j
 from t2j_core import torch2jax_without_vjp as torch2jax_without_vjp
 from t2j_core import tree_j2t as tree_j2t
 from t2j_core import tree_t2j as tree_t2j
+from t2j_core.extend import hide_frames as _hide_frames
 
-from ._errors import DepthError as DepthError
-from ._errors import NonDifferentiableError as NonDifferentiableError
-from ._residuals import clear_residuals as clear_residuals
-from ._rules import checkpoint_policy as checkpoint_policy
-from ._wrap import DifferentiableFunction as DifferentiableFunction
-from ._wrap import module2jax as module2jax
-from ._wrap import torch2jax as torch2jax
-from ._wrap import torch2jax_with_vjp as torch2jax_with_vjp
+from ._base.errors import DepthError as DepthError
+from ._base.errors import NonDifferentiableError as NonDifferentiableError
+from ._residuals.autograd import clear_residuals as clear_residuals
+from ._rules.rules import checkpoint_policy as checkpoint_policy
+from ._wrap.function import DifferentiableFunction as DifferentiableFunction
+from ._wrap.module import module2jax as module2jax
+from ._wrap.torch2jax import torch2jax as torch2jax
+from ._wrap.torch2jax import torch2jax_with_vjp as torch2jax_with_vjp
+
+_hide_frames(__file__)
 
 __version__ = _version("t2j-autodiff")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ._info import environment_info, self_test
+from ._diagnose.info import environment_info, self_test
 
 
 def main() -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ._garbage import collect as collect
-from ._primitive import abi_layout as abi_layout
-from ._primitive import counters as counters
-from ._primitive import nothing as noop
-from ._torchfn import live_count as live_functions
+from ._base.garbage import collect as collect
+from ._lowering.primitive import abi_layout as abi_layout
+from ._lowering.primitive import counters as counters
+from ._lowering.primitive import nothing as noop
+from ._run.registry import live_count as live_functions
 
 __all__ = ["abi_layout", "assert_nothing_escaped", "collect", "counters", "live_functions", "noop"]
 

@@ -1,0 +1,1 @@
+"""Options, errors and switches, and what was decided for a wrapped function."""

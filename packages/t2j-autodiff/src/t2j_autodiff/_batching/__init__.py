@@ -1,0 +1,1 @@
+"""Flat torch functions over a batch."""

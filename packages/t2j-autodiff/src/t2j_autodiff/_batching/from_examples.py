@@ -1,0 +1,69 @@
+"""Derivatives of a batch from those of its examples, where torch cannot differentiate what `torch.func.vmap` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from t2j_core import PerformanceWarning
+from t2j_core.extend import warn
+
+from .. import _compat
+from .._base.decisions import Shared
+from .._base.errors import OUT_OF_MEMORY
+from .._derivatives.reverse_mode import Flat, first_line
+from .batch_axes import Dims
+from .vmap import in_turn
+
+_KIND = "recorded"
+
+
+def from_examples(
+    f: Flat, direction: str, ins: Sequence[int], outs: Sequence[int], size: int, dims: Dims, shared: Shared
+) -> Flat:
+    """The pushforward ("jvp") or pullback ("vjp") of a batch; `f` is that of one example."""
+    given: Dims = tuple(dims[i] for i in ins) if direction == "jvp" else (0,) * len(outs)
+    of_examples = in_turn(f, size, (*dims, *given), shared)
+
+    def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(g.sum(0) if dims[i] is None else g for i, g in zip(ins, of_examples(*a), strict=True))
+
+    return of_examples if direction == "jvp" else pull
+
+
+def unless_it_fails(at_once: Flat, one_by_one: Flat, shared: Shared) -> Flat:
+    """`at_once`, a derivative of a batch, until it fails.
+
+    An operation may have a rule for batches that changes in place what its own derivative needs (`index_reduce_`), or
+    a gradient that no such rule takes (the sparse one of an embedding). And where the examples run one after another,
+    one of them may change what the derivative of another needs: a buffer of a module.
+    """
+
+    def run(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if _runs_in_turn(shared):
+            return one_by_one(*a)
+        try:
+            answer = at_once(*a)
+        except OUT_OF_MEMORY:
+            raise
+        except Exception as error:
+            if _compat.in_transform():  # the outermost decides
+                raise
+            reason = first_line(error)
+        else:
+            return one_by_one(*a) if _runs_in_turn(shared) else answer
+        answer = one_by_one(*a)
+        shared.vmap_failures[_KIND] = reason
+        warn(
+            f"PyTorch cannot differentiate a batch of {shared.name} by `torch.func.vmap` ({reason}), so derivatives of "
+            'its examples run one after another. Pass `vmap_method="sequential"` to choose that.',
+            PerformanceWarning,
+        )
+        return answer
+
+    return run
+
+
+def _runs_in_turn(shared: Shared) -> bool:
+    """Whether it is known that the function of a batch that is differentiated runs one example after another."""
+    return any(shared.vmap_failure(kind) is not None for kind in (_KIND, "recorded value"))

@@ -1,0 +1,1 @@
+"""Derivatives of flat torch functions in both modes, computed by torch."""

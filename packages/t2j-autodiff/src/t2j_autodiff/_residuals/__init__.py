@@ -1,0 +1,1 @@
+"""What a backward gets from its forward."""

@@ -1,0 +1,77 @@
+"""Values of a function that is being differentiated, where nothing is kept for a backward.
+
+PyTorch shows a function what it is differentiated by: `requires_grad`, `is_leaf`. A value that was computed without
+may belong to another function than the gradient. So these values come from runs that autograd records too, and each
+graph dies with its run. A function that never asks runs without: recording takes time and memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from t2j_core.extend import as_written
+
+from .. import _compat
+from .._base.decisions import Shared
+from .._base.errors import OUT_OF_MEMORY
+from .._derivatives.reverse_mode import Flat, first_line, restricted, watched
+from .._mends.gradient_questions import GradientQuestions
+
+logger = logging.getLogger("t2j_autodiff")
+
+
+def recorded(f: Flat, ins: Sequence[int], shared: Shared) -> Flat:
+    """`f` as in a derivative: the inputs `ins` require gradients while it runs. The results do not."""
+
+    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if _compat.in_transform():
+            y, _ = torch.func.vjp(restricted(f, x, ins), *(x[i] for i in ins))  # type: ignore[misc]
+            return tuple(y)
+        with torch.enable_grad():
+            y = f(*watched(x, ins))
+        if _compat.has_old_function(y):  # which may ask `ctx.needs_input_grad`
+            shared.asks_for_gradients = True
+        return tuple(t.detach() for t in y)
+
+    return run
+
+
+class Shown:
+    """A flat function that sees that it is differentiated, if it ever asks.
+
+    `plain` and `recorded` are the function without gradients and with them. The first run tells whether it asks.
+    """
+
+    def __init__(self, plain: Flat, recorded: Flat, shared: Shared) -> None:
+        self.plain, self.recorded, self.shared = plain, recorded, shared
+
+    def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        asks = self.shared.asks_for_gradients
+        if asks is None:
+            return self._watched(x)
+        return self.recorded(*x) if asks else self.plain(*x)
+
+    def _watched(self, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        questions = GradientQuestions()
+        try:
+            with as_written(), questions:
+                y = self.recorded(*x)
+        except OUT_OF_MEMORY:
+            return self.plain(*x)
+        except Exception as error:
+            reason = first_line(error)
+        else:
+            return self._told(x, y, questions)
+        y = self.plain(*x)  # if the function itself is at fault, it raises again, and that tells nothing
+        logger.info("%s cannot be recorded (%s)", self.shared.name, reason)
+        self.shared.asks_for_gradients = False
+        return y
+
+    def _told(
+        self, x: Sequence[torch.Tensor], y: tuple[torch.Tensor, ...], questions: GradientQuestions
+    ) -> tuple[torch.Tensor, ...]:
+        asks = self.shared.asks_for_gradients or questions.decides is not None
+        self.shared.asks_for_gradients = asks
+        return self.recorded(*x) if questions.changes_course else y

@@ -1,0 +1,1 @@
+"""What users hold: `torch2jax` and `module2jax` with derivatives and batches."""

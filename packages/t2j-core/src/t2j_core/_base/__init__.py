@@ -1,0 +1,1 @@
+"""What needs neither a signature nor a version of JAX or torch: errors, switches, dtypes, bounded tables."""

@@ -1,0 +1,45 @@
+"""JAX inside a torch function: one error, however it was found."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+from .errors import JaxInsideTorchError, describe
+from .frames import running_finalizer, users_place
+
+# How torch and Python refuse an array (or, closed over under `jax.jit`, a tracer) beside a tensor, and JAX a tensor.
+_MIXED = re.compile(r"\bjaxlib\.|\bArrayImpl\b|\w+Tracer\b|<class 'torch\.")
+_LONG = 80
+
+
+def jax_inside(name: str, what: str) -> JaxInsideTorchError:
+    """The error for JAX called inside a torch function; `what` says by what, as in "the operation `sin`"."""
+    if (finalizer := running_finalizer()) is not None:
+        return JaxInsideTorchError(
+            describe(
+                f"A finalizer ({finalizer}) calls JAX ({what}), which can deadlock: Python ran it in the middle of the "
+                f"torch function {name}, inside an XLA program.",
+                expected="finalizers that do not call JAX, as Python may run them anywhere",
+                remedy="Note in the finalizer what there is to do, and do it elsewhere.",
+            )
+        )
+    return JaxInsideTorchError(
+        describe(
+            f"The torch function {name} calls JAX ({what}), which can deadlock inside an XLA program.",
+            expected="only PyTorch (and NumPy) inside the function",
+            remedy="Compute with JAX before or after the call and pass arrays as arguments.",
+        )
+    )
+
+
+def as_jax_inside(name: str, error: BaseException) -> JaxInsideTorchError | None:
+    """The error for `jnp.sin(tensor)` or `tensor * array`, which fail before JAX computes; None for other errors."""
+    with contextlib.suppress(Exception):  # its text is the user's
+        if type(error) is TypeError and _MIXED.search(str(error)):
+            place = users_place(error)
+            line = place.text[:_LONG] if place else ""
+            found = jax_inside(name, f"`{line}`" if line else "a JAX array beside a tensor")
+            found.__cause__ = error
+            return found
+    return None

@@ -1,0 +1,84 @@
+"""What all public functions with options do where they fail: name the option that is misspelt, hide their frames."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from .errors import ArgumentError, describe
+from .frames import hide_own_frames
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def public(options: Sequence[str] = ()) -> Callable[[_F], _F]:
+    """Decorate a function with options; `options` are those which its `**options` may hold."""
+
+    def decorate(function: _F) -> _F:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            failure: Exception
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                failure = error
+            if isinstance(failure, TypeError):
+                failure = _misused(function, options, args, kwargs) or failure
+            hide_own_frames(failure)
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback refers to this frame
+
+        return cast("_F", run)
+
+    return decorate
+
+
+def _misused(
+    function: Callable[..., Any], more: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> ArgumentError | None:
+    """The error for an option that does not exist, or for a missing first argument."""
+    options = [*options_of(function), *more]
+    first = next(iter(inspect.signature(function).parameters))
+    name = function.__name__
+    for given in kwargs:
+        if given not in options and given != first:
+            return ArgumentError(
+                describe(
+                    f"{name}() got an unexpected keyword argument '{given}'.",
+                    expected=", ".join(options),
+                    got=given,
+                    remedy=_similar(given, options),
+                )
+            )
+    if not args and first not in kwargs:
+        return ArgumentError(
+            describe(
+                f"`{name}` was called without its first argument `{first}`.",
+                expected=f"`{name}({first}, ...)`",
+                got=f"options alone: {', '.join(kwargs)}" if kwargs else "no argument",
+                remedy=f"As a decorator with options write `@functools.partial({name}, ...)`.",
+            )
+        )
+    return None
+
+
+def options_of(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's options."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def _similar(given: str, options: Sequence[str]) -> str:
+    close = closest(given, options)
+    return "Leave it out." if close is None else f"Did you mean `{close}`?"
+
+
+def closest(given: str, known: Sequence[str]) -> str | None:
+    """The known word that is most like a misspelt one; None if none is."""
+    found = difflib.get_close_matches(given.lower(), [word.lower() for word in known], 1, 0.6)
+    return next((word for word in known if found and word.lower() == found[0]), None)

@@ -1,0 +1,108 @@
+"""Mesh axes in the types of values, and around a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core
+from jax.core import ShapedArray
+from jax.sharding import AxisType
+
+
+def varying_axes(aval: Any) -> frozenset[str]:
+    """The manual mesh axes (of `jax.shard_map`) that a value varies over."""
+    manual = getattr(aval, "mat", None)  # jax 0.10 and newer
+    return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
+
+
+def vary_alike(operands: Sequence[Any]) -> list[Any]:
+    """Cast every operand to vary over the union of the operands' manual axes.
+
+    Differentiating that cast inserts the one `psum` which the gradient of a replicated operand needs.
+    """
+    axes = [varying_axes(jax.typeof(x)) for x in operands]
+    union = frozenset().union(*axes)
+    return [
+        _cast_to_varying(x, tuple(sorted(union - own))) if union - own else x
+        for x, own in zip(operands, axes, strict=True)
+    ]
+
+
+def _cast_to_varying(x: Any, axes: tuple[str, ...]) -> Any:
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, axes, to="varying")
+    return jax.lax.pvary(x, axes)  # type: ignore[attr-defined]  # jax before 0.8
+
+
+def result_aval(shape: tuple[int, ...], dtype: Any, operands: Sequence[Any]) -> Any:
+    """The abstract value of a result: replicated over the mesh, varying over the manual axes of the operands."""
+    template = max(operands, key=lambda aval: len(varying_axes(aval)), default=None)
+    if template is None:
+        return ShapedArray(shape, dtype)
+    sharding = ShapedArray(shape, dtype).sharding
+    if template.sharding.mesh is not None:
+        spec = jax.sharding.PartitionSpec(*(None for _ in shape))
+        sharding = jax.sharding.NamedSharding(template.sharding.mesh, spec)
+    return template.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
+
+
+def explicit_spec(aval: Any) -> Any | None:
+    """The partition spec in the type of `aval` if it shards a dimension over an Explicit mesh axis, else None."""
+    spec = getattr(getattr(aval, "sharding", None), "spec", None)
+    return spec if spec is not None and any(part is not None for part in spec) else None
+
+
+if hasattr(jax, "reshard"):
+    _reshard: Any = jax.reshard
+elif hasattr(jax.sharding, "reshard"):  # jax 0.7
+    _reshard = jax.sharding.reshard
+else:
+    _reshard = importlib.import_module("jax.experimental.shard").reshard
+
+
+def reshard(x: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    """Move an array with Explicit axes to another sharding."""
+    return _reshard(x, sharding)
+
+
+def manual_axes(mesh: Any, axes: Iterable[str]) -> frozenset[str]:
+    """The `axis_names` for a `jax.shard_map` that splits over `axes`.
+
+    Auto axes are always among them: the partitioner has nothing to decide about a torch call. The older partitioner
+    cannot leave any axis out, nor can jax before 0.8 where the call is batched over one.
+    """
+    wanted = frozenset(axes)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    every = not (hasattr(jax, "reshard") and getattr(jax.config, "jax_use_shardy_partitioner", True))
+    auto = {axis for axis, kind in kinds.items() if kind == AxisType.Auto or (every and kind == AxisType.Explicit)}
+    return wanted | auto if wanted else wanted
+
+
+_core: Any = importlib.import_module("jax._src.core")
+_AxisEnv: Any = getattr(_core, "AxisEnv", None)
+_HIDES_AXES = hasattr(_AxisEnv, "add_explicit_mesh_axis_names") and not hasattr(
+    _AxisEnv, "remove_explicit_mesh_axis_names"
+)  # jax 0.8
+
+
+@contextlib.contextmanager
+def batched_mesh_axes() -> Iterator[None]:
+    """Within a batching rule, allow `jax.shard_map` over the Explicit axes that the batch is split over."""
+    if not _HIDES_AXES:
+        yield
+        return
+    env = _core.get_axis_env()
+    _core.trace_ctx.set_axis_env(_AxisEnv(env.axis_sizes, env.spmd_axis_names, frozenset()))
+    try:
+        yield
+    finally:
+        _core.trace_ctx.set_axis_env(env)
+
+
+def mesh_axis_sizes() -> tuple[int, ...]:
+    """The sizes of the named axes around a trace: those of `jax.shard_map`, and of `jax.vmap` with a name."""
+    return tuple(_core.get_axis_env().axis_sizes.values())

@@ -1,0 +1,77 @@
+"""JAX's state on this thread and in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.extend.core
+from jax.core import Tracer
+
+from .jax_sharding import _core
+
+
+def jax_has_run() -> bool:
+    """Whether this process has started JAX's devices, and with them threads that do not survive a fork."""
+    try:
+        from jax._src.xla_bridge import backends_are_initialized
+    except ImportError:
+        return True
+    return bool(backends_are_initialized())
+
+
+def after_fork(callback: Callable[[], object]) -> None:
+    """Have `callback` called in every process that is forked from this one after it has used JAX."""
+    if hasattr(os, "register_at_fork"):  # Windows cannot fork
+        os.register_at_fork(after_in_child=lambda: callback() if jax_has_run() else None)
+
+
+def is_concrete_array(x: object) -> bool:
+    """Whether `x` is a JAX array with values, not a tracer."""
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer)
+
+
+class _Refuse(jax.core.Trace if hasattr(jax.core, "Trace") else object):  # type: ignore[misc]
+    """A JAX trace under which every operation raises."""
+
+    def __init__(self, error: Callable[[str], Exception]) -> None:
+        super().__init__()
+        self._error = error
+
+    def process_primitive(self, primitive: Any, *_: Any) -> Any:
+        raise self._error(str(primitive))
+
+    def is_valid(self) -> bool:
+        return True
+
+    def stage_value(self, *_: Any) -> Any:
+        raise self._error("a jitted function")
+
+
+@contextlib.contextmanager
+def refusing_jax(error: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise `error(operation)` when JAX computes something within, on this thread."""
+    enter: Any = getattr(jax.extend.core, "set_current_trace", None)
+    if enter is None:  # jax before 0.9
+        enter = getattr(_core, "set_current_trace", contextlib.nullcontext)
+    before = getattr(_refusal, "error", None)
+    _refusal.error = error
+    try:
+        with enter(_Refuse(error)):
+            yield
+    finally:
+        _refusal.error = before
+
+
+_refusal = threading.local()
+
+
+def check_jax_is_allowed(operation: str) -> None:
+    """Raise what `refusing_jax` was told to, if this thread is inside of it."""
+    error = getattr(_refusal, "error", None)
+    if error is not None:
+        raise error(operation)

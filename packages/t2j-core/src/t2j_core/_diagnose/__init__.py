@@ -1,0 +1,1 @@
+"""What is installed, whether it goes together, and whether it works."""

@@ -1,0 +1,71 @@
+"""What is installed and whether it works: `environment_info` and `python -m t2j_core`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from .. import _compat
+from .._lowering import primitive
+from .._wrap.torch2jax import torch2jax
+from .clashes import clashes, installed
+
+
+def environment_info() -> dict[str, Any]:
+    """Versions, devices and settings that a bug report needs, and whether the GPU libraries clash.
+
+    >>> sorted(environment_info())[:3]
+    ['clashes', 'cuda', 'escaped_calls']
+    """
+    from .. import __version__
+
+    versions, needs = installed()
+
+    return {
+        "t2j_core": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "jax": jax.__version__,
+        "jaxlib": version("jaxlib"),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "xla_ffi": _compat.ffi_version(),
+        "jax_devices": [str(device) for device in jax.devices()],
+        "jax_x64": bool(jax.config.read("jax_enable_x64")),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": _cuda(),
+        "gpu_wheels": {name: v for name, v in sorted(versions.items()) if name != "jaxlib" and "torch" not in name},
+        "clashes": clashes(versions, needs),
+        "exchange_api": primitive.uses_exchange_api(),
+        "live_sites": primitive.counters()["live_sites"],
+        "escaped_calls": primitive.counters()["escaped_calls"],
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    libraries = {
+        "torch": torch.version.cuda,
+        "rocm of torch": torch.version.hip,
+        "cudnn of torch": None,
+        "nccl of torch": None,
+    }
+    if torch.cuda.is_available():
+        libraries["cudnn of torch"] = str(torch.backends.cudnn.version())
+        libraries["nccl of torch"] = ".".join(map(str, torch.cuda.nccl.version()))
+        libraries["device"] = torch.cuda.get_device_name()
+    return libraries
+
+
+def self_test() -> str:
+    """Call torch from JAX once, eagerly and jitted, and compare with NumPy. Returns a sentence."""
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    f = torch2jax(lambda t: torch.sin(t).sum(0))
+    for call in (f, jax.jit(f)):
+        np.testing.assert_allclose(np.asarray(call(x)), np.sin(x).sum(0), rtol=1e-5)
+    return f"torch ran inside XLA on {jax.devices()[0]}, eagerly and under jit, and gave the right numbers"

@@ -1,0 +1,142 @@
+"""What a function returns in one run, and what JAX cannot take of that."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import inspect
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from .._base.dtypes import aval_text
+from .._base.errors import OutputError, describe
+from .._signature.call_tree import Static, merger
+from .._signature.containers import plain
+from .._signature.signature import Outputs, output_leaf
+from .indices import LongIndices, are_narrow
+
+
+def one_run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
+    """Run a function on tensors, and read its outputs off. Raises `OutputError` for what JAX cannot take."""
+    args, kwargs = merger(key)(tensors)
+    versions = [t._version for t in tensors]
+    with contextlib.ExitStack() as stack:
+        long = stack.enter_context(LongIndices(misread=False)) if are_narrow(t.dtype for t in tensors) else None
+        answer = call(*args, **kwargs)
+    _check_containers(answer, ())
+    items, tree = jax.tree.flatten(plain(answer))
+    mutated = tuple(i for i, t in enumerate(tensors) if t._version != versions[i])
+    statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(item) for item in items)
+    results = [item for item in items if isinstance(item, torch.Tensor)]
+    returned = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
+    leaves = tuple(output_leaf(_sizes(t), t.dtype) for t in results)
+    needs = True if long is not None and long.has_met_refused else None
+    return Outputs(tree, leaves, statics, mutated, returned, is_declared=False, needs_long_indices=needs)
+
+
+def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
+    """Refuse what JAX cannot flatten: containers that contain themselves, generators, coroutines."""
+    if id(item) in outer:
+        what, remedy = "a container that contains itself", "Return the tensors in tuples, lists and dicts."
+    elif isinstance(item, (Iterator, Awaitable, AsyncIterator)):
+        what, remedy = "something that would run after the call", "Return a tuple of the values: `tuple(generator)`."
+        if not isinstance(item, Iterator):
+            remedy = "Run it inside the function, such as by `asyncio.run(...)`, and return its result."
+        if inspect.iscoroutine(item):
+            item.close()
+    else:
+        for part in _parts(item):
+            _check_containers(part, (*outer, id(item)))
+        return
+    text = f"The function returns {what}."
+    raise OutputError(describe(text, expected="a finite tree of tensors", got=type(item).__name__, remedy=remedy))
+
+
+def _parts(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return item.values()
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return [getattr(item, field.name, None) for field in dataclasses.fields(item)]
+    return item if isinstance(item, (list, tuple)) else ()
+
+
+_DENSE = {
+    "quantised": "Return `tensor.dequantize()`.",
+    "nested": "Return `tensor.to_padded_tensor(0.0, output_size=...)`, of a size that does not depend on values.",
+    "sparse": "Return `tensor.to_dense()`.",
+}
+
+
+def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
+        raise OutputError(
+            describe(
+                f"The function returns a {kind} tensor, which JAX arrays cannot hold.",
+                expected="a dense tensor",
+                got=f"{tensor.dtype}, {tensor.layout}",
+                remedy=_DENSE[kind],
+            )
+        )
+    return tuple(tensor.shape)
+
+
+def _static_output(item: Any) -> Static:
+    if isinstance(item, (np.ndarray, np.generic, jax.Array)):
+        raise OutputError(
+            describe(
+                f"The function returns a {type(item).__name__} where a tensor is needed.",
+                expected="torch tensors, and constants such as numbers or strings",
+                got=f"{type(item).__name__} {aval_text(item.shape, item.dtype)}",
+                remedy="Return `torch.as_tensor(value)`.",
+            )
+        )
+    place = _place_of_tensors(item)
+    if place is not None:
+        kind = type(item).__name__
+        raise OutputError(
+            describe(
+                f"The function returns tensors inside a {kind}, which is no pytree.",
+                expected="tensors in tuples, lists, dicts, dataclasses or registered pytrees",
+                got=f"{kind}, with a tensor as its `{place}`",
+                remedy="Call the model with `use_cache=False`, or return the tensors of the cache that you need."
+                if "Cache" in kind
+                else "Return one of these, or register the class with `jax.tree_util.register_pytree_node` or "
+                "`torch.utils._pytree.register_pytree_node`.",
+            )
+        )
+    return Static.of(item)
+
+
+def _place_of_tensors(item: Any) -> str | None:
+    """Where there is a tensor in an object, or in the objects it holds: `layers[0].keys`."""
+    seen: dict[int, Any] = {}
+    rest: collections.deque[tuple[Any, str]] = collections.deque([(item, "")])
+    while rest and len(seen) < _MOST_PARTS:
+        part, place = rest.popleft()
+        if isinstance(part, torch.Tensor):
+            return place.removeprefix(".")
+        if id(part) in seen or isinstance(part, (type, types.ModuleType, torch.nn.Module)):
+            continue
+        seen[id(part)] = part
+        if isinstance(part, (set, frozenset, list, tuple)):
+            rest.extend((inner, f"{place}[{i}]") for i, inner in enumerate(part))
+        elif isinstance(part, dict):
+            rest.extend((inner, f"{place}[{key!r}]") for key, inner in part.items())
+        else:
+            rest.extend((inner, f"{place}.{name}") for name, inner in getattr(part, "__dict__", {}).items())
+    return None
+
+
+_MOST_PARTS = 1000
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    same = a is b or (a._is_view() and a._base is b)
+    return same and a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()

@@ -1,0 +1,63 @@
+"""`rng=True`: torch's generators seeded from a JAX key, for one call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from .. import _compat
+
+turns: AbstractContextManager[Any] = threading.RLock()
+"""What of torch is global is used in turns: the default generators, forward mode, the choice of attention kernels.
+
+It is the only lock that t2j holds while code of the user's runs. With a second one, a signal handler or a finalizer
+that calls a function in the middle of another call could wait for a thread that waits for the interrupted call.
+"""
+
+
+def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` with the data of a JAX key as an additional first argument.
+
+    The same key gives the same numbers; the generators are as before afterwards.
+    """
+
+    def call(key: torch.Tensor, /, *args: Any, **kwargs: Any) -> Any:
+        if key.is_meta:
+            return fn(*args, **kwargs)
+        generators = [torch.default_generator]
+        if key.is_cuda:
+            generators.append(torch.cuda.default_generators[key.device.index])
+        seed = seed_of(key)
+        with turns:
+            states = [generator.get_state() for generator in generators]
+            try:
+                for generator in generators:
+                    generator.manual_seed(seed)
+                return fn(*args, **kwargs)
+            finally:
+                for generator, state in zip(generators, states, strict=True):
+                    generator.set_state(state)
+
+    return call
+
+
+def seed_of(key: torch.Tensor) -> int:
+    """A 64-bit seed from the words of a key (uint32[n]).
+
+    Every bit of the key changes the low 32 bits, which are all that torch's generator on the CPU looks at: the words
+    go through the finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+    """
+    seed = 0
+    for word in _compat.numbers_in(key):
+        seed = (seed + word + 0x9E3779B97F4A7C15) & _64_BITS
+        seed = ((seed ^ seed >> 30) * 0xBF58476D1CE4E5B9) & _64_BITS
+        seed = ((seed ^ seed >> 27) * 0x94D049BB133111EB) & _64_BITS
+        seed ^= seed >> 31
+    return seed
+
+
+_64_BITS = (1 << 64) - 1

@@ -1,0 +1,1 @@
+"""The JAX primitive, its rules, and its way into a compiled program."""

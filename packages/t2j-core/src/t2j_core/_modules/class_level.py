@@ -1,0 +1,139 @@
+"""What a module keeps at its class, which the copies of the module and itself share."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from .. import _compat
+from .deep_copy import is_cache, is_copied_cache
+from .parts import PLAIN, inside
+
+_MOST_PARTS = 1000
+
+
+class _Tries(threading.local):
+    depth = 0
+
+
+_tries = _Tries()
+
+
+@contextlib.contextmanager
+def in_try() -> Iterator[None]:
+    """Within, this thread runs functions to learn about them, perhaps on made-up data."""
+    _tries.depth += 1
+    try:
+        yield
+    finally:
+        _tries.depth -= 1
+
+
+class ClassLevel:
+    """The attributes of classes, the containers among them, and the `functools.lru_cache`s over methods.
+
+    Tensors with data that a try puts there go with it: the data may be made up. What a real call puts there stays, as
+    in torch: others use it at the same time. Caches over methods are emptied after each run that has filled them.
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        classes = dict.fromkeys(cls for kind in set(map(type, parts)) for cls in kind.__mro__)
+        own = [cls for cls in classes if not str(cls.__module__).startswith(("torch.", "builtins"))]
+        self._classes = [cls for cls in own if issubclass(cls, torch.nn.Module)]
+        self._caches = [function for cls in own for value in vars(cls).values() for function in _cached(value)]
+        self._caches += filter(is_copied_cache, parts)  # `self.table = lru_cache(self._table)`
+        self._before: list[tuple[Any, dict[Any, Any]]] = []
+
+    def begin(self) -> None:
+        """Look at it before a try."""
+        self._before = []
+        if not _tries.depth:
+            return
+        self._before += [(cls, dict(vars(cls))) for cls in self._classes]
+        seen: set[int] = set()
+        todo = [value for _, values in self._before for value in values.values() if type(value) in PLAIN]
+        while todo:
+            container = todo.pop()
+            if id(container) not in seen:
+                seen.add(id(container))
+                values = _items(container)
+                self._before.append((container, values))
+                todo += [value for value in values.values() if type(value) in PLAIN]
+
+    def end(self) -> None:
+        """Take out the tensors of the try, and empty the caches over methods."""
+        for holder, before in self._before:
+            now = _items(holder)
+            new = [k for k, value in now.items() if before.get(k, self) is not value and _hold_data(_tensors(value))]
+            if new:
+                _put_back(holder, before, new)
+        self._before = []
+        for cache in self._caches:
+            if cache.cache_info().misses:
+                cache.cache_clear()
+
+
+def _cached(value: Any) -> list[Any]:
+    """The cache over a method or property, if there is one."""
+    function = value.fget if isinstance(value, property) else value
+    return [function] if is_cache(function) else []
+
+
+def _items(holder: Any) -> dict[Any, Any]:
+    if isinstance(holder, type):
+        return dict(vars(holder))
+    return dict(holder) if isinstance(holder, dict) else dict(enumerate(list(holder)))
+
+
+def _put_back(holder: Any, before: dict[Any, Any], keys: list[Any]) -> None:
+    """Undo what was written at `keys`; other threads may be writing at others."""
+    if isinstance(holder, (type, dict)):
+        for key in keys:
+            _put_back_one(holder, key, key in before, before.get(key))
+    elif isinstance(holder, set):
+        holder.clear()
+        holder.update(before.values())
+    else:
+        holder.clear()
+        holder.extend(before.values())
+
+
+def _put_back_one(holder: Any, key: Any, was_there: bool, value: Any) -> None:
+    if isinstance(holder, dict):
+        if was_there:
+            holder[key] = value
+        else:
+            holder.pop(key, None)
+    elif was_there:
+        setattr(holder, key, value)
+    elif key in vars(holder):
+        delattr(holder, key)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors among the parts of a value."""
+    todo, seen, found = [value], set[int](), []
+    while todo and len(seen) < _MOST_PARTS:
+        part = todo.pop()
+        if isinstance(part, torch.Tensor):
+            found.append(part)
+        elif id(part) not in seen and not isinstance(part, (type, torch.nn.Module)):
+            seen.add(id(part))
+            todo += inside(part)
+    return found
+
+
+def _hold_data(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether there are tensors, with data. A real call that uses one without raises (`_dataless.py`)."""
+    return bool(tensors) and not any(map(_lies_nowhere, tensors))
+
+
+def _lies_nowhere(tensor: torch.Tensor) -> bool:
+    try:
+        return _compat.lies_nowhere(tensor)
+    except NotImplementedError:  # sparse tensors have no storage
+        return tensor.is_meta

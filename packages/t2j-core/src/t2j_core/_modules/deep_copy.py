@@ -1,0 +1,55 @@
+"""A deep copy of a module, also of the caches over its methods."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import torch
+
+from .parts import parts
+
+_CACHED: Any = type(functools.lru_cache(lambda: None))
+
+
+class _Later:
+    """A method that becomes known when the module that it belongs to has been copied."""
+
+    method: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.method(*args, **kwargs)
+
+
+def deep_copy(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
+    """As `copy.deepcopy`, which shares `self.table = functools.lru_cache(self._table)`: the original's method."""
+    later: list[tuple[_Later, Any]] = []
+    for part in parts(module):
+        method = _method(part)
+        if method is not None and not part.cache_info().currsize:  # a full one is a constant
+            later.append((_Later(), method))
+            memo[id(part)] = functools.lru_cache(**part.cache_parameters())(later[-1][0])
+    copied = copy.deepcopy(module, memo)
+    for place, method in later:
+        place.method = copy.deepcopy(method, memo)
+    return copied
+
+
+def _method(part: Any) -> Any:
+    """The method of a module that a cache is over, perhaps with some arguments; None if `part` is no such cache."""
+    function = part.__wrapped__ if is_cache(part) else None
+    function = method = function.method if isinstance(function, _Later) else function
+    while isinstance(method, functools.partial):
+        method = method.func
+    return function if isinstance(getattr(method, "__self__", None), torch.nn.Module) else None
+
+
+def is_cache(part: Any) -> bool:
+    """Whether it is a function with a `functools.lru_cache`, or with a `functools.cache`."""
+    return type(part) is _CACHED
+
+
+def is_copied_cache(part: Any) -> bool:
+    """Whether a part of a module is a cache that belongs to this copy of it."""
+    return is_cache(part) and isinstance(part.__wrapped__, _Later)

@@ -1,0 +1,61 @@
+"""How operands are handed over, and what calls have shown about it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from .._base.errors import warn
+from .._signature.signature import Signature
+
+BORROW, CLONE, MUTABLE = 0, 1, 2  # how an operand is handed over; `native/site.h` has the same numbers
+
+
+class Lending:
+    """How the operands of one function are handed over, and what calls have shown about it."""
+
+    def __init__(self, signature: Signature, passes: Sequence[int] | None, arguments: str, told: set[str]) -> None:
+        self.signature = signature
+        self.name: str = signature.name  # what the user calls the function, as below the operands
+        self.paths: tuple[str, ...] = ()
+        self.arguments = arguments
+        self.told = told  # the warnings that the user's function has had; its derived functions share it
+        self.reasons: dict[int, str] = {}  # why an operand is copied, where a call has shown it
+        self._passes = list(passes or (BORROW,) * len(signature.operands))
+        if arguments == "copy":
+            self._passes = [CLONE if how == BORROW else how for how in self._passes]
+
+    def speaks_of(self, source: Lending) -> None:
+        """Let messages name the function that this one is derived from, and its operands."""
+        self.name, self.paths = source.name, source.paths or tuple(source.signature.operand_paths())
+
+    def of(self, signature: Any) -> Lending:
+        """The same, with another object in the place of the signature."""
+        other = copy.copy(self)
+        other.signature = signature
+        return other
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """How each operand is handed over."""
+        return tuple(self._passes)
+
+    def copy_from_now_on(self, index: int, reason: str) -> None:
+        """Hand over copies of an operand. Programs that run already learn it by themselves."""
+        if self.arguments != "check":
+            self._passes[index] = CLONE
+            self.reasons[index] = reason
+
+    def path(self, index: int, *, is_result: bool = False) -> str:
+        """The user's name of an operand or a result."""
+        if index < len(self.paths) and not is_result:
+            return self.paths[index]
+        signature = self.signature
+        return (signature.outputs.paths() if is_result else signature.operand_paths())[index]
+
+    def warn_once(self, message: str, category: type[Warning], topic: str) -> None:
+        """Warn, unless the user's function has had this warning."""
+        if topic not in self.told:
+            self.told.add(topic)
+            warn(message, category)

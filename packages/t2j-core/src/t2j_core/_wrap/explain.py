@@ -1,0 +1,127 @@
+"""What `repr` and `explain` say of a wrapped function: its options, and what was decided for each signature.
+
+Made when it is asked for. Arrays show as avals such as `f32[8,3]`, never with what they hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from .._base.config import config
+from .._base.dtypes import aval_text, dtype_t2j, row_of_jax
+from .._base.errors import listed
+from .._run.lending import CLONE, MUTABLE
+from .._run.redirect import Redirected
+from .._run.torch_fn import TorchFn
+from .._signature.call_tree import constants, is_data
+from .._signature.signature import Leaf
+
+_LONG = 120
+
+
+def shown_options(*groups: Any) -> str:
+    """The options that differ from their defaults, as they are written in a call: `outputs='copy', depth=3`."""
+    texts = []
+    for group in groups:
+        for option in dataclasses.fields(group):
+            value = getattr(group, option.name)
+            if option.repr and not _is_same(value, option.default):
+                texts.append(f"{option.name}={shown(value)}")
+    return ", ".join(texts)
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and value == default)
+
+
+class _Text(str):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def shown(value: Any) -> str:
+    """A tree on one line, with avals in the places of arrays."""
+    text = " ".join(repr(jax.tree.map(_shown_leaf, value)).split())
+    return text if len(text) <= _LONG else f"{text[: _LONG - 4]} ..."
+
+
+def _shown_leaf(leaf: Any) -> Any:
+    if is_data(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
+        dtype = dtype_t2j(leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf.dtype
+        return _Text(aval_text(tuple(leaf.shape), dtype))
+    if isinstance(leaf, (str, bytes)):
+        return _Text(reprlib.repr(leaf))
+    if isinstance(leaf, _PLAIN) or type(leaf).__module__.partition(".")[0] in ("jax", "jaxlib", "t2j_core"):
+        return leaf
+    return _Text(getattr(leaf, "__qualname__", None) or f"<{type(leaf).__name__}>")
+
+
+_PLAIN = (bool, int, float, complex, type(Ellipsis), slice, torch.dtype, torch.device, torch.Size, np.dtype)
+
+
+def short_avals(leaves: Sequence[Leaf]) -> str:
+    """The first avals, and how many there are more."""
+    return listed(leaves)
+
+
+def heading(fn: TorchFn) -> str:
+    """A signature on one line, however many leaves it has."""
+    signature = fn.signature
+    return f"{signature.name}({short_avals(signature.operands)}) -> ({short_avals(signature.outputs.leaves)})"
+
+
+def explained(fn: TorchFn) -> list[str]:
+    """How the outputs became known, how operands are handed over, and where results are written."""
+    signature = fn.signature
+    lines = [f"outputs: {signature.outputs.origin}"] if signature.outputs.origin else []
+    if given := [f"{path}={shown(value)}" for path, value in constants(signature.key).items()]:
+        lines.append(f"constants: {', '.join(given)}")
+    paths, results = signature.operand_paths(), signature.outputs.paths()
+    lines += grouped((path, _handed_over(fn, i, results)) for i, path in enumerate(paths))
+    lines += grouped((path, _written(fn, i, paths)) for i, path in enumerate(results))
+    return lines
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """One line for all that share a text."""
+    groups: dict[str, list[str]] = {}
+    for path, text in pairs:
+        groups.setdefault(text, []).append(path)
+    return [f"{listed(names)}: {text}" for text, names in groups.items()]
+
+
+def _handed_over(fn: TorchFn, index: int, results: Sequence[str]) -> str:
+    leaf, how = fn.signature.operands[index], fn.passes[index]
+    if how == MUTABLE:
+        return f"written in place, and returned as {results[fn.aliases[index]]}"
+    if leaf.torch_dtype != row_of_jax(leaf.dtype).torch:
+        return f"converted to {leaf.torch_dtype} at every call"
+    if how == CLONE:
+        lending = fn.lending
+        reason = lending.reasons.get(index) or (
+            'of `arguments="copy"`' if lending.arguments == "copy" else "the function writes into it"
+        )
+        return f"copied at every call, because {reason}"
+    return "checked at every call, on a copy" if fn.lending.arguments == "check" else "lent, not copied"
+
+
+def _written(fn: TorchFn, index: int, paths: Sequence[str]) -> str:
+    for operand, result in fn.aliases.items():
+        if result == index:
+            return f"in the memory of {paths[operand]}, where the caller donates it"
+    if fn.outputs == "out":
+        return "written in place by the function, which takes `out=`"
+    if isinstance(fn.target, Redirected):
+        return fn.target.explain(index)
+    if fn.outputs == "copy":
+        return 'copied (`outputs="copy"`)'
+    return "copied (beside `mutable_argnums`)" if fn.aliases else f"copied (below {config.auto_output_bytes} bytes)"

@@ -1,0 +1,49 @@
+"""The torch function behind `module2jax`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .._modules.skeleton import Skeletons
+from .._modules.variables import Layout
+from .python_signature import signature_of
+
+
+class ModuleCall:
+    """A module as a function of its variables and arguments. It never changes, so that a copy of it is itself.
+
+    It can be pickled where the module can, and without the data of the variables, of which it has none.
+    """
+
+    def __init__(self, module: torch.nn.Module, train: bool | None, mutable: bool) -> None:
+        self._skeletons = Skeletons(module, train)
+        self._mutable = mutable
+        self.__name__: str = type(module).__name__
+        self.__doc__: str | None = f"The module {self.__name__} as a function of its variables and arguments."
+        self.__signature__: inspect.Signature = signature_of(module, "variables")
+        # Attributes, not methods: `functools.wraps` passes them on.
+        self.t2j_made_by = "module2jax"  # for `repr`
+        self.t2j_check_arguments = functools.partial(_check, Layout(module))
+
+    def __call__(self, variables: Mapping[str, Mapping[str, Any]], /, *args: Any, **kwargs: Any) -> Any:
+        output, buffers = self._skeletons.call(variables, args, kwargs, mutable=self._mutable)
+        return (output, buffers) if self._mutable else output
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ModuleCall, (self._skeletons.pristine, None, self._mutable)
+
+    def __copy__(self) -> ModuleCall:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleCall:
+        return self
+
+
+def _check(layout: Layout, /, *args: Any, **_: Any) -> None:
+    if args:
+        layout.check(args[0])

@@ -1,0 +1,137 @@
+"""The options of `torch2jax`, checked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._base.errors import ArgumentError, describe
+from .._base.public import closest
+from .._signature.declared import declared_outputs
+
+_CHOICES = {"outputs": ("auto", "copy", "out"), "arguments": ("auto", "copy", "check")}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a function is wrapped; see `torch2jax`."""
+
+    output_shapes: Any = None
+    mutable_argnums: Any = ()
+    rng: bool = False
+    outputs: str = "auto"
+    has_side_effect: bool = False
+    name: str | None = None
+    arguments: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the options, and bring `mutable_argnums` and bools to one form."""
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name in ("rng", "has_side_effect"):
+            object.__setattr__(self, name, checked_bool(name, getattr(self, name)))
+        _check_name(self.name)
+        object.__setattr__(self, "mutable_argnums", argument_numbers("mutable_argnums", self.mutable_argnums))
+        if self.output_shapes is not None:
+            _check_tree("output_shapes", self.output_shapes)
+            declared_outputs(self.output_shapes, ())
+
+
+def check_choice(option: str, given: Any, choices: Sequence[str | None]) -> None:
+    """Raise unless an option is one of some words."""
+    if not (given is None or isinstance(given, str)) or given not in choices:
+        *most, last = ("None" if choice is None else f'"{choice}"' for choice in choices)
+        close = closest(given, [choice for choice in choices if choice]) if isinstance(given, str) else None
+        remedy = "Choose one." if close is None else f'Did you mean "{close}"?'
+        raise refused(option, f"{', '.join(most)} or {last}", given, remedy, what="unknown")
+
+
+def checked_bool(option: str, given: Any) -> bool:
+    """A bool, of Python or NumPy, as one of Python."""
+    if not isinstance(given, (bool, np.bool_)):
+        raise refused(option, "True or False", given, f"Pass `{option}=True` or `{option}=False`.")
+    return bool(given)
+
+
+def checked_integer(option: str, given: Any, least: int, expected: str, remedy: str) -> int | None:
+    """An integer from `least`, of Python or NumPy, as one of Python; or None."""
+    if given is None:
+        return None
+    if isinstance(given, (bool, np.bool_)) or not isinstance(given, Integral) or int(given) < least:
+        raise refused(option, expected, given, remedy)
+    return int(given)
+
+
+def checked_examples(args: tuple[Any, ...], kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """`*example_args` and `example_kw`; None if there are none."""
+    if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+        raise refused("example_kw", "a dict of the keyword arguments", kwargs, "Pass `example_kw={name: example}`.")
+    return (args, dict(kwargs or {})) if args or kwargs else None
+
+
+def refused(option: str, expected: str, given: Any, remedy: str, what: str = "not valid") -> ArgumentError:
+    """The error for a value that an option cannot have."""
+    try:
+        got = repr(given)
+    except Exception:  # it is the user's
+        got = type(given).__name__
+    return ArgumentError(describe(f"`{option}` is {what}.", expected=expected, got=got[:200], remedy=remedy))
+
+
+def _check_name(name: Any) -> None:
+    if name is None:
+        return
+    try:
+        if isinstance(name, str) and name.encode():
+            return
+    except UnicodeEncodeError:  # a half of a surrogate pair
+        pass
+    raise refused("name", "a text that is not empty, or None", name, 'Pass `name="my_function"`.')
+
+
+def _check_tree(option: str, tree: Any) -> None:
+    try:
+        jax.tree.structure(tree)
+    except Exception as error:  # such as a dict whose keys have no order
+        raise refused(option, "a pytree", tree, "Use tuples, lists and dicts with keys of one type.") from error
+
+
+def argument_numbers(option: str, given: Any) -> tuple[int, ...]:
+    """Positions of arguments as a tuple, from one number or several."""
+    numbers = (given,)
+    if isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping)):
+        with contextlib.suppress(Exception):  # an array without axes
+            numbers = tuple(given)
+    if any(isinstance(n, (bool, np.bool_)) or not isinstance(n, Integral) or int(n) < 0 for n in numbers):
+        raise ArgumentError(
+            describe(
+                f"`{option}` must be positions of arguments.",
+                expected="non-negative integers",
+                got=repr(given),
+                remedy="Count positional arguments from 0.",
+            )
+        )
+    return tuple(map(int, numbers))
+
+
+def are_at(option: str, numbers: Sequence[int], paths: Sequence[str], name: str) -> list[bool]:
+    """For each path of an array, whether it is in an argument at one of the positions. Every position must have one."""
+    owners = [path.split("]")[0] + "]" for path in paths]
+    for number in numbers:
+        if f"args[{number}]" not in owners:
+            raise ArgumentError(
+                describe(
+                    f"`{option}` names position {number}, but {name} has no array there.",
+                    expected=f"a position of an array among {', '.join(paths) or 'no arrays'}",
+                    got=number,
+                    remedy="Correct the position, and pass that argument by position.",
+                )
+            )
+    chosen = {f"args[{number}]" for number in numbers}
+    return [owner in chosen for owner in owners]
