@@ -29,7 +29,7 @@ needs_flatbuffers = pytest.mark.skipif(
 def run(code: str, *arguments: str, **environment: str) -> str:
     """Run code in a fresh interpreter; its standard output."""
     prelude = "import jax, jax.export, jax.numpy as jnp, numpy as np, sys, torch\n"
-    prelude += "from t2j_core import torch2jax\nx = jnp.arange 4.0 \n"
+    prelude += "from t2j_core import torch2jax\nx = jnp.arange(4.0)\n"
     done = subprocess.run(
         [sys.executable, "-c", prelude + textwrap.dedent(code), *arguments],
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},

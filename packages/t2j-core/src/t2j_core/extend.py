@@ -35,8 +35,7 @@ from ._run.escapes import check_example as check_example
 from ._run.lending import CLONE as CLONE
 from ._run.lending import Lending as Lending
 from ._run.torch_fn import TorchFn as TorchFn
-from ._signature.call_tree import argument_paths as argument_paths
-from ._signature.call_tree import merger as merger
+from ._signature.call_tree import CallTree as CallTree
 from ._signature.call_tree import split as split
 from ._signature.declared import declared_outputs as declared_outputs
 from ._signature.signature import Leaf as Leaf

@@ -10,14 +10,13 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from t2j_core import ShardingError
 from t2j_core.extend import (
+    CallTree,
     Leaf,
     Outputs,
     Tracer,
-    argument_paths,
     describe,
     grouped,
     manual_axes,
-    merger,
     reshard,
     short_avals,
 )
@@ -64,13 +63,13 @@ class Plan(NamedTuple):
     manual: frozenset[str]  # split already: the call is inside `jax.shard_map`
     in_specs: tuple[PartitionSpec, ...]  # one for each operand
 
-    def explained(self, key: Any, operands: Sequence[Leaf], outputs: Outputs) -> tuple[str, ...]:
+    def explained(self, call_tree: CallTree, operands: Sequence[Leaf], outputs: Outputs) -> tuple[str, ...]:
         """How the call is split, in words; `operands` are the whole arrays."""
         mesh = f"the mesh {dict(self.sizes)}"
         if not self.axes:
             return (f"sharding: a plain call, inside `jax.shard_map` over {_listed(self.manual)} of {mesh}",)
         given = "" if self.wanted.in_specs is not None else " (as the arguments arrive)"
-        ins = grouped(zip(argument_paths(key), map(str, self.in_specs), strict=True))
+        ins = grouped(zip(call_tree.paths(), map(str, self.in_specs), strict=True))
         outs = grouped(zip(outputs.paths(), map(str, self.out_specs(outputs)), strict=True))
         return (
             f"sharding: once per shard of ({short_avals(operands)}), over {_listed(self.axes)} of {mesh}",
@@ -93,9 +92,9 @@ class Plan(NamedTuple):
         """The operands as `jax.shard_map` wants them."""
         return list(map(self.as_specified, operands, self.in_specs)) if self.in_specs else operands
 
-    def shard_shapes(self, key: Any, shapes: Sequence[Shape]) -> list[Shape]:
+    def shard_shapes(self, call_tree: CallTree, shapes: Sequence[Shape]) -> list[Shape]:
         """The shapes of one shard of each operand."""
-        named = zip(argument_paths(key), shapes, self.in_specs, strict=True)
+        named = zip(call_tree.paths(), shapes, self.in_specs, strict=True)
         return [shard_shape(path, shape, spec, self.sizes) for path, shape, spec in named]
 
     def declared(self, outputs: Outputs) -> list[Shape]:
@@ -122,7 +121,7 @@ def _output_specs(specs: Any, outputs: Outputs) -> list[PartitionSpec]:
     return [spec for spec, static in zip(spread_over, outputs.statics, strict=True) if static is None]
 
 
-def decide(name: str, wanted: Wanted, key: Any, operands: Sequence[Any]) -> Plan | None:
+def decide(name: str, wanted: Wanted, call_tree: CallTree, operands: Sequence[Any]) -> Plan | None:
     """The plan of a call; None where there is no mesh. `operands` are tracers, or anything with a shape."""
     types = [jax.typeof(x) if isinstance(x, jax.Array) else None for x in operands]
     context = jax.sharding.get_abstract_mesh()
@@ -139,7 +138,7 @@ def decide(name: str, wanted: Wanted, key: Any, operands: Sequence[Any]) -> Plan
     if manual and manual == named:
         return plan
     free = named - manual or {axis for axis in sizes if kinds[axis] != AxisType.Manual}
-    specs = tuple(without_axes(spec, manual) for spec in _input_specs(name, wanted, key, types, free, mesh))
+    specs = tuple(without_axes(spec, manual) for spec in _input_specs(name, wanted, call_tree, types, free, mesh))
     axes = manual_axes(mesh, frozenset().union(named - manual, *map(spec_axes, specs)))
     return plan._replace(axes=axes, in_specs=specs)
 
@@ -169,34 +168,36 @@ def _find_mesh(name: str, wanted: Wanted, context: AbstractMesh, types: Sequence
 
 
 def _input_specs(
-    name: str, wanted: Wanted, key: Any, types: Sequence[Any], free: Collection[str], mesh: AnyMesh
+    name: str, wanted: Wanted, call_tree: CallTree, types: Sequence[Any], free: Collection[str], mesh: AnyMesh
 ) -> list[PartitionSpec]:
     if wanted.in_specs is not None:
-        return input_specs(wanted.in_specs, key, has_key=wanted.has_key)
+        return input_specs(wanted.in_specs, call_tree, has_key=wanted.has_key)
     kinds = _kinds(mesh)
     if any(types) and all(kinds[axis] == AxisType.Explicit for axis in free):
-        return _arriving(name, key, [t and t.sharding for t in types], mesh)
+        return _arriving(name, call_tree, [t and t.sharding for t in types], mesh)
     if len(wanted.hints) == len(types):
-        return _arriving(name, key, wanted.hints, mesh)
+        return _arriving(name, call_tree, wanted.hints, mesh)
     if not tree_axes(wanted.out_specs):
         return [PartitionSpec()] * len(types)
-    raise ShardingError(_unspecified(name, key, types, kinds))
+    raise ShardingError(_unspecified(name, call_tree, types, kinds))
 
 
-def _arriving(name: str, key: Any, shardings: Sequence[NamedSharding | None], mesh: AnyMesh) -> list[PartitionSpec]:
+def _arriving(
+    name: str, call_tree: CallTree, shardings: Sequence[NamedSharding | None], mesh: AnyMesh
+) -> list[PartitionSpec]:
     """How operands are split that come with shardings."""
-    for path, sharding in zip(argument_paths(key), shardings, strict=True):
+    for path, sharding in zip(call_tree.paths(), shardings, strict=True):
         if sharding is not None and spec_axes(sharding.spec) and sharding.mesh.shape_tuple != mesh.shape_tuple:
             raise ShardingError(_elsewhere(name, path, sharding, mesh))
     return [PartitionSpec() if sharding is None else sharding.spec for sharding in shardings]
 
 
-def input_specs(specs: Any, key: Any, *, has_key: bool = False) -> list[PartitionSpec]:
+def input_specs(specs: Any, call_tree: CallTree, *, has_key: bool = False) -> list[PartitionSpec]:
     """One spec for each operand: `specs` is one for all, or a tuple with a tree for each positional argument.
 
     One for all is not for the JAX key in front, if there is one.
     """
-    args, kwargs = merger((key[0], (None,) * len(key[1])))(range(len(key[1])))
+    args, kwargs = jax.tree.unflatten(call_tree.structure, range(len(call_tree.statics)))
     if is_spec(specs):
         over_all = spread("in_specs", specs, (args, kwargs))
         if has_key:
@@ -204,14 +205,14 @@ def input_specs(specs: Any, key: Any, *, has_key: bool = False) -> list[Partitio
     else:
         specs = tuple(specs) if isinstance(specs, list) else specs
         over_all = spread("in_specs", specs, args) + spread("in_specs", None, kwargs)
-    return [spec for spec, static in zip(over_all, key[1], strict=True) if static is None]
+    return [spec for spec, static in zip(over_all, call_tree.statics, strict=True) if static is None]
 
 
-def local_leaves(plan: Plan | None, key: Any, operands: Sequence[Leaf]) -> tuple[Leaf, ...]:
+def local_leaves(plan: Plan | None, call_tree: CallTree, operands: Sequence[Leaf]) -> tuple[Leaf, ...]:
     """The operands as one shard has them."""
     if plan is None or not plan.axes:
         return tuple(operands)
-    shapes = plan.shard_shapes(key, [leaf.shape for leaf in operands])
+    shapes = plan.shard_shapes(call_tree, [leaf.shape for leaf in operands])
     return tuple(replace(leaf, shape=shape) for leaf, shape in zip(operands, shapes, strict=True))
 
 
@@ -260,10 +261,10 @@ def _repeats(name: str, path: str, spec: PartitionSpec, repeated: frozenset[str]
     )
 
 
-def _unspecified(name: str, key: Any, types: Sequence[Any], kinds: Mapping[str, AxisType]) -> str:
+def _unspecified(name: str, call_tree: CallTree, types: Sequence[Any], kinds: Mapping[str, AxisType]) -> str:
     operands = ", ".join(
         f"{path}: {'array' if t is None else t.str_short(True)}"
-        for path, t in zip(argument_paths(key), types, strict=True)
+        for path, t in zip(call_tree.paths(), types, strict=True)
     )
     autos = {axis for axis, kind in kinds.items() if kind == AxisType.Auto}
     return describe(

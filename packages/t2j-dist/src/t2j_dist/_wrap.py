@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from t2j_core import ArgumentError, TorchFunction
 from t2j_core.extend import (
+    CallTree,
     Leaf,
     Options,
     Outputs,
@@ -209,7 +210,7 @@ class ShardedFunction(TorchFunction[P]):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         wanted = self._wanted
         if wanted is not None and wanted.in_specs is None and not wanted.is_eager:
-            eager = wanted.with_hints(split(args, kwargs).data, is_eager=True)
+            eager = wanted.with_hints(split(args, kwargs)[0], is_eager=True)
             if eager is not wanted:
                 return self._for_arrays(eager)(*args, **kwargs)
         return super().__call__(*args, **kwargs)
@@ -225,38 +226,38 @@ class ShardedFunction(TorchFunction[P]):
         plain = [] if self._wanted is not None else ["sharding: a plain call (no `out_specs`)"]
         return [*plain, *super()._explained(fn)]
 
-    def _note(self, plan: Plan | None, key: Any, operands: Sequence[Leaf], fn: TorchFn) -> None:
+    def _note(self, plan: Plan | None, call_tree: CallTree, operands: Sequence[Leaf], fn: TorchFn) -> None:
         """Remember for `explain` how a call was split."""
         no_mesh = ("sharding: a plain call (no mesh)",)
-        lines = no_mesh if plan is None else plan.explained(key, operands, fn.signature.outputs)
+        lines = no_mesh if plan is None else plan.explained(call_tree, operands, fn.signature.outputs)
         remember(self._calls, (fn, lines), None)
 
     def _for_arrays(self, wanted: Wanted) -> ShardedFunction[P]:
         known = self._hinted.get(wanted.hints)
         return known or remember(self._hinted, wanted.hints, self._variant(_wanted=wanted))
 
-    def _check_arguments(self, key: Any, operands: Sequence[Leaf]) -> None:
+    def _check_arguments(self, call_tree: CallTree, operands: Sequence[Leaf]) -> None:
         if not self._is_of_shard:  # whole arguments were checked, and shards are smaller
-            super()._check_arguments(key, operands)
+            super()._check_arguments(call_tree, operands)
 
-    def _bind_flat(self, arrays: Sequence[Any], key: Any, dtypes: Any) -> tuple[Outputs, Sequence[Any]]:
+    def _bind_flat(self, arrays: Sequence[Any], call_tree: CallTree, dtypes: Any) -> tuple[Outputs, Sequence[Any]]:
         if self._wanted is None:
-            return super()._bind_flat(arrays, key, dtypes)
-        plan = decide(self.__name__, self._wanted, key, arrays)
-        whole = leaves_of(arrays, dtypes, self.__name__, key)
-        self._check_arguments(key, whole)
-        operands = local_leaves(plan, key, whole)
+            return super()._bind_flat(arrays, call_tree, dtypes)
+        plan = decide(self.__name__, self._wanted, call_tree, arrays)
+        whole = leaves_of(arrays, dtypes, self.__name__, call_tree)
+        self._check_arguments(call_tree, whole)
+        operands = local_leaves(plan, call_tree, whole)
         local = self._of_shard(plan, operands)
         arrays = arrays if plan is None else plan.arranged(arrays)
-        fn = local._torch_fn(key, operands)
-        self._note(plan, key, whole, fn)
+        fn = local._torch_fn(call_tree, operands)
+        self._note(plan, call_tree, whole, fn)
         if plan is None or not plan.axes:
-            return local._bind_flat(arrays, key, dtypes)
+            return local._bind_flat(arrays, call_tree, dtypes)
         outputs = fn.signature.outputs
 
         def of_shard(*shards: Any) -> tuple[Any, ...]:
             own = self._with_own_key(shards, plan)
-            return tuple(local._bind_flat(own, key, dtypes)[1])
+            return tuple(local._bind_flat(own, call_tree, dtypes)[1])
 
         sharded = jax.shard_map(
             of_shard,
@@ -299,20 +300,20 @@ class ShardedFunction(TorchFunction[P]):
             self._wanted = self._wanted.with_hints(_arrays((args, kwargs)), is_eager=False)
         super()._check_examples(args, kwargs)
 
-    def _check_signature(self, key: Any, operands: tuple[Leaf, ...]) -> None:
+    def _check_signature(self, call_tree: CallTree, operands: tuple[Leaf, ...]) -> None:
         wanted = self._wanted
         if wanted is not None and wanted.in_specs is None and not wanted.hints:
             return  # how examples without shardings are split is known when they arrive
-        self._check_arguments(key, operands)
+        self._check_arguments(call_tree, operands)
         if wanted is None:
-            super()._check_signature(key, operands)
+            super()._check_signature(call_tree, operands)
             return
-        plan = decide(self.__name__, wanted, key, operands)
-        local = local_leaves(plan, key, operands)
-        fn = self._of_shard(plan, local)._torch_fn(key, local)
+        plan = decide(self.__name__, wanted, call_tree, operands)
+        local = local_leaves(plan, call_tree, operands)
+        fn = self._of_shard(plan, local)._torch_fn(call_tree, local)
         if plan is not None and plan.axes:
             plan.out_specs(fn.signature.outputs)
-        self._note(plan, key, operands, fn)
+        self._note(plan, call_tree, operands, fn)
 
 
 if _HAS_AUTODIFF:

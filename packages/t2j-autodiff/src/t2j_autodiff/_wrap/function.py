@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from t2j_core import ArgumentError
 from t2j_core.extend import (
+    CallTree,
     Options,
     P,
     Signature,
     TorchFn,
     TorchFunction,
     are_at,
-    argument_paths,
     describe,
     remember,
 )
@@ -87,24 +87,26 @@ class DifferentiableFunction(TorchFunction[P]):
         fn.rules = Rules(clones(flat, written), self.diff_options.limit, shared)
         return fn
 
-    def _bind(self, arrays: list[Any], key: Any, dtypes: Any, *, marked: bool = False) -> Any:
+    def _bind(self, arrays: list[Any], call_tree: CallTree, dtypes: Any, *, marked: bool = False) -> Any:
         if self.diff_options.nondiff_argnums or self.diff_options.nondiff_mask is not None:
-            constants = self._constants.get(key) or remember(self._constants, key, self._find_constants(key))
+            constants = self._constants.get(call_tree) or remember(
+                self._constants, call_tree, self._find_constants(call_tree)
+            )
             arrays = [
                 jax.lax.stop_gradient(array) if constant else array
                 for array, constant in zip(arrays, constants, strict=True)
             ]
-        return super()._bind(arrays, key, dtypes, marked=marked)
+        return super()._bind(arrays, call_tree, dtypes, marked=marked)
 
-    def _find_constants(self, key: Any) -> tuple[bool, ...]:
-        paths = argument_paths(key)
+    def _find_constants(self, call_tree: CallTree) -> tuple[bool, ...]:
+        paths = call_tree.paths()
         numbered = are_at("nondiff_argnums", self.diff_options.nondiff_argnums, paths, self.__name__)
-        return tuple(map(operator.or_, numbered, self._masked(key)))
+        return tuple(map(operator.or_, numbered, self._masked(call_tree)))
 
-    def _masked(self, key: Any) -> list[bool]:
+    def _masked(self, call_tree: CallTree) -> list[bool]:
         """For each data leaf, whether `nondiff_mask` marks it."""
-        tree, statics = key
-        args, kwargs = jax.tree.unflatten(tree, list(range(len(statics))))
+        structure, statics = call_tree
+        args, kwargs = jax.tree.unflatten(structure, list(range(len(statics))))
         mask = False if self.diff_options.nondiff_mask is None else self.diff_options.nondiff_mask
         mask = tuple(mask) if isinstance(mask, list) else mask
         try:

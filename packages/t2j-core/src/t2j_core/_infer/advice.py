@@ -8,13 +8,12 @@ import re
 import traceback
 import types
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from .._base.errors import T2jWarning, listed, warn
 from .._base.frames import Place, users_place
-from .._signature.call_tree import argument_paths, numbers
+from .._signature.call_tree import CallTree
 from .._signature.signature import Leaf, Outputs, named_avals
 
 _OF_A_NUMBER = re.compile(r"\b(int|float|complex|list|tuple)\b")  # "must be Tensor, not float", "'int' object has no"
@@ -26,13 +25,13 @@ def add_note(error: BaseException, note: str) -> None:
         BaseException.add_note(error, note)
 
 
-def note_numbers(error: BaseException, key: tuple[Any, ...]) -> None:
+def note_numbers(error: BaseException, call_tree: CallTree) -> None:
     """Tell what to do where the function got a Python number and needs a tensor."""
     with contextlib.suppress(Exception):  # its text is the user's
         if (
             type(error) in (TypeError, AttributeError)
             and _OF_A_NUMBER.search(str(error))
-            and (names := list(numbers(key)))
+            and (names := list(call_tree.numbers()))
         ):
             add_note(
                 error,
@@ -54,7 +53,7 @@ _NAMES = {  # in errors of torch, where they differ from those of its dtypes
 }
 
 
-def note_mixed_dtypes(error: BaseException, key: tuple[Any, ...], operands: Sequence[Leaf]) -> None:
+def note_mixed_dtypes(error: BaseException, call_tree: CallTree, operands: Sequence[Leaf]) -> None:
     """Tell which arguments have another dtype than most, where torch says that two dtypes do not go together."""
     with contextlib.suppress(Exception):  # its text is the user's
         text = str(error)
@@ -64,7 +63,7 @@ def note_mixed_dtypes(error: BaseException, key: tuple[Any, ...], operands: Sequ
         if len(set(told)) < 2:
             return
         most = collections.Counter(told).most_common(1)[0][0]
-        pairs = zip(argument_paths(key), operands, strict=True)
+        pairs = zip(call_tree.paths(), operands, strict=True)
         other = [f"{path}: {leaf}" for path, leaf in pairs if leaf.torch_dtype in told and leaf.torch_dtype != most]
         add_note(error, f"Most arguments are of the dtype {most}; these are not: {listed(other)}.")
 
@@ -104,10 +103,10 @@ def _is_in_cuda_graphs(entry: tuple[types.FrameType, int]) -> bool:
 
 
 def note_inference(
-    error: Exception, name: str, key: tuple[Any, ...], operands: Sequence[Leaf], *, values_matter: bool
+    error: Exception, name: str, call_tree: CallTree, operands: Sequence[Leaf], *, values_matter: bool
 ) -> None:
     """Tell that the outputs were being inferred; and, if real data might work, how to go without."""
-    given = named_avals(key, operands) or "a call without arrays"
+    given = named_avals(call_tree, operands) or "a call without arrays"
     text = f"Raised while t2j inferred the outputs of {name} for {given}."
     if values_matter:
         text += " If the function works on real data, declare its outputs with `output_shapes=`."
@@ -117,9 +116,9 @@ def note_inference(
                 "with `static_argnums`."
             )
     add_note(error, text)
-    note_numbers(error, key)
+    note_numbers(error, call_tree)
     note_jax_dtypes(error)
-    note_mixed_dtypes(error, key, operands)
+    note_mixed_dtypes(error, call_tree, operands)
 
 
 Kind = tuple[type[Exception], "Place | None"]
@@ -155,9 +154,9 @@ def _text(error: Exception) -> str:
         return ""
 
 
-def tell_without_arrays(name: str, key: tuple[Any, ...], outputs: Outputs) -> None:
+def tell_without_arrays(name: str, call_tree: CallTree, outputs: Outputs) -> None:
     """Warn of a call of numbers alone that returns no tensor: PyTorch had nothing to do."""
-    names = numbers(key)
+    names = call_tree.numbers()
     if names and not outputs.leaves:
         warn(
             f"{name} was called without any array, and returned no tensor. Python numbers are constants, also those in "

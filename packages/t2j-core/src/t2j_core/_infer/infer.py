@@ -12,6 +12,7 @@ import torch
 
 from .. import _compat
 from .._base.errors import T2jError, T2jWarning, warn
+from .._signature.call_tree import CallTree
 from .._signature.signature import Leaf, Outputs, has_empty
 from .advice import Kind, first_line, kind_of
 from .apart import apart
@@ -46,7 +47,7 @@ class _Obstacles:
 def infer_outputs(
     call: Callable[..., Any],
     name: str,
-    key: tuple[Any, ...],
+    call_tree: CallTree,
     operands: Sequence[Leaf],
     examples: Examples = (),
     *,
@@ -60,10 +61,10 @@ def infer_outputs(
     Raises `DataDependentShapeError` where a shape depends on values, and the function's own exception where it raises.
     """
     obstacles = _Obstacles()
-    outputs = _without_data(call, name, key, operands, obstacles, notes_random=notes_random)
+    outputs = _without_data(call, name, call_tree, operands, obstacles, notes_random=notes_random)
     if outputs is not None and not _is_to_be_confirmed(outputs, operands):
         return outputs
-    runs = Runs(call, name, key, operands, numbers=obstacles.numbers, notes_random=notes_random)
+    runs = Runs(call, name, call_tree, operands, numbers=obstacles.numbers, notes_random=notes_random)
     if outputs is not None:
         agrees = None if _total(operands) >= _FAKE_FROM_BYTES else runs.agrees(outputs, examples)
         if agrees is not False:
@@ -75,10 +76,10 @@ def infer_outputs(
 
 
 def works_on(
-    call: Callable[..., Any], name: str, key: tuple[Any, ...], operands: Sequence[Leaf], examples: Examples
+    call: Callable[..., Any], name: str, call_tree: CallTree, operands: Sequence[Leaf], examples: Examples
 ) -> bool:
     """Whether the function runs on the examples."""
-    return Runs(call, name, key, operands, numbers=(), notes_random=False).works_on(examples)
+    return Runs(call, name, call_tree, operands, numbers=(), notes_random=False).works_on(examples)
 
 
 def _is_to_be_confirmed(outputs: Outputs, operands: Sequence[Leaf]) -> bool:
@@ -96,7 +97,7 @@ def _total(operands: Sequence[Leaf]) -> int:
 def _without_data(
     call: Callable[..., Any],
     name: str,
-    key: tuple[Any, ...],
+    call_tree: CallTree,
     operands: Sequence[Leaf],
     obstacles: _Obstacles,
     *,
@@ -114,7 +115,7 @@ def _without_data(
         seen = on_meta if mode is on_meta else WatchDense()
         try:
             with apart(name):
-                outputs = _run_in(mode, device, seen, call, key, operands, draws)
+                outputs = _run_in(mode, device, seen, call, call_tree, operands, draws)
             if seen.met_others:
                 raise NeedsDataError(OTHERS)
             if seen.asked_for_values:
@@ -123,7 +124,7 @@ def _without_data(
             if keeps:
                 warn(keeps_state(name), T2jWarning)
             is_random = (
-                notes_random and draws.any() and _is_random_without_data(mode, device, name, call, key, operands)
+                notes_random and draws.any() and _is_random_without_data(mode, device, name, call, call_tree, operands)
             )
             needs = on_meta.expands_indices or outputs.needs_long_indices or (False if mode is on_meta else None)
             return dataclasses.replace(
@@ -149,7 +150,7 @@ def _without_data(
 
 
 def _run_in(
-    mode: Any, device: str, seen: Any, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf], draws: Draws
+    mode: Any, device: str, seen: Any, call: Any, call_tree: CallTree, operands: Sequence[Leaf], draws: Draws
 ) -> Outputs:
     with contextlib.ExitStack() as stack:
         if seen is not mode:
@@ -159,15 +160,15 @@ def _run_in(
             stack.enter_context(Watch(draws))
         stack.enter_context(seen)
         stack.enter_context(_compat.without_addresses())
-        return one_run(call, key, tensors)
+        return one_run(call, call_tree, tensors)
 
 
 def _is_random_without_data(
-    mode: Any, device: str, name: str, call: Any, key: tuple[Any, ...], operands: Sequence[Leaf]
+    mode: Any, device: str, name: str, call: Any, call_tree: CallTree, operands: Sequence[Leaf]
 ) -> bool:
     def run(draws: Draws) -> None:
         watched = lambda *args, **kwargs: draws.returned(call(*args, **kwargs))
         meta = OnMeta(draws) if device == "meta" else None
-        _run_in(meta or mode, device, meta or WatchDense(), watched, key, operands, draws)
+        _run_in(meta or mode, device, meta or WatchDense(), watched, call_tree, operands, draws)
 
     return is_random(name, run)

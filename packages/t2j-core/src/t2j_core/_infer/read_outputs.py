@@ -16,15 +16,15 @@ import torch
 
 from .._base.dtypes import aval_text
 from .._base.errors import OutputError, describe
-from .._signature.call_tree import Static, merger
+from .._signature.call_tree import CallTree, Static
 from .._signature.containers import plain
 from .._signature.signature import Outputs, output_leaf
 from .indices import LongIndices, are_narrow
 
 
-def one_run(call: Callable[..., Any], key: tuple[Any, ...], tensors: list[torch.Tensor]) -> Outputs:
+def one_run(call: Callable[..., Any], call_tree: CallTree, tensors: list[torch.Tensor]) -> Outputs:
     """Run a function on tensors, and read its outputs off. Raises `OutputError` for what JAX cannot take."""
-    args, kwargs = merger(key)(tensors)
+    args, kwargs = call_tree.merger()(tensors)
     versions = [t._version for t in tensors]
     with contextlib.ExitStack() as stack:
         long = stack.enter_context(LongIndices(misread=False)) if are_narrow(t.dtype for t in tensors) else None

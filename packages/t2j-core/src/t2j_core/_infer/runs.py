@@ -14,7 +14,7 @@ import torch
 from .. import _compat
 from .._base.dtypes import note_missing_width
 from .._base.errors import DataDependentShapeError, OutputError, T2jError, describe, listed
-from .._signature.call_tree import argument_paths, merger
+from .._signature.call_tree import CallTree
 from .._signature.signature import Leaf, Outputs, has_empty, named_avals, named_values
 from .advice import Kind, note_inference, values_matter
 from .allowance import Allowance, OverdrawnError
@@ -36,13 +36,13 @@ class Runs:
         self,
         call: Callable[..., Any],
         name: str,
-        key: tuple[Any, ...],
+        call_tree: CallTree,
         operands: Sequence[Leaf],
         *,
         numbers: Sequence[float],
         notes_random: bool,
     ) -> None:
-        self._call, self._name, self._key, self._operands = call, name, key, operands
+        self._call, self._name, self._call_tree, self._operands = call, name, call_tree, operands
         self._numbers = dict.fromkeys(numbers)  # which the function may compare values with
         self._notes_random = notes_random
         self._drew_on: _On | None = None  # values of a run that drew random numbers
@@ -104,7 +104,7 @@ class Runs:
             self._failures.append(error)
 
     def _run(self, device: str, make: Callable[[], Values], call: Callable[..., Any] | None = None) -> Outputs:
-        return one_run(call or self._call, self._key, [tensor.to(device) for tensor in make()])
+        return one_run(call or self._call, self._call_tree, [tensor.to(device) for tensor in make()])
 
     def _is_random(self) -> bool:
         if self._drew_on is None or not self._notes_random:
@@ -145,13 +145,13 @@ class Runs:
         if last.leaves != first.leaves:
             raise DataDependentShapeError(self._data_dependent(first, last))
         if last.tree != first.tree:
-            raise OutputError(_changing_tree(self._name, self._key, self._operands))
+            raise OutputError(_changing_tree(self._name, self._call_tree, self._operands))
         if last.statics != first.statics:
-            raise OutputError(_changing_constant(self._name, self._key, self._operands, first))
+            raise OutputError(_changing_constant(self._name, self._call_tree, self._operands, first))
         return dataclasses.replace(first, is_doubtful=self._is_doubtful(), is_random=self._is_random())
 
     def _data_dependent(self, first: Outputs, second: Outputs) -> str:
-        paths, found = argument_paths(self._key), self._deciding() or range(len(self._operands))
+        paths, found = self._call_tree.paths(), self._deciding() or range(len(self._operands))
         paths, operands = [paths[i] for i in found], [self._operands[i] for i in found]
         is_of_shapes = [leaf.shape for leaf in first.leaves] != [leaf.shape for leaf in second.leaves]
         what, remedy = ("shapes", self._fixed_shapes(found)) if is_of_shapes else ("dtypes", _ONE_DTYPE)
@@ -164,7 +164,7 @@ class Runs:
 
     def _fixed_shapes(self, found: Sequence[int]) -> str:
         """What to do so that shapes do not depend on the values of these operands. It is tried before it is told."""
-        paths, watch = argument_paths(self._key), ShapedByValues()
+        paths, watch = self._call_tree.paths(), ShapedByValues()
         paths, operands = [paths[i] for i in found], [self._operands[i] for i in found]
         self._try(watch, ())
         if watch.advice is not None:
@@ -183,7 +183,7 @@ class Runs:
 
         def again(*_args: Any, **_kwargs: Any) -> Any:
             data = [_number(t) if i in as_numbers else t.to(device) for i, t in enumerate(make())]
-            args, kwargs = merger(self._key)(data)
+            args, kwargs = self._call_tree.merger()(data)
             with context:
                 return self._call(*args, **kwargs)
 
@@ -219,7 +219,7 @@ class Runs:
         if of_t2j:
             return of_t2j[0]
         failure, matter = self._failures[0], self._may_work(without_data)
-        note_inference(failure, self._name, self._key, self._operands, values_matter=matter)
+        note_inference(failure, self._name, self._call_tree, self._operands, values_matter=matter)
         note_missing_width(failure)
         return failure
 
@@ -262,19 +262,19 @@ def _avals(outputs: Outputs) -> str:
 _ONE_DTYPE = "Convert the results to one dtype inside the function: `result.to(x.dtype)`."
 
 
-def _changing_tree(name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:
+def _changing_tree(name: str, call_tree: CallTree, operands: Sequence[Leaf]) -> str:
     return describe(
-        f"The tree that {name} returns depends on the values of its inputs ({named_avals(key, operands)}).",
+        f"The tree that {name} returns depends on the values of its inputs ({named_avals(call_tree, operands)}).",
         expected="the same tuples, lists and dicts, with the same keys, for every input of a signature",
         got="another tree for another input",
         remedy="Return the same tree for every input, with `torch.where` to choose between values.",
     )
 
 
-def _changing_constant(name: str, key: tuple[Any, ...], operands: Sequence[Leaf], outputs: Outputs) -> str:
+def _changing_constant(name: str, call_tree: CallTree, operands: Sequence[Leaf], outputs: Outputs) -> str:
     kinds = sorted({static.kind.__name__ for static in outputs.statics if static is not None})
     return describe(
-        f"{name} returns a constant that depends on the values of its inputs ({named_avals(key, operands)}).",
+        f"{name} returns a constant that depends on the values of its inputs ({named_avals(call_tree, operands)}).",
         expected="tensors, and constants that are the same for every input of a signature",
         got=f"another {' or '.join(kinds)} for another input",
         remedy="Return values that change from call to call as tensors: `x.sum()` instead of `x.sum().item()`.",

@@ -37,8 +37,8 @@ from .._run.registry import claim, resolve
 from .._run.results import check_output, check_results
 from .._run.torch_fn import TorchFn
 from .._run.weak_fn import WeakFn, strong
+from .._signature.serialise import refused
 from .._signature.signature import Signature
-from .._signature.text import refused
 
 _TARGET = "t2j_torch_call"
 _NOTHING = "t2j_nothing"
@@ -227,7 +227,7 @@ def _lower(ctx: Any, *operands: Any, fn: TorchFn | WeakFn) -> Sequence[Any]:
     if not platforms <= _NATIVE:
         return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
     bound, own, fn = fn, isinstance(fn, WeakFn), strong(fn)
-    attributes = {"id": np.int64(bound.id), "call": "" if own else fn.key}
+    attributes = {"id": np.int64(bound.id), "call": "" if own else fn.serialised}
     if _compat.is_exporting(ctx):
         if fn.reason_not_exportable is not None:
             raise refused(fn.signature, fn.reason_not_exportable)

@@ -59,8 +59,8 @@ def report(signature: Signature | None, error: BaseException, depth: int = 1) ->
     """
     if signature is not None:
         error = as_jax_inside(signature.name, error) or error
-        note_numbers(error, signature.key)
-        note_mixed_dtypes(error, signature.key, signature.operands)
+        note_numbers(error, signature.call_tree)
+        note_mixed_dtypes(error, signature.call_tree, signature.operands)
     note_missing_width(error)
     note_jax_dtypes(error)
     note_cuda_graphs(error)

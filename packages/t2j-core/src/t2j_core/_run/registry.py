@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .._signature import text
+from .._signature import serialise
 from .._signature.signature import Signature
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def claim_weakly(weak: WeakFn) -> None:
 
 def claim(fn: TorchFn) -> None:
     """Let call sites that are compiled next find `fn`, even if another function has its name and signature."""
-    if fn.key:
-        _by_call[fn.key] = fn
+    if fn.serialised:
+        _by_call[fn.serialised] = fn
     else:
         _by_id[fn.id] = fn
 
@@ -44,7 +44,7 @@ def register_name(name: str, build: Callable[[Signature], TorchFn]) -> None:
     """Let programs from other processes find a function by name. The newest registration of a name counts."""
     _by_name[name] = build
     for key in _calls():
-        if text.name_of(key) == name:
+        if serialise.name_of(key) == name:
             _by_call.pop(key, None)
 
 
@@ -60,13 +60,13 @@ def resolve(number: int, call: str) -> tuple[Any, ...]:
     """What a compiled program's call site runs. Called by the native part, once per executable."""
     fn: TorchFn | WeakFn | None = _by_call.get(call) if call else _by_id.get(number) or _weak_by_id.get(number)
     if fn is None and call:
-        name = text.name_of(call)
+        name = serialise.name_of(call)
         build = _by_name.get(name)
         if build is None:
-            raise text.unregistered(name, call)
-        fn = build(text.decode(call))
+            raise serialise.unregistered(name, call)
+        fn = build(serialise.decode(call))
     if fn is None:
-        raise text.forgotten(number)
+        raise serialise.forgotten(number)
     return fn.description()
 
 

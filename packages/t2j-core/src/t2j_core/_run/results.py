@@ -74,7 +74,7 @@ def _another_aval(signature: Signature, path: str, leaf: Leaf, value: torch.Tens
         return OutputError(_wrong(signature, path, str(leaf), got, remedy))
     if is_declared is False and tuple(value.shape) != leaf.shape:
         what = f"The shape of {path} of {signature.name} depends on the values of its inputs"
-        what = f"{what} ({named_avals(signature.key, signature.operands)})."
+        what = f"{what} ({named_avals(signature.call_tree, signature.operands)})."
         expected = f"{leaf}, as it was {signature.outputs.origin}"
         return DataDependentShapeError(
             describe(

@@ -12,8 +12,8 @@ from .. import _compat
 from .._base.config import config
 from .._base.dtypes import row_of_jax, row_of_torch
 from .._base.errors import OutputError, describe
-from .._signature import text
-from .._signature.call_tree import PyTreeDef, Static, is_flat, merger
+from .._signature import serialise
+from .._signature.call_tree import PyTreeDef, Static
 from .._signature.containers import plain
 from .._signature.reordered import order
 from .._signature.signature import Leaf, Signature
@@ -64,10 +64,10 @@ class TorchFn:
             self.pass_results = not self.aliases
         self.target: Callable[..., Any] = self._target()
         self.reason_not_exportable: str | None = "it has no `name=`"
-        self.key: str = ""
+        self.serialised: str = ""
         if name is not None:
-            self.key, self.reason_not_exportable = text.encode(name, signature)
-        self.id: int = 0 if self.key else new_id()
+            self.serialised, self.reason_not_exportable = serialise.encode(name, signature)
+        self.id: int = 0 if self.serialised else new_id()
         claim(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ class TorchFn:
             wire(leaf) is None and row_of_jax(leaf.dtype).torch == leaf.torch_dtype for leaf in signature.operands
         )
         same_results = all(wire(leaf) is None for leaf in signature.outputs.leaves)
-        flat = self.is_flat or (is_flat(signature.key) and signature.outputs.single)
+        flat = self.is_flat or (signature.call_tree.is_positional and signature.outputs.single)
         return flat and unchanged and same_results and not self.pass_results
 
     def flat(self) -> Callable[..., tuple[Any, ...]]:
@@ -99,7 +99,7 @@ class TorchFn:
         call, signature = self.call, self.signature
         if self.is_flat:
             return call
-        merge = merger(signature.key)
+        merge = signature.call_tree.merger()
         orders: dict[PyTreeDef, tuple[int, ...]] = {}
 
         def run(*tensors: torch.Tensor, **extra: Any) -> tuple[Any, ...]:

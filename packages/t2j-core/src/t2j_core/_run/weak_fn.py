@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .._signature import text
+from .._signature import serialise
 from .registry import claim_weakly, new_id
 from .torch_fn import TorchFn
 
@@ -36,7 +36,7 @@ class WeakFn:
         """The function, which is alive while somebody can call it."""
         fn = self._reference()
         if fn is None:
-            raise text.forgotten(self.id)
+            raise serialise.forgotten(self.id)
         return fn
 
     def description(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The tree of a call: which leaves are data and which are constants."""
+"""`CallTree`: which leaves of the arguments of a call are data, and everything else about them."""
 
 from __future__ import annotations
 
@@ -51,28 +51,68 @@ class Static:
         return cls(type(value), repr(value) if isinstance(value, (float, complex)) else value, value)
 
 
-class Split(NamedTuple):
-    """A flattened call: data leaves, and everything about it that is constant."""
+class CallTree(NamedTuple):
+    """What is constant about the arguments of a call: the containers around its leaves, and those that are no data."""
 
-    data: list[Any]
-    key: tuple[Any, ...]  # (treedef, one `Static` or None per leaf)
+    structure: PyTreeDef  # of `(args, kwargs)`
+    statics: tuple[Static | None, ...]  # one for each leaf; None for data
+
+    @classmethod
+    def positional(cls, count: int) -> CallTree:
+        """The tree of `f(array, array, ...)`."""
+        return cls(jax.tree.structure((tuple(range(count)), {})), (None,) * count)
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether the call is `f(array, array, ...)`: the data leaves are the arguments."""
+        return self == CallTree.positional(len(self.statics))
+
+    def merger(self) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
+        """The inverse of `split`: a function from data leaves to `(args, kwargs)`."""
+        structure, statics = self
+        if all(static is None for static in statics):
+            return structure.unflatten
+
+        def merge(data: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            rest = iter(data)
+            args, kwargs = structure.unflatten([next(rest) if s is None else s.value for s in statics])
+            return args, kwargs
+
+        return merge
+
+    def paths(self) -> list[str]:
+        """The user's names of the data leaves, in order: `args[0]['w']`."""
+        return [path for path, static in self._named_leaves() if static is None]
+
+    def constants(self) -> dict[str, Any]:
+        """The constants of the call by their names."""
+        return {path: static.value for path, static in self._named_leaves() if static is not None}
+
+    def numbers(self) -> dict[str, Any]:
+        """The constants that are numbers, by their names."""
+        return {path: value for path, value in self.constants().items() if type(value) in (int, float, complex)}
+
+    def _named_leaves(self) -> list[tuple[str, Static | None]]:
+        numbered = jax.tree.unflatten(self.structure, range(len(self.statics)))
+        found = jax.tree_util.tree_flatten_with_path(numbered)[0]
+        return [(argument_path(path), self.statics[i]) for path, i in found]
 
 
-def split(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Split:
-    """Flatten `(args, kwargs)` and part the data from the constants.
+def split(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], CallTree]:
+    """Flatten the arguments of a call, and part the data from what is constant.
 
     Raises `ArgumentError` naming the first constant that is not hashable.
     """
-    leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
+    leaves, structure = jax.tree.flatten((tuple(args), dict(kwargs)))
     if _data_types.issuperset(map(type, leaves)):
-        return Split(leaves, (tree, (None,) * len(leaves)))
+        return leaves, CallTree(structure, (None,) * len(leaves))
     statics = tuple(None if is_data(leaf) else Static.of(leaf) for leaf in leaves)
     data = [leaf for leaf, static in zip(leaves, statics, strict=True) if static is None]
     try:
         hash(statics)
     except TypeError:
         _raise_unhashable(args, kwargs)
-    return Split(data, (tree, statics))
+    return data, CallTree(structure, statics)
 
 
 def _raise_unhashable(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -92,52 +132,7 @@ def _raise_unhashable(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             ) from None
 
 
-def merger(key: tuple[Any, ...]) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The inverse of `split`: a function from data leaves to `(args, kwargs)`."""
-    tree, statics = key
-    if all(static is None for static in statics):
-        return tree.unflatten
-
-    def merge(data: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        rest = iter(data)
-        args, kwargs = tree.unflatten([next(rest) if static is None else static.value for static in statics])
-        return args, kwargs
-
-    return merge
-
-
-def is_flat(key: tuple[Any, ...]) -> bool:
-    """Whether a call is `f(array, array, ...)`: nothing to merge."""
-    tree, statics = key
-    n = len(statics)
-    return all(s is None for s in statics) and tree == jax.tree.structure((tuple(range(n)), {}))
-
-
 def argument_path(path: Sequence[Any]) -> str:
     """The user's name of a leaf of `(args, kwargs)`: `args[0]['w']` or `kwargs['scale']`."""
     head, *rest = path
     return ("args" if head.idx == 0 else "kwargs") + jax.tree_util.keystr(tuple(rest))
-
-
-def argument_paths(key: tuple[Any, ...]) -> list[str]:
-    """The names of the data leaves, in order."""
-    tree, statics = key
-    # `None` would vanish from the tree, so data leaves are marked by an object.
-    marked = jax.tree.unflatten(tree, [_DATA if s is None else s for s in statics])
-    paths = jax.tree_util.tree_flatten_with_path(marked, is_leaf=lambda x: isinstance(x, Static))
-    return [argument_path(path) for path, leaf in paths[0] if leaf is _DATA]
-
-
-_DATA = object()
-
-
-def constants(key: tuple[Any, ...]) -> dict[str, Any]:
-    """The constants of a call by their names."""
-    tree, statics = key
-    named = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(tree, range(len(statics))))[0]
-    return {argument_path(path): statics[i].value for path, i in named if statics[i] is not None}
-
-
-def numbers(key: tuple[Any, ...]) -> dict[str, Any]:
-    """The constants of a call that are numbers, by their names."""
-    return {path: value for path, value in constants(key).items() if type(value) in (int, float, complex)}

@@ -12,7 +12,7 @@ import torch
 
 from .._base.dtypes import aval_text, canonical, dtype_t2j, row_of_jax
 from .._base.errors import ArgumentError, describe, listed
-from .call_tree import PyTreeDef, Static, argument_paths
+from .call_tree import CallTree, PyTreeDef, Static
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class Signature:
     """Everything about a call but its data."""
 
     name: str
-    key: tuple[Any, ...]  # of `_pytree.split`
+    call_tree: CallTree
     operands: tuple[Leaf, ...]
     outputs: Outputs = field(compare=False)
 
     def operand_paths(self) -> list[str]:
         """The names of the operands: `args[0]['w']`."""
-        return argument_paths(self.key)
+        return self.call_tree.paths()
 
     def __str__(self) -> str:
         left = ", ".join(map(str, self.operands))
@@ -98,9 +98,9 @@ def has_empty(results: Sequence[Leaf], operands: Sequence[Leaf]) -> bool:
     return any(0 in leaf.shape for leaf in results) and not all(0 in leaf.shape for leaf in operands)
 
 
-def named_avals(key: tuple[Any, ...], operands: Sequence[Leaf]) -> str:
+def named_avals(call_tree: CallTree, operands: Sequence[Leaf]) -> str:
     """The first operands by their names: `args[0]: f32[8,3], args[1]: i32[] and 3 more`."""
-    return named_values(argument_paths(key), operands)
+    return named_values(call_tree.paths(), operands)
 
 
 def named_values(paths: Sequence[str], leaves: Sequence[Leaf]) -> str:
@@ -126,9 +126,8 @@ def leaf_of(shape: Sequence[int], dtype: Any, torch_dtype: torch.dtype | None = 
 
 def flat_signature(name: str, operands: Sequence[Leaf], results: Sequence[Leaf]) -> Signature:
     """The signature of a function from tensors to a tuple of tensors."""
-    key = (jax.tree.structure((tuple(range(len(operands))), {})), (None,) * len(operands))
     outputs = Outputs(jax.tree.structure(tuple(range(len(results)))), tuple(results), (None,) * len(results))
-    return Signature(name, key, tuple(operands), outputs)
+    return Signature(name, CallTree.positional(len(operands)), tuple(operands), outputs)
 
 
 def output_leaf(shape: tuple[int, ...], dtype: torch.dtype) -> Leaf:

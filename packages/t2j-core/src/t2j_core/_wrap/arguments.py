@@ -12,36 +12,40 @@ import torch
 from .. import _compat
 from .._base.dtypes import dtype_j2t
 from .._base.errors import ArgumentError, DTypeError, describe
-from .._signature.call_tree import argument_paths
+from .._signature.call_tree import CallTree
 from .._signature.signature import Leaf, leaf_of
 from .convert import t2j
 
 
-def leaves_of(arrays: Sequence[Any], dtypes: Any, name: str = "", key: Any = None) -> tuple[Leaf, ...]:
+def leaves_of(
+    arrays: Sequence[Any], dtypes: Any, name: str = "", call_tree: CallTree | None = None
+) -> tuple[Leaf, ...]:
     """The leaves of arrays, with those torch dtypes that differ from what JAX stores.
 
-    Errors say which argument of `name` it is, where `key` tells the tree.
+    Errors say which argument of `name` it is, where `call_tree` tells the tree.
     """
     wanted = dict(dtypes)
     leaf = lambda index, array: leaf_of(array.shape, array.dtype, wanted.get(index))
-    return tuple(_named(leaf, arrays, name, key))
+    return tuple(_named(leaf, arrays, name, call_tree))
 
 
-def arrays_of(data: Sequence[Any], name: str, key: Any, *, is_traced: bool) -> list[Any]:
+def arrays_of(data: Sequence[Any], name: str, call_tree: CallTree, *, is_traced: bool) -> list[Any]:
     """The data of a call as JAX takes it. Errors say which argument of `name` they are about."""
-    return _named(lambda _, leaf: to_jax(leaf, is_traced=is_traced), data, name, key)
+    return _named(lambda _, leaf: to_jax(leaf, is_traced=is_traced), data, name, call_tree)
 
 
-def _named(convert: Callable[[int, Any], Any], values: Sequence[Any], name: str, key: Any) -> list[Any]:
+def _named(
+    convert: Callable[[int, Any], Any], values: Sequence[Any], name: str, call_tree: CallTree | None
+) -> list[Any]:
     results: list[Any] = []
     try:
         for index, value in enumerate(values):
             results.append(convert(index, value))
     except (DTypeError, ArgumentError) as error:
-        if key is None:
+        if call_tree is None:
             raise
         kind = DTypeError if isinstance(error, DTypeError) else ArgumentError
-        raise kind(f"{argument_paths(key)[len(results)]} of {name}: {error}") from None
+        raise kind(f"{call_tree.paths()[len(results)]} of {name}: {error}") from None
     return results
 
 
@@ -108,9 +112,9 @@ def _value_of(leaf: Any, like: Leaf) -> torch.Tensor | None:
     return tensor.reshape(array.shape).to(like.torch_dtype)
 
 
-def check_key_is_first(name: str, key: Any) -> None:
+def check_key_is_first(name: str, call_tree: CallTree) -> None:
     """Raise unless the first argument is an array."""
-    paths = argument_paths(key)
+    paths = call_tree.paths()
     if not paths or paths[0] != "args[0]":
         raise ArgumentError(
             describe(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._base.errors import PerformanceWarning, warn
-from .._signature.call_tree import numbers
+from .._signature.call_tree import CallTree
 from .._signature.signature import Leaf
 
 _MANY = 16
@@ -29,16 +29,16 @@ class Watch:
     def __init__(self) -> None:
         self._groups: dict[Any, _Group] | None = {}
 
-    def note(self, name: str, key: tuple[Any, ...], operands: Sequence[Leaf]) -> None:
+    def note(self, name: str, call_tree: CallTree, operands: Sequence[Leaf]) -> None:
         """A new signature."""
         if self._groups is None:
             return
-        tree, statics = key
-        given = numbers(key)
+        structure, statics = call_tree
+        given = call_tree.numbers()
         if not given:
             return
         rest = tuple(s.kind if s is not None and s.kind in (int, float, complex) else s for s in statics)
-        group = self._groups.setdefault((tree, rest, tuple(operands)), _Group(given))
+        group = self._groups.setdefault((structure, rest, tuple(operands)), _Group(given))
         group.count += 1
         group.changing.update((path, None) for path, value in given.items() if value != group.first[path])
         if group.count > _MANY:

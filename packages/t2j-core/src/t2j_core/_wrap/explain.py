@@ -20,7 +20,7 @@ from .._base.errors import listed
 from .._run.lending import CLONE, MUTABLE
 from .._run.redirect import Redirected
 from .._run.torch_fn import TorchFn
-from .._signature.call_tree import constants, is_data
+from .._signature.call_tree import is_data
 from .._signature.signature import Leaf
 
 _LONG = 120
@@ -83,7 +83,7 @@ def explained(fn: TorchFn) -> list[str]:
     """How the outputs became known, how operands are handed over, and where results are written."""
     signature = fn.signature
     lines = [f"outputs: {signature.outputs.origin}"] if signature.outputs.origin else []
-    if given := [f"{path}={shown(value)}" for path, value in constants(signature.key).items()]:
+    if given := [f"{path}={shown(value)}" for path, value in signature.call_tree.constants().items()]:
         lines.append(f"constants: {', '.join(given)}")
     paths, results = signature.operand_paths(), signature.outputs.paths()
     lines += grouped((path, _handed_over(fn, i, results)) for i, path in enumerate(paths))

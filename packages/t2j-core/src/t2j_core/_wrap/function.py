@@ -31,7 +31,7 @@ from .._run.originals import original_of, raises_originals
 from .._run.orphans import Signatures, let_go
 from .._run.registry import register_name
 from .._run.torch_fn import TorchFn
-from .._signature.call_tree import is_flat, merger, split
+from .._signature.call_tree import CallTree, PyTreeDef, split
 from .._signature.declared import declared_outputs
 from .._signature.signature import Leaf, Outputs, Signature, leaf_of
 from .arguments import ExampleValues, arrays_of, as_data, check_key_is_first, key_data, leaves_of
@@ -214,83 +214,88 @@ class TorchFunction(Generic[P]):
         if leaves and set(map(type, leaves)) == {self._array_type}:
             return outputs_of(self._entry_of_arrays(tree, len(leaves)), leaves)
         _compat.check_jax_is_allowed(self.__name__)
-        data, key = split(args, kwargs)
+        data, call_tree = split(args, kwargs)
         is_traced = any(isinstance(leaf, _compat.Tracer) for leaf in data)
-        arrays = arrays_of(data, self.__name__, key, is_traced=is_traced)
-        dtypes = self._torch_dtypes(data, key)
-        return self._bind(arrays, key, dtypes) if is_traced else outputs_of(self._entry(key, dtypes, arrays), arrays)
+        arrays = arrays_of(data, self.__name__, call_tree, is_traced=is_traced)
+        dtypes = self._torch_dtypes(data, call_tree)
+        return (
+            self._bind(arrays, call_tree, dtypes)
+            if is_traced
+            else outputs_of(self._entry(call_tree, dtypes, arrays), arrays)
+        )
 
     def _learns_from(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], failure: BaseException) -> bool:
         """Infer the outputs of a call on its own values, where made-up ones have failed."""
         if isinstance(failure, T2jError):
             return False
-        data, key = split(args, kwargs)
+        data, call_tree = split(args, kwargs)
         if self.options.output_shapes is not None or any(isinstance(leaf, _compat.Tracer) for leaf in data):
             return False
-        arrays, dtypes = arrays_of(data, self.__name__, key, is_traced=False), self._torch_dtypes(data, key)
+        arrays, dtypes = arrays_of(data, self.__name__, call_tree, is_traced=False), self._torch_dtypes(data, call_tree)
         if self.options.rng:
             arrays[0] = key_data(arrays[0])
-        operands = leaves_of(arrays, dtypes, self.__name__, key)
+        operands = leaves_of(arrays, dtypes, self.__name__, call_tree)
         values = ExampleValues(arrays, operands)
-        if self._full(key, operands) in self._fns or not works_on(
-            self._inferred(), self.__name__, key, operands, values.matching(operands)
+        if self._full(call_tree, operands) in self._fns or not works_on(
+            self._inferred(), self.__name__, call_tree, operands, values.matching(operands)
         ):
             return False
-        self._torch_fn(key, operands, values)
+        self._torch_fn(call_tree, operands, values)
         return True
 
-    def _entry(self, key: Any, dtypes: Any, arrays: Sequence[Any]) -> Any:
+    def _entry(self, call_tree: CallTree, dtypes: Any, arrays: Sequence[Any]) -> Any:
         """The compiled form for a call with constants, or with arrays of other libraries."""
-        tree, statics = key
-        if arrays and len(arrays) == len(statics) and dtypes == self._torch_dtypes(arrays, key):
-            return self._entry_of_arrays(tree, len(arrays))  # as if they had been JAX arrays
-        entry = self._entries.get((key, dtypes))
+        structure, statics = call_tree
+        if arrays and len(arrays) == len(statics) and dtypes == self._torch_dtypes(arrays, call_tree):
+            return self._entry_of_arrays(structure, len(arrays))  # as if they had been JAX arrays
+        entry = self._entries.get((call_tree, dtypes))
         if entry is None:
-            entry = jax.jit(functools.partial(self._bind_marked, key, dtypes))
-            _remember(self._entries, (key, dtypes), entry)
+            entry = jax.jit(functools.partial(self._bind_marked, call_tree, dtypes))
+            _remember(self._entries, (call_tree, dtypes), entry)
         return entry
 
-    def _entry_of_arrays(self, tree: Any, count: int) -> Any:
+    def _entry_of_arrays(self, structure: PyTreeDef, count: int) -> Any:
         """The compiled form for a call with JAX arrays alone."""
-        entry = self._array_entries.get(tree)
+        entry = self._array_entries.get(structure)
         if entry is None:
-            flat = is_flat((tree, (None,) * count))
-            entry = self._flat if flat else jax.jit(functools.partial(self._call_tree, tree))
-            _remember(self._array_entries, tree, entry)
+            call_tree = CallTree(structure, (None,) * count)
+            entry = self._flat if call_tree.is_positional else jax.jit(functools.partial(self._call_tree, call_tree))
+            _remember(self._array_entries, structure, entry)
         return entry
 
     def _call_arrays(self, *arrays: Any) -> Any:
-        return self._call_tree(jax.tree.structure((arrays, {})), *arrays)
+        return self._call_tree(CallTree.positional(len(arrays)), *arrays)
 
-    def _call_tree(self, tree: Any, *arrays: Any) -> Any:
-        key = (tree, (None,) * len(arrays))
-        return self._bind_marked(key, self._torch_dtypes(arrays, key), *arrays)
+    def _call_tree(self, call_tree: CallTree, *arrays: Any) -> Any:
+        return self._bind_marked(call_tree, self._torch_dtypes(arrays, call_tree), *arrays)
 
-    def _bind_marked(self, key: Any, dtypes: Any, *arrays: Any) -> Any:
+    def _bind_marked(self, call_tree: CallTree, dtypes: Any, *arrays: Any) -> Any:
         try:
-            return self._bind(list(arrays), key, dtypes, marked=True)
+            return self._bind(list(arrays), call_tree, dtypes, marked=True)
         except Exception as error:
             raise _CarrierError(error) from None
 
-    def _bind(self, arrays: list[Any], key: Any, dtypes: Any, *, marked: bool = False) -> Any:
+    def _bind(self, arrays: list[Any], call_tree: CallTree, dtypes: Any, *, marked: bool = False) -> Any:
         if self.options.rng:
-            check_key_is_first(self.__name__, key)
+            check_key_is_first(self.__name__, call_tree)
             arrays[0] = key_data(arrays[0])
-        outputs, results = self._bind_flat(arrays, key, dtypes)
+        outputs, results = self._bind_flat(arrays, call_tree, dtypes)
         if marked and any(static is not None for static in outputs.statics):
             self._has_constant_outputs = True
             rest = iter(results)
             return jax.tree.unflatten(outputs.tree, [next(rest) if s is None else Mark(s) for s in outputs.statics])
         return outputs.unflatten(results)
 
-    def _bind_flat(self, arrays: Sequence[Any], key: Any, dtypes: Any) -> tuple[Outputs, Sequence[Any]]:
-        fn = self._torch_fn(key, leaves_of(arrays, dtypes, self.__name__, key))
+    def _bind_flat(self, arrays: Sequence[Any], call_tree: CallTree, dtypes: Any) -> tuple[Outputs, Sequence[Any]]:
+        fn = self._torch_fn(call_tree, leaves_of(arrays, dtypes, self.__name__, call_tree))
         return fn.signature.outputs, torch_call(*arrays, fn=fn)
 
     # --- signatures ------------------------------------------------------------------------------------------------
 
-    def _torch_fn(self, key: Any, operands: tuple[Leaf, ...], values: ExampleValues | None = None) -> TorchFn:
-        full = self._full(key, operands)
+    def _torch_fn(
+        self, call_tree: CallTree, operands: tuple[Leaf, ...], values: ExampleValues | None = None
+    ) -> TorchFn:
+        full = self._full(call_tree, operands)
         fn: TorchFn | None = self._fns.get(full)
         if fn is not None:
             return fn
@@ -298,18 +303,18 @@ class TorchFunction(Generic[P]):
         with turns if self.options.output_shapes is None else contextlib.nullcontext():  # threads infer once together
             fn = self._fns.get(full)
             if fn is None:
-                fn = _remember(self._fns, full, self._build(self._signature(key, operands, values)))
-                self._constants_seen.note(self.__name__, key, operands)
+                fn = _remember(self._fns, full, self._build(self._signature(call_tree, operands, values)))
+                self._constants_seen.note(self.__name__, call_tree, operands)
             return fn
 
-    def _full(self, key: Any, operands: tuple[Leaf, ...]) -> Any:
-        return key, operands, canonical(np.int64)  # what 64-bit outputs become depends on x64
+    def _full(self, call_tree: CallTree, operands: tuple[Leaf, ...]) -> Any:
+        return call_tree, operands, canonical(np.int64)  # what 64-bit outputs become depends on x64
 
-    def _check_arguments(self, key: Any, operands: Sequence[Leaf]) -> None:
+    def _check_arguments(self, call_tree: CallTree, operands: Sequence[Leaf]) -> None:
         """Let `fn` refuse arguments by their shapes, once for each signature. `module2jax` checks variables so."""
         check = getattr(self.fn, "t2j_check_arguments", None)
         if check is not None:
-            args, kwargs = merger(key)(operands)
+            args, kwargs = call_tree.merger()(operands)
             check(*args[self.options.rng :], **kwargs)
 
     def _inferred(self) -> Callable[..., Any]:
@@ -317,20 +322,24 @@ class TorchFunction(Generic[P]):
         extra = {"out": None} if self.options.outputs == "out" else {}
         return functools.partial(self._callable(), **extra)
 
-    def _signature(self, key: Any, operands: tuple[Leaf, ...], values: ExampleValues | None = None) -> Signature:
-        self._check_arguments(key, operands)
+    def _signature(
+        self, call_tree: CallTree, operands: tuple[Leaf, ...], values: ExampleValues | None = None
+    ) -> Signature:
+        self._check_arguments(call_tree, operands)
         if self.options.output_shapes is not None:
             outputs = declared_outputs(self.options.output_shapes, operands)
         else:
             silent = self.options.rng or self.options.has_side_effect or "random" in self._told
             examples = (values or self._examples).matching(operands)
-            outputs = infer_outputs(self._inferred(), self.__name__, key, operands, examples, notes_random=not silent)
+            outputs = infer_outputs(
+                self._inferred(), self.__name__, call_tree, operands, examples, notes_random=not silent
+            )
             if outputs.is_random:
                 warn(told(self.__name__), T2jWarning)
                 self._told.add("random")
         if not operands:
-            tell_without_arrays(self.__name__, key, outputs)
-        return Signature(self.__name__, key, operands, outputs)
+            tell_without_arrays(self.__name__, call_tree, outputs)
+        return Signature(self.__name__, call_tree, operands, outputs)
 
     def _callable(self) -> Callable[..., Any]:
         return seeded(self.fn) if self.options.rng else self.fn
@@ -361,15 +370,15 @@ class TorchFunction(Generic[P]):
     # --- examples --------------------------------------------------------------------------------------------------
 
     def _check_examples(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        data, key = split(jax.tree.map(as_data, args), jax.tree.map(as_data, kwargs))
-        self._example_tree = key[0]
+        data, call_tree = split(jax.tree.map(as_data, args), jax.tree.map(as_data, kwargs))
+        self._example_tree = call_tree.structure
         wanted = [leaf.dtype if isinstance(leaf, torch.Tensor) else None for leaf in data]
         self._example_dtypes = {
             index: dtype
             for index, dtype in enumerate(wanted)
             if dtype is not None and canonical(dtype_t2j(dtype)) != dtype_t2j(dtype)
         }
-        dtypes = self._torch_dtypes(data, key)
+        dtypes = self._torch_dtypes(data, call_tree)
         operands = []
         for index, leaf in enumerate(data):
             if self.options.rng and index == 0:
@@ -378,20 +387,20 @@ class TorchFunction(Generic[P]):
             stored = dtype_t2j(leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf.dtype
             operands.append(leaf_of(leaf.shape, canonical(stored), dict(dtypes).get(index)))
         self._examples = ExampleValues(data, operands)
-        self._check_signature(key, tuple(operands))
+        self._check_signature(call_tree, tuple(operands))
         self._examples.forget_large()
 
-    def _check_signature(self, key: Any, operands: tuple[Leaf, ...]) -> None:
-        self._torch_fn(key, operands)
+    def _check_signature(self, call_tree: CallTree, operands: tuple[Leaf, ...]) -> None:
+        self._torch_fn(call_tree, operands)
 
-    def _torch_dtypes(self, data: Sequence[Any], key: Any) -> tuple[tuple[int, torch.dtype], ...]:
+    def _torch_dtypes(self, data: Sequence[Any], call_tree: CallTree) -> tuple[tuple[int, torch.dtype], ...]:
         """Torch dtypes that differ from what JAX stores: told by the examples, or by tensors among the arguments."""
-        if self._example_tree is not None and key[0] != self._example_tree:
+        if self._example_tree is not None and call_tree.structure != self._example_tree:
             raise ArgumentError(
                 describe(
                     f"{self.__name__} was called with another tree of arguments than its examples.",
                     expected=f"{self._example_tree}",
-                    got=f"{key[0]}",
+                    got=f"{call_tree.structure}",
                     remedy="Call it as in the examples, or wrap it without examples to call it in any way.",
                 )
             )

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._base.dtypes import row_of_torch
 from .._base.errors import ExportError, describe
-from .call_tree import PyTreeDef, Static
+from .call_tree import CallTree, PyTreeDef, Static
 from .signature import Leaf, Outputs, Signature, leaf_of
 
 _CONSTANTS = (bool, int, float, str)
@@ -22,11 +22,11 @@ class _NotTextError(Exception):
 
 def encode(name: str, signature: Signature) -> tuple[str, str | None]:
     """The signature as text that is the same in every process. Without one: an empty text and the reason."""
-    tree, statics = signature.key
+    structure, statics = signature.call_tree
     try:
         content = {
             "name": name,
-            "arguments": _tree_to_json(tree, statics),
+            "arguments": _tree_to_json(structure, statics),
             "operands": [_leaf_to_json(leaf) for leaf in signature.operands],
             "outputs": _tree_to_json(signature.outputs.tree, signature.outputs.statics),
             "results": [_leaf_to_json(leaf) for leaf in signature.outputs.leaves],
@@ -44,11 +44,11 @@ def name_of(text: str) -> str:
 def decode(text: str) -> Signature:
     """The inverse of `encode`."""
     content = json.loads(text)
-    key = _tree_from_json(content["arguments"])
+    call_tree = CallTree(*_tree_from_json(content["arguments"]))
     out_tree, out_statics = _tree_from_json(content["outputs"])
     operands = tuple(map(_leaf_from_json, content["operands"]))
     results = tuple(map(_leaf_from_json, content["results"]))
-    return Signature(content["name"], key, operands, Outputs(out_tree, results, out_statics))
+    return Signature(content["name"], call_tree, operands, Outputs(out_tree, results, out_statics))
 
 
 def _leaf_to_json(leaf: Leaf) -> list[Any]:
