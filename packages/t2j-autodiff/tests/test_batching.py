@@ -187,7 +187,8 @@ def test_attention_without_its_sums_is_noted(kernel, has_sums):
 
 def test_a_batch_of_attention_without_its_sums_is_not_recorded(monkeypatch):
     # The attention of the CPU always has them: this one stands for it.
-    monkeypatch.setattr(wrong_in_batches, "_ATTENTION_WITH_SUMS", {"aten._scaled_dot_product_flash_attention_for_cpu.default"})
+    attention_of_the_cpu = "aten._scaled_dot_product_flash_attention_for_cpu.default"
+    monkeypatch.setattr(wrong_in_batches, "_ATTENTION_WITH_SUMS", {attention_of_the_cpu})
     monkeypatch.setattr(wrong_in_batches, "argument_of", lambda func, name, args, kwargs: False)
     attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
     attention.requires_grad_(False)
