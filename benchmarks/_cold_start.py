@@ -1,6 +1,6 @@
 """Seconds from `import torch, jax` to the first result, as JSON: `python _cold_start.py CONTESTANT SIZE`.
 
-Run in a fresh process by bench_startup.py, which empties the caches.
+bench_startup.py runs this in a new process with empty caches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The ways to call a torch function from JAX that race here.
+"""The ways to call a torch function from JAX that are compared here.
 
-Each takes a torch function of arrays of one shape and dtype, gives an array like its first argument, and is used as
-its authors mean it: without copies where it can be, and with `out=` where it hands out the result's memory.
+Each takes a torch function of arrays of one shape and dtype, and returns an array like its first argument. Each is used
+as its authors intend: without copies if possible, and with `out=` if it exposes the memory of the result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TVM = "jax-tvm-ffi"
 Writes = Callable[..., object]
 """A torch function that takes `out=`."""
 
-# `pure_callback` hands out arrays that must not be written to, and torch warns of them at first sight.
+# `pure_callback` passes read-only arrays, and torch warns about the first one.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
 
 
@@ -47,7 +47,7 @@ def t2j_autodiff(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 
 def floor(*args: jax.Array) -> Any:
-    """An FFI call whose handler does nothing: what XLA and JAX cost by themselves."""
+    """An FFI call whose handler does nothing: the cost of XLA and JAX alone."""
     from t2j_core.testing import noop
 
     return noop(*args)
@@ -81,7 +81,7 @@ _targets = itertools.count()
 
 
 def tvm_ffi(fn: Writes, **options: Any) -> Callable[..., Any]:
-    """It passes results last; its table has room for 1024 functions and never forgets one."""
+    """It passes results last. Its table has room for 1024 functions and never removes one."""
     import jax_tvm_ffi
     import tvm_ffi
 
@@ -108,7 +108,7 @@ def jitted(fn: Callable[..., Any], *args: Any) -> Call:
 
 
 def same(expected: Any, tolerance: float = 1e-6) -> Callable[[object], None]:
-    """A check that a result has these leaves, to a part of each leaf's largest number."""
+    """A check that a result has these leaves, within `tolerance` times the largest number of each leaf."""
 
     def check(result: object) -> None:
         for mine, other in zip(jax.tree.leaves(result), map(np.asarray, jax.tree.leaves(expected)), strict=True):
@@ -119,7 +119,7 @@ def same(expected: Any, tolerance: float = 1e-6) -> Callable[[object], None]:
 
 
 def identical(expected: np.ndarray) -> Callable[[object], None]:
-    """A check that is quick and small enough for large arrays."""
+    """A check that is fast and needs little memory, for large arrays."""
 
     def check(result: object) -> None:
         if not np.array_equal(np.asarray(result), expected):

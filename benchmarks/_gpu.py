@@ -1,9 +1,9 @@
-"""How the questions of `gpu.py` are asked: on which device, for how long, and what is timed of a call.
+"""How `gpu.py` measures: on which device, for how long, and which part of a call.
 
-A call is timed in three ways: until its result is there; many calls in a row, then one wait, which is the time of the
-device if that is the slower part; and until it returns, which is what the host pays.
+A call is timed in three ways: until its result is ready; many calls in a row and then one wait, which is the time of
+the device if the device is the slower part; and until the call returns, which is the host time.
 
-t2j checks the arguments of the calls 1, 2, 4, 8, ... of a program, which then take longer; medians leave them out.
+t2j checks the arguments of calls 1, 2, 4, 8, ... of a program. These calls take longer; medians exclude them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import torch
 from _contestants import FLOOR, TORCH
 from torch.utils.dlpack import from_dlpack
 
-# Both frameworks compute float32 in float32. By default torch does so in products of matrices but not in convolutions,
-# and JAX in neither.
+# Both frameworks compute float32 in full precision. By default torch does so in matrix products but not in
+# convolutions, and JAX in neither.
 torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.allow_tf32 = False
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -38,20 +38,20 @@ jax.config.update("jax_default_matmul_precision", "highest")
 DEVICE = torch.device(os.environ.get("T2J_BENCH_DEVICE", "cuda"))
 GRAPH = "torch, CUDA graph"
 QUEUED = 20
-LARGE = 10**7  # floats from which a call takes long enough to need few rounds
+LARGE = 10**7  # from this many floats a call takes long enough to need only a few rounds
 END = time.monotonic() + float(os.environ.get("T2J_BENCH_SECONDS", "inf"))
 
 
 class Plan(NamedTuple):
-    """What is measured, and for how long."""
+    """The sizes that are measured, and for how long."""
 
     pace: Pace
     slow: Pace  # for calls that take milliseconds
-    brief: Pace  # where there are many races
+    brief: Pace  # for questions with many races
     sizes: tuple[int, ...]
-    profiled: tuple[int, ...]  # sizes whose work on the device is read from a profile
+    profiled: tuple[int, ...]  # sizes whose device time is read from a profile
     layers: tuple[int, ...]  # linear layers, each of two leaves
-    calls: int  # of eight floats, to see when they return
+    calls: int  # calls on eight floats for the host time
     is_quick: bool
 
 
@@ -77,16 +77,16 @@ QUICK = Plan(
 )
 
 Launch = Callable[[], Any]
-"""Queues work and returns what will hold its result."""
+"""Queues work and returns its result, which may not be ready."""
 Makers = Mapping[str, Callable[[], Launch]]
-"""Contestants by name, each built when its turn comes."""
+"""Contestants by name; each is built when its turn comes."""
 
 
 # --- what is timed ----------------------------------------------------------------------------------------------------
 
 
 def wait(result: Any) -> Any:
-    """Return when what was queued is done."""
+    """Wait until the queued work is done, and return the result."""
     if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(result)):
         return jax.block_until_ready(result)
     if DEVICE.type == "cuda":
@@ -95,7 +95,7 @@ def wait(result: Any) -> Any:
 
 
 def queued(launch: Launch, times: int = QUEUED) -> Launch:
-    """Many calls, of which the last one's result is returned."""
+    """A launch of many calls that returns the result of the last one."""
 
     def launches() -> Any:
         for _ in range(times - 1):
@@ -112,7 +112,7 @@ def call(fn: Callable[..., Any], args: Any) -> Launch:
 
 
 def graphed(run: Launch) -> Launch:
-    """A replay of what `run` does, captured in a CUDA graph."""
+    """A replay of `run`, captured in a CUDA graph."""
     if DEVICE.type != "cuda":
         raise RuntimeError("CUDA graphs need a GPU")
     side = torch.cuda.Stream()
@@ -147,9 +147,9 @@ def race(
     tolerance: float = 1e-6,
     seconds: float = 0.0,
 ) -> dict[str, Launch]:
-    """Time contestants until their results are there; return those that took part.
+    """Time contestants until their results are ready, and return those that took part.
 
-    None enters later than `seconds` before the end of T2J_BENCH_SECONDS.
+    No contestant enters later than `seconds` before the end of T2J_BENCH_SECONDS.
     """
     contest, exact = Race(question, report, at), same(expected, tolerance)
     ready: dict[str, Launch] = {}
@@ -170,12 +170,12 @@ def race(
 
 
 def again(ready: Mapping[str, Launch]) -> Makers:
-    """Contestants of another race, already built."""
+    """The contestants of a previous race, already built."""
     return {name: lambda launch=launch: launch for name, launch in ready.items()}  # type: ignore[misc]
 
 
 def in_time(report: Report, question: str, name: str = "all", seconds: float = 0.0) -> bool:
-    """Whether T2J_BENCH_SECONDS leaves so many seconds; what is left out is skipped aloud."""
+    """Whether T2J_BENCH_SECONDS leaves that many seconds; otherwise the report lists the question as skipped."""
     if time.monotonic() + seconds <= END:
         return True
     report.skip(question, name, TimeoutError("T2J_BENCH_SECONDS"))
@@ -183,15 +183,15 @@ def in_time(report: Report, question: str, name: str = "all", seconds: float = 0
 
 
 def on_device(result: Any) -> list[torch.Tensor]:
-    """A result as tensors, where it lies."""
+    """A result as tensors on its own device."""
     return [leaf if isinstance(leaf, torch.Tensor) else from_dlpack(leaf) for leaf in jax.tree.leaves(result)]
 
 
 def same(expected: Any, tolerance: float) -> Callable[[Any], None]:
-    """A check that a result has these leaves, to a part of each leaf's largest number, made where they lie.
+    """A check on the device that a result has these leaves, within `tolerance` times the largest number of each leaf.
 
-    A millionth of the largest number of all is allowed anywhere: the gradient of the bias of attention's keys is zero
-    but for rounding errors.
+    A millionth of the largest number of all leaves is always allowed: the gradient of the bias of attention's keys is
+    zero except for rounding errors.
     """
     wanted = on_device(expected)
     scales = [float(leaf.abs().max()) for leaf in wanted]
@@ -218,7 +218,7 @@ def returns(
     calls: int,
     at: int | None = None,
 ) -> dict[str, float]:
-    """Report how long calls keep the host: `calls` of each contestant in a row, then a wait, in turns.
+    """Report the host time of calls: `calls` calls of each contestant in a row, then a wait, in turns.
 
     Returns the medians in microseconds. The first call of a visit is not timed.
     """
@@ -239,12 +239,12 @@ def returns(
 
 
 def in_jax(tree: Any) -> Any:
-    """A tree of tensors as JAX arrays of their own on the same device."""
+    """A tree of tensors as JAX arrays with their own memory on the same device."""
     return jax.tree.map(lambda tensor: jnp.array(jax.dlpack.from_dlpack(tensor.detach()), copy=True), tree)
 
 
 def free() -> None:
-    """Leave the next question the memory that this one's allocators hold."""
+    """Release the memory that the allocators hold, for the next question."""
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The questions of `gpu.py` about models: a forward and a step of gradients, in float32 unless they say otherwise."""
+"""The questions of `gpu.py` about models: a forward and a gradient step, in float32 unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from _gpu import DEVICE, GRAPH, Launch, Makers, Plan, again, call, free, graphed, in_jax, in_time, race, returns
 
-# It comes first because it sets up threads before torch loads.
+# This import comes first because it sets up threads before torch loads.
 # isort: split
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 AS_ARRAYS = 't2j, residuals="graph"'
 COMPILED = "torch.compile"
-IN_A_ROW = 4  # steps that are queued before any is waited for, as in training
-COMPILING = 25.0  # seconds that a contestant needs which compiles
+IN_A_ROW = 4  # steps that are queued before one wait, as in training
+COMPILING = 25.0  # seconds that a compiling contestant needs
 
 
 class Problem:
@@ -30,7 +30,9 @@ class Problem:
 
     def __init__(self, loss: Loss, params: Params, x: torch.Tensor) -> None:
         self.loss = loss
-        self.params = dict(sorted(params.items()))  # the order of a pytree, so that all sides compile one program
+        self.params = dict(
+            sorted(params.items())
+        )  # the order of a pytree, so that all contestants compile the same program
         self.x = x
 
     @cached_property
@@ -42,7 +44,7 @@ class Problem:
         return {key: p.clone().requires_grad_() for key, p in self.params.items()}
 
     def forward(self) -> torch.Tensor:
-        return self.loss(self.params, self.x)  # without a graph: no parameter asks for gradients
+        return self.loss(self.params, self.x)  # without a graph: no parameter requires gradients
 
     def step(self) -> Any:
         value = self.loss(self.leaves, self.x)
@@ -59,7 +61,7 @@ class Problem:
         }
 
     def kinds(self) -> dict[str, tuple[dict[str, Callable[[], Launch]], Launch, float]]:
-        """What is asked: the contestants, what computes the expected result, and how far one may be from it."""
+        """The questions: the contestants, the function that computes the expected result, and the tolerance."""
         return {
             "forward": (self.forwards(), self.forward, 1e-3),
             "value_and_grad": (self.steps(), self.step, 1e-2),
@@ -81,7 +83,7 @@ class Problem:
 
 
 def linears(layers: int) -> torch.nn.Module:
-    """Linear layers of 16 by 16 that keep the size of what passes through them."""
+    """Linear layers of 16 by 16 that preserve the norm of their input."""
     modules = [torch.nn.Linear(16, 16) for _ in range(layers)]
     for module in modules:
         torch.nn.init.orthogonal_(module.weight)
@@ -89,7 +91,7 @@ def linears(layers: int) -> torch.nn.Module:
 
 
 def leaves(report: Report, plan: Plan) -> None:
-    """What parameters cost: modules of 10, 100 and 300 of them, whose work is small."""
+    """The cost of parameters: modules with 10, 100 and 300 parameters and little work."""
     for layers in plan.layers:
         if not in_time(report, "leaves", f"{2 * layers}"):
             continue
@@ -131,7 +133,7 @@ def bert() -> torch.nn.Module:
 
 
 class Hidden(torch.nn.Module):
-    """The last hidden state of a model of transformers."""
+    """The last hidden state of a model of the transformers library."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -162,7 +164,7 @@ def resnet() -> torch.nn.Module:
 
 
 class Model(NamedTuple):
-    """How a model is made, and the shape of its input: token ids, or images."""
+    """A function that makes a model, and the shape of its input: token ids, or images."""
 
     make: Callable[[], torch.nn.Module]
     shape: tuple[int, ...]
@@ -183,13 +185,13 @@ MODELS = {
 
 
 def models(report: Report, plan: Plan) -> None:
-    """Forward, and loss with gradients, until the result is there and until the call returns."""
+    """Forward, and loss with gradients, until the result is ready and until the call returns."""
     for name in MODELS:
         if not in_time(report, name):
             continue
         try:
             _model(name, report, plan)
-        except Exception as error:  # such as a library that is not installed: it must not cost the other models theirs
+        except Exception as error:  # a missing library, for example, must not stop the other models
             report.skip(name, "all", error)
         free()
 
@@ -205,7 +207,7 @@ def _model(name: str, report: Report, plan: Plan) -> None:
 
 
 def compiled(report: Report, plan: Plan) -> None:
-    """The same, compiled by torch. The first call takes long, so none begins shortly before the end."""
+    """The same, compiled by torch. The first call takes long, so no contestant begins shortly before the end."""
     for name in ("MiniLM", "transformer of 98M parameters"):
         if not in_time(report, f"{name}, compiled", seconds=COMPILING):
             continue
@@ -227,12 +229,12 @@ def _compiled(name: str, report: Report, plan: Plan) -> None:
 
 
 def _problem(name: str, plan: Plan) -> tuple[str, Problem]:
-    """What the problem of a model is called, and the problem."""
+    """The name of a model's problem, and the problem."""
     model = MODELS[name]
     torch.manual_seed(0)
-    with DEVICE:  # random weights take a GPU less time
+    with DEVICE:  # a GPU makes random weights faster
         module = model.make()
-    # Not the mean square: behind a layer norm that is constant, and its gradients are rounding errors.
+    # Not the mean square: after a layer norm it is constant, and its gradients are rounding errors.
     loss, params = loss_of(module.to(DEVICE), lambda out: out.logsumexp(-1).mean())
     x = model.input(plan)
     unit = "tokens" if x.ndim == 2 else "images"
@@ -243,7 +245,7 @@ def _problem(name: str, plan: Plan) -> tuple[str, Problem]:
 
 
 def mlp(report: Report, plan: Plan) -> None:
-    """A perceptron that `jnp` can express, in float32 without TF32 on both sides."""
+    """A perceptron that `jnp` can express, in float32 without TF32 in both frameworks."""
     width, depth, batch = (64, 4, 16) if plan.is_quick else (2048, 4, 1024)
     torch.manual_seed(0)
     loss, params = loss_of(perceptron(width, depth).to(DEVICE))
@@ -258,7 +260,7 @@ def mlp(report: Report, plan: Plan) -> None:
 
 
 def attention(report: Report, plan: Plan) -> None:
-    """Causal attention in bfloat16, in the layout that the kernels of both sides have: batch, time, heads, channels."""
+    """Causal attention in bfloat16, in the layout of the kernels of both frameworks: batch, time, heads, channels."""
     shape = (1, 64, 2, 16) if plan.is_quick else (8, 2048, 16, 64)
     torch.manual_seed(0)
     tensors = [torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) for _ in range(3)]

@@ -1,11 +1,11 @@
-"""How every benchmark here is timed.
+"""The timing of every benchmark here.
 
-Contestants share one process and take turns: each round visits all of them in a fresh random order and
-takes one sample of each, so that a busy machine slows everyone alike. Ratios are taken inside a round, where
-both sides met the same load, and the median over rounds is reported.
+Contestants share one process and take turns. Each round visits all of them in a new random order and takes one sample
+of each, so that a busy machine slows all contestants equally. Ratios are computed inside a round, where both
+contestants met the same load. The report has the median over rounds.
 
 Importing this module first pins the process to one core and both frameworks to one thread, unless T2J_BENCH_CORES is
-"all". XLA has no other switch for that: its flags leave matrix products on several threads.
+"all". No XLA flag can do that: XLA's flags leave matrix products on several threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IS_PINNED = os.environ.get("T2J_BENCH_CORES") != "all" and hasattr(os, "sched_se
 
 
 def _pin() -> str:
-    """Keep this process on its last core, where the system can; say what was done."""
+    """Pin this process to its last core where the system supports it, and return a description of the threads."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     if not IS_PINNED:
         return "torch: 1 thread; XLA: its own"
@@ -37,7 +37,7 @@ def _pin() -> str:
 
 
 def _settle_malloc() -> str:
-    """Fix the thresholds that glibc moves by itself: else whether a call gets warm memory depends on earlier ones."""
+    """Fix glibc's dynamic thresholds. Otherwise earlier calls decide whether a call gets warm memory."""
     trim, mmap = -1, -3
     mallopt = libc("mallopt")
     settled = IS_PINNED and mallopt is not None and mallopt(mmap, 32 << 20) and mallopt(trim, 1 << 30)
@@ -45,7 +45,7 @@ def _settle_malloc() -> str:
 
 
 def libc(name: str) -> Callable[..., int] | None:
-    """A function of the C library, where it has one of that name."""
+    """The function of this name in the C library, or None."""
     try:
         found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
@@ -82,9 +82,9 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report; `reference` and `ratio` are there where the line is compared with another.
+    """One line of the report; `reference` and `ratio` are set if the line is compared with another one.
 
-    A question that is asked along an axis (sizes, leaves, batches) has one line for each place `at` on it.
+    A question along an axis (sizes, leaves, batches) has one line for each place `at` on the axis.
     """
 
     question: str
@@ -108,7 +108,7 @@ def count_row(
 
 
 def sample_row(question: str, name: str, values: Sequence[float], target: float | None = None, unit: str = "s") -> Row:
-    """A line for values that were taken elsewhere (fresh processes); `target` bounds the median."""
+    """A line for values that were measured elsewhere (new processes); `target` is the upper bound of the median."""
     value = Quartiles.of(values)
     return Row(question, name, unit, value, len(values), target=target, verdict=_verdict(value.median, target))
 
@@ -128,7 +128,7 @@ class Pace:
 
 @dataclass
 class Report:
-    """The lines measured so far, and who could not take part."""
+    """The lines measured so far, and the contestants that were skipped."""
 
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -140,7 +140,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Versus:
-    """Compare a contestant with `reference`, and with a `target` for the ratio where there is one."""
+    """Compare a contestant with `reference`, and the ratio with `target` if there is one."""
 
     reference: str
     target: float | None = None
@@ -165,14 +165,14 @@ class Race:
     ) -> bool:
         """Add a contestant, and return whether it takes part.
 
-        One that cannot be built or whose first result fails `check` is skipped aloud.
+        The report lists a contestant as skipped if it cannot be built or its first result fails `check`.
         """
         try:
             call = make()
             result = call()
             if check is not None:
                 check(result)
-        except Exception as error:  # one that is absent or broken must not cost the others their figures
+        except Exception as error:  # a missing or broken contestant must not stop the others
             place = "" if self.at is None else f", {self.at:,.0f}"
             self._report.skip(self.question + place, name, error)
             return False
@@ -182,7 +182,7 @@ class Race:
         return True
 
     def run(self, pace: Pace) -> None:
-        """Time the contestants and add one line for each to the report."""
+        """Time the contestants and add one line for each of them to the report."""
         calls = {name: _calibrate(call, pace) for name, call in self._calls.items()}
         samples: dict[str, list[float]] = {name: [] for name in self._calls}
         order = list(self._calls)
@@ -206,7 +206,7 @@ class Race:
 
 
 def _calibrate(call: Call, pace: Pace) -> int:
-    """Warm `call` up and return how many calls fill one sample. The first calls may take longer than others."""
+    """Warm up `call` and return how many calls fill one sample. The first calls may take longer than later ones."""
     clock, seconds = time.perf_counter, []
     end = clock() + pace.warmup
     while len(seconds) < 3 or clock() < end:

@@ -1,7 +1,6 @@
-"""What many wraps leave behind, printed as JSON: `python _lifetime.py CONTESTANT CHECKPOINT...`.
+"""The memory and functions that remain after many wraps, as JSON: `python _lifetime.py CONTESTANT CHECKPOINT...`.
 
-Each wrap is a fresh function that is jitted, called once and dropped. bench_startup.py runs this in a fresh
-process.
+Each wrap is a new function that is jitted, called once and dropped. bench_startup.py runs this in a new process.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ def wrapper(contestant: str, x: jax.Array) -> Wrap:
 
 
 def wrap_and_call(wrap: Wrap, x: jax.Array, number: int) -> weakref.ref[Callable[..., torch.Tensor]]:
-    """Wrap, jit and call a fresh function once; return a weak reference to it."""
+    """Wrap, jit and call a new function once, and return a weak reference to it."""
     fn = lambda a: a + number
     jax.jit(wrap(fn))(x).block_until_ready()
     return weakref.ref(fn)
 
 
 def rss_mb() -> float:
-    """Resident memory now, or its peak where the system does not say."""
+    """The current resident memory, or its peak if the system does not report the current value."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e6
@@ -49,7 +48,7 @@ def rss_mb() -> float:
 
 
 def main(contestant: str, checkpoints: list[int]) -> None:
-    """Wrap up to the last checkpoint; note memory at each and the functions alive at the end."""
+    """Wrap functions up to the last checkpoint; record memory at each one and the functions alive at the end."""
     x = jax.numpy.ones(8)
     wrap = wrapper(contestant, x)
     refs, memory = [], {}

@@ -1,4 +1,4 @@
-"""The models that race: losses of parameters and inputs, in torch, and what is compared with them."""
+"""The models of the benchmarks: losses of parameters and inputs in torch, and their counterparts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def mean_square(out: torch.Tensor) -> torch.Tensor:
 def loss_of(
     module: torch.nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor] = mean_square
 ) -> tuple[Loss, Params]:
-    """A number made of a module's output (its mean square), as a function of the module's parameters, and these."""
+    """A loss of a module's output (its mean square) as a function of the parameters, and the parameters."""
     params = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     def loss(params: Params, x: torch.Tensor) -> torch.Tensor:
@@ -69,13 +69,13 @@ def loss_of(
 
 
 def finetune_example() -> Any:
-    """`examples/finetune.py`, which has MiniLM, its data and its loss, in torch and through t2j."""
+    """The module `examples/finetune.py`, which has MiniLM, its data and its loss, in torch and through t2j."""
     folder = str(Path(__file__).parents[1] / "examples")
     if folder not in sys.path:
         sys.path.append(folder)
     try:
         return importlib.import_module("finetune")
-    except SystemExit as missing:  # it says what to install
+    except SystemExit as missing:  # the message says what to install
         raise ImportError(str(missing)) from missing
 
 
@@ -106,5 +106,5 @@ def native_step(loss: Loss, params: Params, *inputs: torch.Tensor) -> Call:
 
 
 def in_jax(tree: Any) -> Any:
-    """A tree of tensors as JAX arrays over memory of their own."""
+    """A tree of tensors as JAX arrays with their own memory."""
     return jax.tree.map(lambda tensor: jnp.array(tensor.detach().numpy(), copy=True), tree)

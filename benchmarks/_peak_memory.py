@@ -1,6 +1,6 @@
-"""How far memory rises in calls, in MB, as JSON: `python _peak_memory.py call|step CONTESTANT SIZE`.
+"""The rise of memory during calls, in MB, as JSON: `python _peak_memory.py call|step CONTESTANT SIZE`.
 
-Run in a fresh process by bench_startup.py. Linux only: elsewhere the peak cannot be set back to where the calls begin.
+bench_startup.py runs this in a new process. Linux only: other systems cannot reset the peak before the calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def memory(field: str) -> float:
-    """`VmRSS`, the memory now, or `VmHWM`, its peak."""
+    """`VmRSS`, the current memory, or `VmHWM`, its peak."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) / 1e3
 
@@ -64,7 +64,7 @@ def step(contestant: str, size: int) -> Call:
 
 
 def main(task: str, contestant: str, size: int) -> None:
-    """Note memory once everything is there and compiled, then the peak of three calls; results are dropped."""
+    """Record memory once everything is allocated and compiled, then the peak of three calls. Results are dropped."""
     if not CLEAR_REFS.exists():
         raise RuntimeError(f"Peak memory needs {CLEAR_REFS}, which this system does not have.")
     make = adder if task == "call" else step
@@ -75,7 +75,7 @@ def main(task: str, contestant: str, size: int) -> None:
     if malloc_trim is not None:
         malloc_trim(0)
     before = memory("VmRSS")
-    CLEAR_REFS.write_text("5")  # the peak begins anew
+    CLEAR_REFS.write_text("5")  # resets the peak
     for _ in range(3):
         result = call()
         del result

@@ -1,4 +1,4 @@
-"""What every benchmark script does around its questions: options, environment, results file, table."""
+"""What all benchmark scripts share: options, environment, results file, table."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ def main(
     quick: Plan,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Answer the questions asked for, save the results and print the table."""
+    """Measure the requested questions, save the results and print the table."""
     script = Path(sys.argv[0]).stem.removeprefix("bench_")
     parser = argparse.ArgumentParser(description=f"Benchmark: {script}.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes, into build/bench")
     everything = list(questions)
     parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="QUESTION")
-    parser.add_argument("--output", type=Path, help="results file; without --quick and --only it is the committed one")
+    parser.add_argument(
+        "--output", type=Path, help="results file; by default the committed one, if neither --quick nor --only is given"
+    )
     options = parser.parse_args(arguments)
     is_whole = not options.quick and options.only == everything
     output = options.output or (RESULTS if is_whole else SCRATCH) / f"{script}.json"
@@ -47,15 +49,15 @@ def main(
     for name in options.only:
         try:
             questions[name](report, quick if options.quick else full)
-        except Exception as error:  # one question that fails must not cost the others their answers
+        except Exception as error:  # a question that fails must not stop the others
             report.skip(name, "all", error)
         minutes = round((time.perf_counter() - start) / 60, 1)
-        save(report, {**head, "quick": options.quick, "minutes": minutes}, output)  # so far, should the next be stopped
+        save(report, {**head, "quick": options.quick, "minutes": minutes}, output)  # the next question may be killed
     sys.stdout.write(f"{table(report)}\n{output}\n")
 
 
 def environment() -> dict[str, object]:
-    """Versions, machine and commit, for the head of the results file."""
+    """Versions, machine and commit, for the header of the results file."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
@@ -70,7 +72,7 @@ def environment() -> dict[str, object]:
 
 
 def _state_of_code() -> dict[str, object]:
-    """The commit. Where the code is a copy without its history, T2J_BENCH_COMMIT tells."""
+    """The commit. T2J_BENCH_COMMIT names it if the code is a copy without its history."""
     if told := os.environ.get("T2J_BENCH_COMMIT"):
         return {"commit": told, "uncommitted_changes": False}
     changes = _git("status", "--porcelain", "--", ":/packages", ":/benchmarks/*.py")
@@ -105,7 +107,7 @@ def _git(*args: str) -> str | None:
 
 
 def save(report: Report, head: Mapping[str, object], path: Path) -> None:
-    """Write the results file, one line a row."""
+    """Write the results file, with one line per row."""
     rows = ",\n".join(f"  {json.dumps(_plain(asdict(row)))}" for row in report.rows)
     parts = {"environment": json.dumps(head, indent=1), "rows": f"[\n{rows}\n ]"}
     parts["skipped"] = json.dumps(report.skipped, indent=1)
@@ -114,7 +116,7 @@ def save(report: Report, head: Mapping[str, object], path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Without what is None, and with six digits of what is not."""
+    """Drop None, and round numbers to six digits."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items() if inner is not None}
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,6 +1,6 @@
-"""Results files as objects, and as the Markdown tables of the READMEs, which stand between two comments.
+"""Read results files, and write them as Markdown tables between two comments in the READMEs.
 
-`<!-- results: size -->` begins the table of `results/size.json`, `<!-- end of results -->` ends it.
+`<!-- results: size -->` begins the table of `results/size.json`, and `<!-- end of results -->` ends it.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Results(Mapping[str, list[Row]]):
         return self._files[name]
 
     def environment(self, name: str) -> Any:
-        """What the results were measured on."""
+        """The machine and the versions of the measurement."""
         return self._file(name)["environment"]
 
     def skipped(self, name: str) -> dict[str, str]:
-        """Who could not take part, and why."""
+        """The contestants that were not measured, each with the reason."""
         found: dict[str, str] = self._file(name)["skipped"]
         return found
 
@@ -77,7 +77,7 @@ def _row(found: dict[str, Any]) -> Row:
 
 
 def fill(results: Results) -> list[Path]:
-    """Write the tables anew; the pages that changed."""
+    """Write the tables again, and return the pages that changed."""
     changed = []
     for page in PAGES:
         text = page.read_text()
@@ -89,7 +89,7 @@ def fill(results: Results) -> list[Path]:
 
 
 def filled(text: str, results: Results) -> str:
-    """A page with its tables as the results have them."""
+    """Return a page with the tables of these results."""
     return _PLACE.sub(lambda match: f"{match[1]}{_block(match['name'], results)}{match[3]}", text)
 
 
@@ -106,12 +106,12 @@ def _block(name: str, results: Results) -> str:
 
 
 def _missing(skipped: Mapping[str, str]) -> list[str]:
-    """Who could not take part, by question and reason."""
+    """The contestants that were not measured, by question and reason."""
     names: dict[tuple[str, str], list[str]] = {}
     for who, why in skipped.items():
         question, _, name = who.rpartition(": ")
         names.setdefault((question, why.partition(":")[0]), []).append(name)
-    return [f"Did not take part in {question}: {'; '.join(who)} ({why})." for (question, why), who in names.items()]
+    return [f'Not measured for "{question}": {"; ".join(who)} ({why}).' for (question, why), who in names.items()]
 
 
 def _measured(environment: Any) -> str:
@@ -122,7 +122,7 @@ def _measured(environment: Any) -> str:
 
 
 def _along(rows: list[Row]) -> str:
-    """Contestants down, places across: medians, and ratios to the first of them."""
+    """One row per contestant and one column per place: medians, and ratios to the first contestant."""
     places = list(dict.fromkeys(row.at for row in rows))
     found = {(row.name, row.at): row for row in rows}
     head = f"| {rows[0].unit if rows[0].unit != 'us' else 'µs'} | {' | '.join(f'{place:,.0f}' for place in places)} |"
@@ -158,20 +158,20 @@ def _single(rows: list[Row]) -> str:
 
 
 def _scaled(value: float, unit: str) -> tuple[float, str]:
-    """What to multiply by, and the unit to write, so that a time is easily read."""
+    """The factor and the unit that make a time easy to read."""
     if (unit == "us" and value >= 1e3) or (unit == "s" and value < 0.1):
         return (1e-3 if unit == "us" else 1e3), "ms"
     return 1, unit.replace("us", "µs")
 
 
 def number(value: float) -> str:
-    """Three digits of a number, without an exponent."""
+    """Format a number with three digits and without an exponent."""
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
 
 
 def summary(results: Results) -> str:
-    """The table of the first page: what a small call and a gradient step cost."""
+    """The table of the first page: the cost of a small call and of a gradient step."""
     calls = {row.name: row for row in results["size"] if row.at == 1}
     steps = [row for row in results["gradients"] if row.question == results["gradients"][0].question]
     by_name = {row.name.removesuffix(" auto"): row for row in steps}
@@ -185,7 +185,7 @@ def summary(results: Results) -> str:
 
 
 def scaling(results: Results) -> str:
-    """The table of `docs/large_scale.md`: what calls and steps cost the host."""
+    """The table of `docs/large_scale.md`: the host's cost of calls and steps."""
     call, floor = (_found(results, "size", name, at=1).value.median for name in ("t2j", "noop floor"))
     many, one, none = (
         _found(results, "leaves", name, "call", at).value.median
@@ -206,7 +206,9 @@ def scaling(results: Results) -> str:
         "each further argument": f"{number((many - one) / 999)} µs, of which {number(none / 1000)} µs for any FFI call",
         "a `value_and_grad` step of a small model, per device": f"{number(first)} µs on one device, "
         f"{number(eighth)} µs each on 8 that share {cores} cores",
-        "a data-parallel step on these 8, beside jnp": "; ".join(f"{number(r)}× for {q}" for q, r in beside.items()),
+        "a data-parallel step on these 8, relative to jnp": "; ".join(
+            f"{number(r)}× for {q}" for q, r in beside.items()
+        ),
         f"memory over the last half of {growth.question.partition(', ')[0]}": f"{number(growth.value.median)} MB more",
     }
     lines = ["| what | cost |", "|---|---|", *(f"| {what} | {cost} |" for what, cost in rows.items())]
@@ -222,7 +224,7 @@ def _found(results: Results, script: str, name: str, question: str = "", at: flo
 
 
 def gpu_models(results: Results) -> str:
-    """What models take on a GPU: steps in a row, each without the wait for the one before."""
+    """The time of models on a GPU: steps in a row, each started without waiting for the previous one."""
     rows: dict[str, dict[str, Row]] = {}
     for row in results["gpu"]:
         times, _, question = row.question.partition(" times ")

@@ -1,4 +1,4 @@
-"""What derivatives and batches cost through t2j_autodiff: `python benchmarks/bench_autodiff.py [--quick]`."""
+"""The cost of derivatives and batches through t2j_autodiff: `python benchmarks/bench_autodiff.py [--quick]`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FULL, QUICK = Pace(31), Pace(3, 0.004, 0.02)
 
 
 def tiny_grad(report: Report, pace: Pace) -> None:
-    """Jitted `grad` of a tiny function: recomputing is quicker than keeping a graph."""
+    """Jitted `grad` of a tiny function: recomputing is faster than keeping a graph."""
     race = Race("grad of a tiny function, 8 x 8", report)
 
     def fn(x: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ def _per_example_gradients(race: Race, width: int, target: float) -> Race:
 
 
 def forward_mode(report: Report, pace: Pace) -> None:
-    """`jvp` and Hessian-vector products beside `torch.func`."""
+    """`jvp` and Hessian-vector products, relative to `torch.func`."""
     torch.manual_seed(0)
     loss, params = loss_of(mlp(512, 4))
     x = torch.randn(256, 512)

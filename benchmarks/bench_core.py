@@ -54,7 +54,7 @@ def jitted_call(report: Report, pace: Pace) -> None:
 
 
 def eager_call(report: Report, pace: Pace) -> None:
-    """The wrapper called outside `jax.jit`, beside the same one inside."""
+    """The wrapper called outside `jax.jit`, relative to the same one inside."""
     a, b = normal(8, 8)
     check = same(np.asarray(a) + np.asarray(b))
     race = Race("eager a+b, 8 floats", report)

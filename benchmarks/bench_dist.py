@@ -1,4 +1,4 @@
-"""What sharded calls cost through t2j_dist, on 8 virtual CPU devices: `python benchmarks/bench_dist.py [--quick]`."""
+"""The cost of sharded calls through t2j_dist, on 8 virtual CPU devices: `python benchmarks/bench_dist.py [--quick]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["T2J_BENCH_CORES"] = "all"
-os.environ.setdefault("NPROC", "64")  # XLA's threads: a collective needs one for each device of each step in flight
+os.environ.setdefault("NPROC", "64")  # XLA's threads: a collective needs one per device and step in flight
 
 from _harness import Pace, Race, Report, Versus, count_row
 from _script import main
@@ -37,7 +37,7 @@ Model = Callable[[Params, Any], Any]
 
 
 def mesh_of(devices: int) -> jax.sharding.Mesh:
-    """The first devices in a row."""
+    """A one-dimensional mesh of the first devices."""
     return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
@@ -66,7 +66,7 @@ def step_of(model: Model, mesh: jax.sharding.Mesh) -> Any:
 
 
 def specified(mesh: jax.sharding.Mesh) -> Any:
-    """The same step by specs alone: each shard's loss, then their mean."""
+    """The same step with specs instead of `shard_map`: the loss of each shard, then the mean."""
     fn = lambda params, x: in_torch(params, x)[None]
     sharded = torch2jax(fn, in_specs=(P(), P("data")), out_specs=P("data"), mesh=mesh)
     return jax.jit(jax.value_and_grad(lambda params, x: sharded(params, x).mean()))
@@ -81,12 +81,12 @@ def data(mesh: jax.sharding.Mesh, width: int, rows: int, depth: int = 3) -> tupl
 
 
 def collectives(step: Any, *args: Any) -> int:
-    """How many collectives the compiled step has."""
+    """The number of collectives in the compiled step."""
     return len(COLLECTIVES.findall(step.lower(*args).compile().as_text()))
 
 
 def data_parallel(report: Report, pace: Pace) -> None:
-    """A data-parallel step beside the same step in jnp."""
+    """A data-parallel step, relative to the same step in jnp."""
     for width, rows in ((16, 4), (256, 64), (512, 256))[: 3 if pace is FULL else 1]:
         parallel_step(report, pace, width, rows)
 
@@ -113,7 +113,7 @@ def parallel_step(report: Report, pace: Pace, width: int, rows: int) -> None:
 
 
 def growth(report: Report, pace: Pace) -> None:
-    """How a step grows with the devices, where the work of each stays the same: what the host costs."""
+    """The time of a step against the number of devices, with constant work per device: the host's cost."""
     for devices in (1, 2, 4, 8) if pace is FULL else (1, 8):
         small_step(report, pace, mesh_of(devices))
 
@@ -128,7 +128,7 @@ def small_step(report: Report, pace: Pace, mesh: jax.sharding.Mesh) -> None:
 
 
 def eager(report: Report, pace: Pace) -> None:
-    """An eager sharded call beside the jitted one."""
+    """An eager sharded call, relative to the jitted one."""
     mesh = mesh_of(8)
     x = jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh, P("data")))
     race = Race("sharded sin, 8 devices", report)
@@ -141,7 +141,7 @@ def eager(report: Report, pace: Pace) -> None:
 
 
 def stress(report: Report, pace: Pace) -> None:
-    """Many steps with collectives between torch calls, beside a thread that hogs the GIL: memory and pace."""
+    """Many steps with collectives between torch calls, next to a thread that holds the GIL: memory and time."""
     steps = 240 if pace is FULL else 8
     mesh = mesh_of(8)
     f = torch2jax(lambda w, x: torch.tanh(x @ w))
@@ -166,7 +166,7 @@ def stress(report: Report, pace: Pace) -> None:
     first = jax.block_until_ready(step(params, x))
     start = time.perf_counter()
     for number in range(steps):
-        value = jax.block_until_ready(step(params, x))  # a few in flight at most: XLA's CPU threads are few
+        value = jax.block_until_ready(step(params, x))  # limits the steps in flight, because XLA has few CPU threads
         if (number + 1) % (steps // 4) == 0:
             gc.collect()
             memory.append(rss_mb())

@@ -1,4 +1,4 @@
-"""Gradient steps of four models beside torch's own: `python benchmarks/bench_gradients.py [--quick]`."""
+"""Gradient steps of four models, relative to torch: `python benchmarks/bench_gradients.py [--quick]`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def task(make: Callable[[], torch.nn.Module], *shape: int) -> Task:
     return loss, params, (torch.randn(shape),)
 
 
-# Name: how to make it; the target for t2j / torch; the same loss in jnp.
+# Name: a function that makes the model, the target for t2j / torch, the same loss in jnp.
 MODELS: dict[str, tuple[Callable[[], Task], float | None, Any]] = {
     "MLP 4 x 1024, batch 256": (lambda: task(functools.partial(mlp, 1024, 4), 256, 1024), 1.20, mlp_in_jnp),
     "convnet, 32 x 3 x 32 x 32": (lambda: task(convnet, 32, 3, 32, 32), 1.10, None),
@@ -38,12 +38,12 @@ MODELS: dict[str, tuple[Callable[[], Task], float | None, Any]] = {
 
 
 def gradients(report: Report, pace: Pace) -> None:
-    """Jitted `value_and_grad` beside torch's forward and backward."""
+    """Jitted `value_and_grad`, relative to torch's forward and backward."""
     for name in list(MODELS)[: QUICK_MODELS if pace is QUICK else None]:
         make, target, jnp_loss = MODELS[name]
         try:
             made = make()
-        except Exception as error:  # MiniLM needs packages of its own
+        except Exception as error:  # MiniLM needs more packages
             report.skip("value_and_grad", name, error)
             continue
         _gradients(Race(f"value_and_grad, {name}", report), made, target, jnp_loss).run(pace)

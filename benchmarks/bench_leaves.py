@@ -1,6 +1,6 @@
-"""What one more argument costs: `python benchmarks/bench_leaves.py [--quick]`.
+"""The cost of each further argument: `python benchmarks/bench_leaves.py [--quick]`.
 
-A dict of arrays of 8 floats goes in, as the parameters of a model do, and one small array comes out.
+The argument is a dict of arrays of 8 floats, like the parameters of a model. The result is one small array.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Weights = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of leaves, and how long to measure each."""
+    """The numbers of leaves, and how long to measure each."""
 
     leaves: tuple[int, ...]
     pace: Pace
@@ -33,7 +33,7 @@ class Plan:
 
 FULL = Plan((1, 4, 10, 40, 100, 400, 1000), Pace(41), Pace(15))
 QUICK = Plan((1, 100, 400), Pace(5, 0.004, 0.02), Pace(3, 0.004, 0.02))
-TARGETS = (100, 400)  # where t2j shall not be slower than its predecessor
+TARGETS = (100, 400)  # t2j must not be slower than its predecessor here
 
 
 def first_plus_one(weights: Weights) -> Any:
@@ -49,7 +49,7 @@ def arrays(n: int) -> Weights:
 
 
 def flat(fn: Callable[..., Any]) -> Callable[[Weights], Any]:
-    """For contestants that take no dict."""
+    """The function for contestants that do not take a dict."""
     return lambda weights: fn(*weights.values())
 
 
@@ -75,7 +75,7 @@ def _calls(report: Report, pace: Pace, n: int) -> None:
 
 
 def tracing(report: Report, plan: Plan) -> None:
-    """Wrap, trace and lower; nothing is compiled or run but what the contestant runs to learn the outputs."""
+    """Wrap, trace and lower. Nothing is compiled or run except the contestant's own inference of the outputs."""
     for n in plan.leaves:
         _tracing(report, plan.tracing, n)
 
@@ -85,7 +85,7 @@ def _tracing(report: Report, pace: Pace, n: int) -> None:
     race, versus = Race("wrap, trace and lower, dict of leaves", report, n), Versus(JNP)
 
     def lowered(wrap: Callable[[], Callable[[Weights], Any]]) -> Call:
-        """A call that wraps anew, so that no cache of JAX or of the contestant answers."""
+        """A call that wraps the function again, so that no cache of JAX or of the contestant is used."""
         return lambda: jax.jit(wrap(), keep_unused=True).lower(weights)
 
     race.enter(JNP, lambda: lowered(lambda: lambda w: first_plus_one(w)))
@@ -98,7 +98,7 @@ def _tracing(report: Report, pace: Pace, n: int) -> None:
 
 
 def registered(lowered: Callable[[Callable[[], Any]], Call]) -> Call:
-    """`jax-tvm-ffi` forgets no function, so that one must do for all calls."""
+    """`jax-tvm-ffi` never removes a function, so all calls share one."""
     target = tvm_ffi(first_plus_one_into)
     return lowered(lambda: flat(target))
 

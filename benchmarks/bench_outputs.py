@@ -1,4 +1,4 @@
-"""Where a result is written, and what that costs: `python benchmarks/bench_outputs.py [--quick]`."""
+"""The cost of each way to write a result: `python benchmarks/bench_outputs.py [--quick]`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a jitted `a + b` costs, from one float to 100 million: `python benchmarks/bench_size.py [--quick]`.
+"""The cost of a jitted `a + b`, from one float to 100 million: `python benchmarks/bench_size.py [--quick]`.
 
-Every contestant adds the same float32 arrays, and nothing else happens inside the timed call.
+Every contestant adds the same float32 arrays. The timed call does nothing else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What fresh processes show: `python benchmarks/bench_startup.py [--quick]`.
+"""Measurements in new processes: `python benchmarks/bench_startup.py [--quick]`.
 
-The time from `import torch, jax` to a first result, the peak of memory, and what 10,000 wraps leave behind. Nothing is
-pinned to a core here, because compiling and importing use what there is.
+The time from `import torch, jax` to the first result, the peak of memory, and what remains after 10,000 wraps. The
+processes are not pinned to a core, because compiling and importing use all cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TORCH, JNP, PEER = "torch, native", "jax.jit, native", "wrap_torch2jax"
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything a run does."""
+    """The sizes and counts of a run."""
 
     cold: tuple[str, ...]
     cold_starts: int
@@ -58,7 +58,7 @@ def in_fresh_process(script: str, *args: object, bytecode: str | None = None, em
     """Run a script of this folder; return the JSON on its last line.
 
     With `empty`, home and caches are empty folders. With `bytecode`, Python keeps its compiled modules there, as
-    installers do beside the modules.
+    installers keep them next to the modules.
     """
     with tempfile.TemporaryDirectory() as folder:
         caches = ("HOME", "XDG_CACHE_HOME", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR")
@@ -76,7 +76,7 @@ def in_fresh_process(script: str, *args: object, bytecode: str | None = None, em
 
 
 def cold_start(report: Report, plan: Plan) -> None:
-    """From `import torch, jax` to the first result; how t2j infers outputs depends on the size."""
+    """The time from `import torch, jax` to the first result. The size decides how t2j infers the outputs."""
     turns = [(name, 8) for name in plan.cold] + [("t2j", 1_000_000)]
     entrants = turns * (plan.cold_starts + 1) + [(PEER, 8)] * plan.cold_peer
     stages: dict[tuple[str, int], list[dict[str, float]]] = {entrant: [] for entrant in entrants}
@@ -87,7 +87,7 @@ def cold_start(report: Report, plan: Plan) -> None:
             except RuntimeError as error:
                 report.skip("cold start", str(entrant), error)
                 continue
-            if turn >= len(turns):  # the first turn of each only fills the disk cache and the bytecode
+            if turn >= len(turns):  # the first turn of each contestant only fills the disk cache and the bytecode
                 stages[entrant].append(measured)
     for size in (8, 1_000_000):
         question = f"import and first jitted a+b after import torch, jax, {size:,} floats"
@@ -104,7 +104,7 @@ def _cold_rows(question: str, name: str, seen: Sequence[dict[str, float]]) -> li
 
 
 def peak_memory(report: Report, plan: Plan) -> None:
-    """How far the peak of resident memory lies above what is there before the calls."""
+    """The peak of resident memory during the calls, minus the memory before them."""
     questions = {
         f"peak memory of jitted a+b, {plan.floats:,} floats": ("call", plan.call, plan.floats),
         "peak memory of value_and_grad, MLP 8 x 1024, batch 4096": ("step", plan.step, 4096),
@@ -122,7 +122,7 @@ def peak_memory(report: Report, plan: Plan) -> None:
 
 
 def lifetime(report: Report, plan: Plan) -> None:
-    """What wraps leave behind."""
+    """The memory and functions that remain after many wraps."""
     for name, checkpoints in (("t2j", plan.checkpoints), (PEER, plan.peer_checkpoints)):
         if not checkpoints:
             continue

@@ -1,7 +1,7 @@
-"""A training step of MiniLM with optax beside the same in torch: `python benchmarks/bench_train.py [--quick]`.
+"""A training step of MiniLM with optax, relative to torch: `python benchmarks/bench_train.py [--quick]`.
 
 The task is that of `examples/finetune.py`: 8 pairs of sentences, a head on top of the encoder, float32, Adam. Each step
-trains on what the step before it left.
+starts from the parameters of the previous step.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def torch_step(example: Any, model: torch.nn.Module, head: Any, batch: Any, **op
 
 
 def optax_step(task: Any, params: Any, batch: Any) -> Call:
-    """Loss and gradients through t2j, Adam by optax, in one jitted step that gives parameters and state away."""
+    """Loss and gradients through t2j and Adam from optax, in one jitted step that donates parameters and state."""
     import optax
 
     optimizer = optax.adam(RATE)

@@ -1,4 +1,4 @@
-"""A batch by `jax.vmap`, of 1 to 1024 examples: `python benchmarks/bench_vmap.py [--quick]`."""
+"""A batch of 1 to 1024 examples with `jax.vmap`: `python benchmarks/bench_vmap.py [--quick]`."""
 
 from __future__ import annotations
 

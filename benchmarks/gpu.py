@@ -1,7 +1,7 @@
-"""The same questions on a GPU: `python benchmarks/gpu.py [--quick] --output FILE`; `scripts/gpu_check.sh` runs it.
+"""The benchmarks on a GPU: `python benchmarks/gpu.py [--quick] --output FILE`; `scripts/gpu_check.sh` runs it.
 
-The most important questions come first, and results are saved after each: after T2J_BENCH_SECONDS no contestant enters.
-T2J_BENCH_DEVICE=cpu tries the script where there is no GPU.
+The most important questions come first, and results are saved after each question. After T2J_BENCH_SECONDS no
+contestant enters. T2J_BENCH_DEVICE=cpu tries the script without a GPU.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from _contestants import FLOOR, JNP, PEER, TORCH, floor, like, peer, t2j
 from torch.utils.dlpack import from_dlpack
 
 CHAINED = 100  # calls in one program
-TARGET = 15.0  # microseconds of a call that are t2j's own
+TARGET = 15.0  # microseconds of a call that t2j itself may take
 
 
 def buffer_callback(fn: Callable[..., object]) -> Callable[..., Any]:
-    """JAX's own, by hand: torch on XLA's stream, writing into XLA's memory."""
+    """JAX's callback, called by hand: torch on XLA's stream writes into XLA's memory."""
     from jax.experimental.buffer_callback import buffer_callback as callback
 
     def write(context: Any, out: Any, *args: Any) -> None:
@@ -79,7 +79,7 @@ def adders(n: int) -> dict[str, Callable[[], Launch]]:
 
 
 def size(report: Report, plan: Plan) -> None:
-    """Time against size, until the result is there, and of many calls in a row."""
+    """Time against size, until the result is ready, and of many calls in a row."""
     question = "a+b, float32 of size"
     for n in plan.sizes:
         if not in_time(report, f"{question}, {n:,}"):
@@ -93,7 +93,7 @@ def size(report: Report, plan: Plan) -> None:
 
 
 def in_place(report: Report, plan: Plan) -> None:
-    """Adding to an array that is donated."""
+    """Addition to a donated array."""
     n = min(plan.sizes[-1], 10**8)
     w, g = torch.zeros(n, device=DEVICE), torch.full((n,), 1e-6, device=DEVICE)
     gradient = jax.dlpack.from_dlpack(g)
@@ -112,18 +112,18 @@ def in_place(report: Report, plan: Plan) -> None:
         "t2j": lambda: donated(t2j(lambda w, g: w.add_(g), mutable_argnums=0)),
         JNP: lambda: donated(jnp.add),
     }
-    race("w += g, donated", made, g, report, plan.slow, tolerance=1e9)  # each has added another number
+    race("w += g, donated", made, g, report, plan.slow, tolerance=1e9)  # each has added a different number of times
     free()
 
 
 def device(report: Report, plan: Plan) -> None:
-    """What the GPU works in one call, as a profile tells it: kernels and copies, without what lies between them.
+    """The GPU time of one call from a profile: kernels and copies, without the gaps between them.
 
-    This is the last question, because a profiler may stay attached and slow down later calls.
+    This question comes last, because a profiler may stay attached and slow down later calls.
     """
     if DEVICE.type != "cuda":
         raise RuntimeError("a profile of the device needs a GPU")
-    # CUDA graphs may crash where a profiler was detached and attached again: see `prepare_trace` in torch.profiler.
+    # CUDA graphs may crash after a profiler is detached and attached again: see `prepare_trace` in torch.profiler.
     os.environ.update(DISABLE_CUPTI_LAZY_REINIT="1", TEARDOWN_CUPTI="0")
     for n in plan.profiled:
         question = f"work of the GPU in a+b of {n:,.0f} floats"
@@ -132,13 +132,13 @@ def device(report: Report, plan: Plan) -> None:
                 continue
             try:
                 report.rows.append(count_row(question, name, "us", _profiled(make())))
-            except Exception as error:  # one that is absent must not cost the others their figures
+            except Exception as error:  # a missing contestant must not stop the others
                 report.skip(question, name, error)
         free()
 
 
 def _profiled(launch: Launch, times: int = 10) -> float:
-    """Microseconds of the GPU's own time in one call."""
+    """Microseconds of GPU time in one call."""
     for _ in range(3):
         wait(launch())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -149,7 +149,7 @@ def _profiled(launch: Launch, times: int = 10) -> float:
 
 
 def host(report: Report, plan: Plan) -> None:
-    """How long a call of 8 floats keeps the host; what of it is neither JAX's dispatch nor torch's operation."""
+    """The host time of a call on 8 floats, and the part that is neither JAX's dispatch nor torch's operation."""
     question = "host time of a+b, 8 floats"
     makers = adders(8)
     ready = race("a+b, 8 floats", makers, makers[TORCH]()(), report, plan.brief)

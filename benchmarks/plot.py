@@ -1,4 +1,4 @@
-"""Draw the committed results, and fill the tables of the READMEs from them: `python benchmarks/plot.py --tables`.
+"""Draw the committed results, and fill the tables of the READMEs: `python benchmarks/plot.py --tables`.
 
 Every plot is written twice, for light and for dark pages. The same results and the same matplotlib give the same bytes.
 """
@@ -17,7 +17,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-# Okabe and Ito's colours, which stay apart for colour-blind readers. None is the colour of the text.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. None is the colour of the text.
 COLOURS: dict[str, str | None] = {
     "t2j": "#d55e00",
     "torch, native": None,
@@ -66,14 +66,14 @@ def hero(results: Results, theme: str) -> Any:
 
 
 def leaves(results: Results, theme: str) -> Any:
-    """What one more argument costs, at the call and at tracing."""
+    """The cost of each further argument, in a call and in tracing."""
     return side_by_side(
         results, theme, "leaves", "arrays in the argument", ("time of a call, µs", "wrap, trace and lower, µs")
     )
 
 
 def outputs(results: Results, theme: str) -> Any:
-    """What each way to hand over the result costs."""
+    """The cost of each way to return the result."""
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     rows = [row for row in results["outputs"] if row.name != "wrap_torch2jax"]
     names = list(dict.fromkeys(row.name for row in rows))
@@ -91,7 +91,7 @@ def outputs(results: Results, theme: str) -> Any:
 
 
 def vmap(results: Results, theme: str) -> Any:
-    """Batches in one call, or one after another."""
+    """Batches in one call, or example by example."""
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     lines(axes, results["vmap"], theme, {"t2j": "o", "t2j sequential": "s"})
     axes.set(
@@ -102,7 +102,7 @@ def vmap(results: Results, theme: str) -> Any:
 
 
 def gradients(results: Results, theme: str) -> Any:
-    """Gradient and training steps, beside plain torch."""
+    """Gradient and training steps, relative to plain torch."""
     rows = [row for row in (*results["gradients"], *results["train"]) if row.ratio]
     figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.26 * (len(rows) + len({row.question for row in rows}))))
     place, ticks, labels = 0.0, [], []
@@ -199,11 +199,11 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Draw, and fill the tables if asked."""
+    """Draw the plots, and fill the tables with `--tables`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--output", type=Path, default=HERE / "plots")
-    parser.add_argument("--tables", action="store_true", help="write the tables of the READMEs, too")
+    parser.add_argument("--tables", action="store_true", help="also write the tables of the READMEs")
     options = parser.parse_args()
     results = Results(options.results)
     for path in draw(results, options.output):

@@ -1,10 +1,10 @@
-"""Where an example runs: on virtual devices in this process, on several processes of this machine, or on a cluster.
+"""Run an example on virtual devices in this process, in several processes of this machine, or on a cluster.
 
     python examples/data_parallel.py                   # 8 virtual CPU devices in one process
     python examples/data_parallel.py --processes 4     # 4 processes on this machine, 2 devices each
     srun --kill-on-bad-exit python examples/data_parallel.py --distributed
 
-A process that fails takes the others along, at once and with its reason: alone they would wait for it in a collective.
+If a process fails, all processes stop at once and the reason is printed. Otherwise they would wait in a collective.
 """
 
 import argparse
@@ -22,33 +22,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-LINES = 30  # of a failed process's output that are shown
+LINES = 30  # lines of a failed process's output that are shown
 
 
 class Worker(NamedTuple):
-    """A process that was started, and the file with its output."""
+    """A started process, and the file with its output."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
 
 def prepare(description: str | None) -> argparse.Namespace:
-    """Read the command line; call it before JAX and torch are imported, and give the result to `run`.
+    """Read the command line. Call it before JAX and torch are imported, and pass the result to `run`.
 
-    With `--processes` the parent stays in here: it starts this very command again for each worker, waits, and exits,
-    with status 1 if one of them failed or if they took too long. `description` is shown by `--help`.
+    With `--processes` the parent does not return: it starts the same command again for each worker, waits, and exits,
+    with status 1 if a worker failed or took too long. `--help` shows `description`.
     """
     options = _options(description)
     if options.processes > 1 and options.worker is None:
         raise SystemExit(_run_workers(options))
-    os.environ.setdefault("NPROC", "64")  # threads of XLA's pool: virtual devices need more than there are cores
+    os.environ.setdefault("NPROC", "64")  # threads of XLA's pool: virtual devices need more threads than cores
     if not options.distributed:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     return options
 
 
 def run(train: Callable[[], None], options: argparse.Namespace) -> None:
-    """Call `train` with JAX's devices and processes set up."""
+    """Set up JAX's devices and processes, and call `train`."""
     _set_up(options)
     threading.Thread(target=_leave_when_torch_raises, daemon=True).start()
     try:
@@ -77,33 +77,35 @@ def _options(description: str | None) -> argparse.Namespace:
 
 
 def _set_up(options: argparse.Namespace) -> None:
-    """Tell JAX which devices and processes there are; it must not have been used before."""
-    import jax  # here, because the parent needs neither
+    """Configure JAX's devices and processes. JAX must not have been used before."""
+    import jax  # imported here because the parent needs neither
     import torch
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if options.distributed:
-        jax.distributed.initialize()  # SLURM, Kubernetes and others tell it the rest
+        jax.distributed.initialize()  # reads the rest from SLURM, Kubernetes and others
         return
     jax.config.update("jax_num_cpu_devices", options.devices // options.processes)
-    torch.set_num_threads(1)  # each device is a thread already
+    torch.set_num_threads(1)  # each device already has a thread
     if options.worker is not None:
         threading.Thread(target=_leave_with_parent, daemon=True).start()
         sys.stdout = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # gloo announces each of its connections on the standard output
+        os.dup2(2, 1)  # gloo prints each of its connections to the standard output
         jax.distributed.initialize(options.coordinator, options.processes, options.worker)
 
 
 def _leave_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # a pipe that nobody writes to: it returns when the parent is gone, however it went
+    os.read(
+        sys.stdin.fileno(), 1
+    )  # nobody writes to this pipe: `read` returns when the parent has ended, for whatever reason
     os._exit(1)
 
 
 def _leave_when_torch_raises() -> None:
-    """Report an exception of a torch function even if the main thread never will.
+    """Report an exception of a torch function even if the main thread never does.
 
-    The device that raised does not join the collective that the others wait in, and JAX hands on its error only when
-    all have finished: XLA aborts after a minute without naming the reason, gloo waits for ever.
+    The device that raised does not join the collective in which the others wait, and JAX raises its error only when
+    all devices have finished. XLA aborts after a minute without a reason; gloo waits forever.
     """
     from t2j_autodiff import last_error
 
@@ -113,7 +115,7 @@ def _leave_when_torch_raises() -> None:
 
 
 def _leave(error: BaseException) -> NoReturn:
-    """Exit at once: the usual way out of `jax.distributed` waits for the other processes, which wait for this one."""
+    """Exit at once. A normal exit of `jax.distributed` waits for the other processes, which wait for this one."""
     traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -132,7 +134,7 @@ def _run_workers(options: argparse.Namespace) -> int:
 
 
 def _start(index: int, coordinator: str, folder: Path) -> Worker:
-    """Start a worker; what process 0 prints goes to the terminal, all other output into a file."""
+    """Start a worker. The standard output of process 0 goes to the terminal, all other output to a file."""
     log = folder / f"{index}.log"
     command = [sys.executable, *sys.argv, "--worker", str(index), "--coordinator", coordinator]
     with log.open("wb") as output:
@@ -147,7 +149,7 @@ def _stop(worker: Worker) -> None:
 
 
 def _wait(workers: list[Worker], timeout: float) -> int:
-    """Return 0 when all workers have succeeded, or 1 as soon as one has failed or `timeout` seconds are over."""
+    """Return 0 when all workers have succeeded, or 1 as soon as one has failed or `timeout` seconds have passed."""
     deadline = time.monotonic() + timeout
     while True:
         codes = [worker.process.poll() for worker in workers]

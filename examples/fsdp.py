@@ -1,9 +1,9 @@
 """Fully sharded training of a PyTorch model from JAX: each device keeps a part of the parameters and of Adam's moments.
 
-The parameters of a stage of the model are one vector, split over the devices. A stage gathers its own just before torch
-runs it; `jax.checkpoint` lets go of them, and gathers them again for the backward (XLA on CPU merges the two). The
-transpose of the gathering is a reduce-scatter, so each device gets the gradients of its own part. The losses are
-compared with the same training on one device.
+The parameters of a stage of the model are one vector, split over the devices. A stage gathers its parameters just
+before torch runs it. `jax.checkpoint` releases them, and gathers them again for the backward (XLA on CPU merges the
+two). The transpose of the gather is a reduce-scatter, so each device gets the gradients of its own part. The script
+compares the losses with the same training on one device.
 
     python examples/fsdp.py                   # 8 virtual CPU devices
     python examples/fsdp.py --processes 2     # in two processes
@@ -31,7 +31,7 @@ Stage = Callable[[jax.Array, jax.Array], jax.Array]  # (a device's part of the p
 
 
 def sharded_stage(module: torch.nn.Module, devices: int) -> tuple[Stage, jax.Array]:
-    """Return a module as a function of a device's part of its parameters, and all of them: a vector to be split."""
+    """Return a module as a function of a device's part of its parameters, and the vector of all parameters to split."""
     apply, variables = module2jax(module)
     vector, unravel = ravel_pytree(variables["params"])
 
@@ -56,7 +56,7 @@ def fully_sharded_loss(stages: list[Stage], mesh: Mesh) -> Loss:
 
 
 def main() -> None:
-    """Train."""
+    """Train the model fully sharded."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     model = transformer()
     stages, vectors = zip(*(sharded_stage(module, mesh.size) for module in model), strict=True)

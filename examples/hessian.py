@@ -1,8 +1,8 @@
 """Curvature of a PyTorch model from JAX: Hessian, Hessian-vector products, eigenvalues, per-example gradients.
 
-A small classifier in PyTorch is trained in a `lax.scan`. Then `jax.hessian`, `jax.jvp` of `jax.grad`, a power iteration
-in a `lax.while_loop`, Lanczos in a `lax.fori_loop` and `jax.vmap` of `jax.grad` go through it, each under `jax.jit`,
-and each is compared with `torch.func` alone.
+The script trains a small PyTorch classifier in a `lax.scan`. Then it differentiates the classifier with `jax.hessian`,
+`jax.jvp` of `jax.grad`, a power iteration in a `lax.while_loop`, Lanczos in a `lax.fori_loop` and `jax.vmap` of
+`jax.grad`, each under `jax.jit`, and compares each result with `torch.func`.
 
     python examples/hessian.py
 """
@@ -20,14 +20,14 @@ import torch
 from jax.flatten_util import ravel_pytree
 from t2j_autodiff import j2t, module2jax, t2j
 
-jax.config.update("jax_enable_x64", True)  # curvature is worth 64 bits; without it JAX has 32
+jax.config.update("jax_enable_x64", True)  # second derivatives need 64 bits; by default JAX has 32
 
 EXAMPLES = 120
 HIDDEN = 8
 STEPS = 300
 KRYLOV = 40  # steps of Lanczos
-REPEATS = 5  # timed runs of each
-TOLERANCE = 1e-8  # of every comparison, relative to the largest number in it
+REPEATS = 5  # timed runs of each quantity
+TOLERANCE = 1e-8  # of every comparison, relative to the largest number
 
 Loss = Callable[[Any, Any, Any], Any]  # (flat parameters, x, labels) -> mean cross-entropy
 
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 def spirals(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return points on three noisy spirals, f64[n, 2], and which spiral each is on, i32[n]."""
+    """Return points on three noisy spirals, f64[n, 2], and the spiral of each point, i32[n]."""
     rng = np.random.default_rng(0)
     labels = np.arange(n, dtype=np.int32) % 3
     radius = rng.uniform(0.2, 1, n)
@@ -58,7 +58,7 @@ def classifier() -> torch.nn.Module:
 
 
 def jax_loss(model: torch.nn.Module) -> tuple[Loss, jax.Array]:
-    """Return the loss as a function of one flat vector, in JAX around the torch model, and that vector."""
+    """Return the loss as a JAX function of one flat vector around the torch model, and that vector."""
     apply, variables = module2jax(model)
     theta, unravel = ravel_pytree(variables["params"])
 
@@ -70,7 +70,7 @@ def jax_loss(model: torch.nn.Module) -> tuple[Loss, jax.Array]:
 
 
 def torch_loss(model: torch.nn.Module) -> Loss:
-    """Return the same loss in PyTorch alone; JAX flattens a dict in the order of its sorted keys."""
+    """Return the same loss in PyTorch alone. JAX flattens a dict in the order of its sorted keys."""
     shapes = {name: tensor.shape for name, tensor in sorted(model.named_parameters())}
 
     def loss(theta: torch.Tensor, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ def torch_loss(model: torch.nn.Module) -> Loss:
 
 
 def trained(loss: Loss, theta: jax.Array, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Descend along the gradient with momentum, as one compiled loop: the parameters and the losses."""
+    """Descend along the gradient with momentum in one compiled loop; return the parameters and the losses."""
 
     def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         theta, velocity = carry
@@ -95,7 +95,7 @@ def trained(loss: Loss, theta: jax.Array, x: jax.Array, labels: jax.Array) -> tu
 
 
 def hessian_vector(loss: Loss, theta: Any, vector: Any, *data: Any) -> jax.Array:
-    """Return the Hessian at `theta` times `vector`, without the Hessian: forward mode over reverse mode."""
+    """Return the product of the Hessian at `theta` and `vector` without the matrix: forward mode over reverse mode."""
     return jax.jvp(lambda theta: jax.grad(loss)(theta, *data), (theta,), (vector,))[1]
 
 
@@ -125,7 +125,7 @@ def lanczos(loss: Loss, theta: jax.Array, *data: jax.Array) -> jax.Array:
         basis, tridiagonal = state
         product = hessian_vector(loss, theta, basis[i], *data)
         diagonal = basis[i] @ product
-        for _ in range(2):  # orthogonal to the rows so far; the rows to come are zero
+        for _ in range(2):  # makes it orthogonal to the rows so far; later rows are zero
             product = product - basis.T @ (basis @ product)
         length = jnp.linalg.norm(product)
         tridiagonal = tridiagonal.at[i, i].set(diagonal).at[i, i + 1].set(length).at[i + 1, i].set(length)
@@ -141,7 +141,7 @@ def per_example_gradients(loss: Loss, theta: jax.Array, *data: jax.Array) -> jax
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    """Run once to compile and to warm up, then `REPEATS` times: the result and the median of the milliseconds."""
+    """Run once to compile and warm up, then `REPEATS` times; return the result and the median in milliseconds."""
     result, times = jax.block_until_ready(run()), []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -151,7 +151,7 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def compared(quantity: str, ours: Callable[[], Any], native: Callable[[], torch.Tensor]) -> Row:
-    """Compute a quantity both ways, or stop if the two differ."""
+    """Compute a quantity in JAX and in PyTorch, and stop if they differ."""
     array, milliseconds = timed(ours)
     tensor, torch_milliseconds = timed(native)
     difference = float(jnp.abs(array - t2j(tensor)).max())
@@ -163,7 +163,7 @@ def compared(quantity: str, ours: Callable[[], Any], native: Callable[[], torch.
 
 
 def rows(model: torch.nn.Module, loss: Loss, theta: jax.Array, data: tuple[jax.Array, jax.Array]) -> list[Row]:
-    """Compute everything at `theta` from JAX and with `torch.func`."""
+    """Compute all quantities at `theta` from JAX and with `torch.func`."""
     vector = jax.random.normal(jax.random.key(2), theta.shape, theta.dtype)
     native, (p, v) = torch_loss(model), map(j2t, (theta, vector))
     x, labels = j2t(data[0]), j2t(data[1]).long()
@@ -204,7 +204,7 @@ def rows(model: torch.nn.Module, loss: Loss, theta: jax.Array, data: tuple[jax.A
 
 
 def main() -> None:
-    """Train the model, and print its curvature beside PyTorch's."""
+    """Train the model, and print its curvature next to PyTorch's."""
     model = classifier()
     data = tuple(map(jnp.asarray, spirals(EXAMPLES)))
     loss, theta = jax_loss(model)

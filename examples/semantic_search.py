@@ -1,7 +1,7 @@
 """Semantic search with a pretrained PyTorch sentence encoder, called from JAX.
 
-The encoder is MiniLM with its published weights and tokenizer, as Hugging Face `transformers` loads it.
-`module2jax` makes it a JAX function of its parameters; pooling and search are plain `jnp`.
+The encoder is MiniLM with its published weights and tokenizer, loaded by Hugging Face `transformers`.
+`module2jax` turns it into a JAX function of its parameters; pooling and search are plain `jnp`.
 
     python examples/semantic_search.py
     python examples/semantic_search.py --quick --query "How do birds travel?"
@@ -46,7 +46,7 @@ QUERIES = (
     "What makes savings in a bank grow over the years?",
     "Which planet has the longest day?",
 )
-TOKENS = 48  # every text is padded or cut to this length, so that `jit` compiles two shapes in all:
+TOKENS = 48  # every text is padded or truncated to this length, so `jit` compiles only two shapes:
 BATCH = 16  # (BATCH, TOKENS) for the sentences and (1, TOKENS) for a query
 TOP = 3
 WARM_UP = 5
@@ -62,7 +62,7 @@ def load_encoder() -> tuple[transformers.PreTrainedModel, Tokenize]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
-    for parameter in model.parameters():  # JAX shares memory aligned to 64 bytes; a mapped file is not
+    for parameter in model.parameters():  # JAX shares memory only if it is aligned to 64 bytes; a mapped file is not
         parameter.data = parameter.data.clone()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -93,7 +93,7 @@ def t2j_embedder(model: transformers.PreTrainedModel) -> Embed:
 
 
 def callback_embedder(model: transformers.PreTrainedModel) -> Embed:
-    """Embed through `jax.pure_callback`, which is spared the parameters: the callback closes over them."""
+    """Embed through `jax.pure_callback`. The parameters are not arguments: the callback closes over them."""
 
     def encode(ids: jax.Array, mask: jax.Array) -> np.ndarray:
         tokens, keep = (torch.from_numpy(np.array(x)) for x in (ids, mask))
@@ -109,7 +109,7 @@ def callback_embedder(model: transformers.PreTrainedModel) -> Embed:
 
 
 def torch_embedder(model: transformers.PreTrainedModel) -> Embed:
-    """Embed with PyTorch alone: the reference for the numbers and for the time."""
+    """Embed with PyTorch alone: the reference for values and times."""
 
     @torch.inference_mode()
     def embed(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -121,7 +121,7 @@ def torch_embedder(model: transformers.PreTrainedModel) -> Embed:
 
 
 def embed_texts(embed: Embed, tokenize: Tokenize, texts: Sequence[str], batch: int) -> np.ndarray:
-    """Embed `texts` in batches of one size, the last filled up with empty texts: f32[len(texts), 384]."""
+    """Embed `texts` in batches of one size, the last padded with empty texts: f32[len(texts), 384]."""
     padded = [*texts, *[""] * (-len(texts) % batch)]
     starts = tqdm(range(0, len(padded), batch), desc="embedding", unit="batch", leave=False, disable=None)
     rows = [np.asarray(embed(*tokenize(padded[i : i + batch]))) for i in starts]
@@ -167,9 +167,9 @@ def print_times(title: str, times: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
-    """Embed the sentences, answer the queries, compare the numbers and the times with PyTorch's own."""
+    """Embed the sentences, search for the queries, and compare values and times with PyTorch."""
     parser = argparse.ArgumentParser(description="Semantic search: a PyTorch encoder called from JAX.")
-    parser.add_argument("--query", action="append", help=f"your own, up to {TOKENS} tokens; repeatable")
+    parser.add_argument("--query", action="append", help=f"your own query, up to {TOKENS} tokens; repeatable")
     parser.add_argument("--quick", action="store_true", help="fewer timing repetitions")
     options = parser.parse_args()
     queries = options.query or list(QUERIES)
@@ -190,8 +190,8 @@ def main() -> None:
     for size in (1, BATCH):
         times = interleaved(embedders, tokenize(sentences[:size]), rounds)
         print_times(f"{size} x {TOKENS} tokens", times)
-    print("\nPyTorch and the callback hold the weights; t2j takes them as arguments, arrays of JAX.")
-    print(f"{rounds} rounds after {WARM_UP} to warm up; PyTorch {torch.__version__}, JAX {jax.__version__}.")
+    print("\nPyTorch and the callback hold the weights; t2j takes them as arguments, as JAX arrays.")
+    print(f"{rounds} rounds after {WARM_UP} warm-up rounds; PyTorch {torch.__version__}, JAX {jax.__version__}.")
 
 
 if __name__ == "__main__":

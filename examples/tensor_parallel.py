@@ -1,9 +1,9 @@
 """Tensor and data parallel training of PyTorch layers from JAX: feed-forward blocks on a 2-D mesh.
 
-Along "model" each device has some of the hidden units: some rows of the first weight (column-parallel, as its rows are
-the columns of the product) and the same columns of the second (row-parallel). Each half is a torch function of the
-local shapes; what the second gives is a part of a sum, which `jax.lax.psum` adds up. Along "data" the devices share the
-batch. The losses are compared with the same training on one device.
+Along "model" each device has some of the hidden units: some rows of the first weight (column-parallel, because its rows
+are the columns of the product) and the same columns of the second (row-parallel). Each half is a torch function of the
+local shapes. The second half returns a part of a sum, and `jax.lax.psum` adds the parts. Along "data" the devices split
+the batch. The script compares the losses with the same training on one device.
 
     python examples/tensor_parallel.py                   # 8 virtual CPU devices
     python examples/tensor_parallel.py --processes 2     # in two processes
@@ -30,7 +30,7 @@ from torch.nn.functional import gelu, layer_norm, linear
 BLOCKS = 2
 HIDDEN = 256  # units of a block, split along "model"
 
-SPECS = {  # of a block's parameters; a torch weight is [outputs, inputs]
+SPECS = {  # for the parameters of a block; a torch weight is [outputs, inputs]
     "norm.weight": P(),
     "norm.bias": P(),
     "up.weight": P("model", None),
@@ -55,21 +55,21 @@ class FeedForward(torch.nn.Module):
 
 
 def classifier() -> torch.nn.Sequential:
-    """Return the model: blocks, and a linear layer that tells the kind of a signal."""
+    """Return the model: blocks, and a linear layer that classifies the kind of a signal."""
     torch.manual_seed(0)
     return torch.nn.Sequential(*(FeedForward() for _ in range(BLOCKS)), torch.nn.Linear(SAMPLES, KINDS))
 
 
 @torch2jax
 def up(p: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """The first half of a block, for the hidden units whose weights are here: f32[n, SAMPLES] to f32[n, units]."""
+    """The first half of a block, for the hidden units of this device: f32[n, SAMPLES] to f32[n, units]."""
     normal = layer_norm(x, (SAMPLES,), p["norm.weight"], p["norm.bias"])
     return gelu(linear(normal, p["up.weight"], p["up.bias"]))
 
 
 @torch2jax
 def down(p: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-    """The second half, without bias: what these hidden units add to the output."""
+    """The second half without the bias: the contribution of these hidden units to the output."""
     return linear(hidden, p["down.weight"])
 
 
@@ -91,7 +91,7 @@ def tensor_parallel_loss(mesh: Mesh, specs: Any) -> Loss:
 
 
 def main() -> None:
-    """Train."""
+    """Train the model tensor and data parallel."""
     width = 2 if jax.device_count() % 2 == 0 else 1
     mesh = jax.make_mesh((jax.device_count() // width, width), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     model = classifier()

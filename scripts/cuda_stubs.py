@@ -1,9 +1,10 @@
-"""Let a CUDA build of torch import on a machine without CUDA and without the several GB of NVIDIA's wheels.
+"""Make a CUDA build of torch importable on a machine without CUDA and without the several GB of NVIDIA's wheels.
 
-For tests of versions only: `python scripts/cuda_stubs.py` in the environment whose torch is meant. For each library of
-CUDA that torch's libraries need and that is not there, a stand-in is written beside them: with the name and the symbols
-that torch asks for, each a function that returns `cudaErrorNoDevice`, or a text where the text of an error is wanted.
-Needs gcc and binutils. `--overrides` prints lines for `uv pip install --override` that keep NVIDIA's wheels out.
+For tests of versions only: run `python scripts/cuda_stubs.py` in the environment of that torch. For each CUDA library
+that torch's libraries need and that is missing, the script writes a stub next to them. The stub has the name and the
+symbols that torch asks for. Each symbol is a function that returns `cudaErrorNoDevice`, or a text if it returns the
+text of an error. Needs gcc and binutils. `--overrides` prints lines for `uv pip install --override` that exclude
+NVIDIA's wheels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NO_DEVICE = 100  # cudaErrorNoDevice, CUDA_ERROR_NO_DEVICE
 
 
 def main() -> None:
-    """Write the stand-ins, or print the overrides."""
+    """Write the stubs, or print the overrides."""
     if "--overrides" in sys.argv:
         names = {m[0] for line in importlib.metadata.requires("torch") or () if (m := CUDA_PACKAGE.match(line))}
         sys.stdout.writelines(f"{name} ; sys_platform == 'never'\n" for name in sorted(names))
@@ -39,12 +40,12 @@ def main() -> None:
 
 
 def write_stubs(folder: Path) -> dict[str, int]:
-    """Write a stand-in for each missing library, and tell how many symbols each has."""
+    """Write a stub for each missing library, and return the number of symbols of each."""
     libraries = sorted(folder.glob("*.so*"))
     present = {path.name for path in (*libraries, *folder.parent.parent.glob("nvidia/**/*.so*"))}
     missing = {name for path in libraries for name in needed(path) if CUDA_LIBRARY.match(name)} - present
-    versions: dict[str, set[str]] = defaultdict(set)  # of each library, the version nodes asked for
-    wanted: dict[str, set[str]] = defaultdict(set)  # of each version node, the symbols; "" for those without
+    versions: dict[str, set[str]] = defaultdict(set)  # library: the version nodes that torch asks for
+    wanted: dict[str, set[str]] = defaultdict(set)  # version node: its symbols; "" for symbols without a version
     defined: set[str] = set()
     for path in libraries:
         for library, version in version_needs(path):
@@ -55,14 +56,16 @@ def write_stubs(folder: Path) -> dict[str, int]:
     counts = {}
     for number, name in enumerate(sorted(missing)):
         nodes = {version: wanted[version] for version in versions[name]}
-        every = set().union(*nodes.values(), loose if number == 0 else ())  # a symbol without version may live anywhere
+        every = set().union(
+            *nodes.values(), loose if number == 0 else ()
+        )  # a symbol without a version may be in any library
         write_stub(folder / name, every, nodes)
         counts[name] = len(every)
     return counts
 
 
 def write_stub(path: Path, names: set[str], nodes: dict[str, set[str]]) -> None:
-    """One library whose functions say that there is no device."""
+    """Write one library whose functions report that there is no device."""
     function = '.globl "{0}"\n.type "{0}",@function\n"{0}":\n {1}\n ret\n'
     number, text = f"mov ${NO_DEVICE},%eax", "lea stub_text(%rip),%rax"
     body = "".join(function.format(name, text if TEXT_OF_ERROR.search(name) else number) for name in sorted(names))
@@ -80,7 +83,7 @@ def write_stub(path: Path, names: set[str], nodes: dict[str, set[str]]) -> None:
 
 
 def output(*command: str) -> str:
-    """What a tool prints."""
+    """The output of a command."""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Build, test and measure t2j where there is an NVIDIA GPU, and perhaps no network:  scripts/gpu_check.sh [results]
+# Build, test and measure t2j on a machine with an NVIDIA GPU, with or without a network: scripts/gpu_check.sh [results]
 #
-# Needs python3 with torch and jax that both see the GPU, pytest, a C++ compiler; for some of it nvcc, ninja, Triton,
-# transformers, compute-sanitizer, wrap-torch2jax. What is missing is skipped, and the results say so.
+# Needs python3 with torch and jax that both see the GPU, pytest and a C++ compiler. Some parts need nvcc, ninja,
+# Triton, transformers, compute-sanitizer or wrap-torch2jax. A part whose tools are missing is skipped, and the results say so.
 #
-# Without a network put wheels of what is missing of hatchling, hatch-vcs and pybind11, and of their needs
-# (setuptools-scm, vcs-versioning, trove-classifiers, pathspec, pluggy, packaging), and of expecttest for the operator
-# database, in a folder, and name it in T2J_WHEELS.
+# Without a network, put wheels into a folder and name it in T2J_WHEELS: of hatchling, hatch-vcs, pybind11 and their
+# dependencies (setuptools-scm, vcs-versioning, trove-classifiers, pathspec, pluggy, packaging), as far as they are
+# missing, and of expecttest for the operator database.
 #
-# Every part ends in bounded time, all within T2J_GPU_SECONDS (500), and none that fails keeps another from running.
-# Writes into `results` (build/gpu): parts.json (what each part answered and how long it took), tests.jsonl (a line a
-# test), opdb.json (the operator database), gpu.json (the benchmarks) and log.txt (what the parts printed). Fails if a
-# part failed.
+# Every part has a time limit, and all end within T2J_GPU_SECONDS (500). A part that fails does not stop the others.
+# Writes into `results` (build/gpu): parts.json (exit code and time of each part), tests.jsonl (one line per test),
+# opdb.json (the operator database), gpu.json (the benchmarks) and log.txt (the output of the parts). Fails if a part
+# fails.
 #
-# T2J_GPU_PARTS="install tests" runs only these parts of: install info tests values kernels sanitizer opdb bench. Without
-# "install", T2J_GPU_SITE names the folder of an earlier one. PYTEST_ADDOPTS="-k attention" chooses tests,
-# T2J_OPDB_SECONDS (150) bounds the operator database, and T2J_GPU_OPDB and T2J_GPU_BENCH are options of these two.
+# T2J_GPU_PARTS="install tests" runs only these parts of: install info tests values kernels sanitizer opdb bench.
+# Without "install", T2J_GPU_SITE names the folder of an earlier installation. PYTEST_ADDOPTS="-k attention" chooses tests,
+# T2J_OPDB_SECONDS (150) limits the operator database. T2J_GPU_OPDB and T2J_GPU_BENCH are options for these two parts.
 # T2J_GPU_MARK="not gpu" T2J_BENCH_DEVICE=cpu T2J_GPU_BENCH=--quick T2J_GPU_OPDB="--device cpu --jobs 2" tries the
-# script where there is no GPU.
+# script without a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 results=$(realpath -m "${1:-build/gpu}")
@@ -29,7 +29,7 @@ mkdir -p "$results"
 rm -f "$results"/{parts.jsonl,tests.jsonl,log.txt}
 end=$((SECONDS + ${T2J_GPU_SECONDS:-500}))
 
-# part NAME SECONDS COMMAND...: runs it for at most so long, and notes how it went. 124: out of time.
+# part NAME SECONDS COMMAND...: runs the command for at most that long, and records the outcome. 124: out of time.
 part() {
   local name=$1 most=$2 start=$SECONDS code=0
   shift 2
@@ -55,7 +55,7 @@ install() (
   else
     "${pip[@]}" "hatchling>=1.27" "hatch-vcs>=0.4" "pybind11>=2.13"
   fi
-  rm -rf "$site"/t2j_*  # of an earlier install, perhaps of another version
+  rm -rf "$site"/t2j_*  # an earlier installation, perhaps of a different version
   for package in t2j-core t2j-autodiff t2j-dist; do
     "${pip[@]}" --no-index --no-deps --no-build-isolation "./packages/$package"
   done
@@ -64,28 +64,28 @@ info() {
   nvidia-smi
   python3 -m t2j_core
 }
-tests() { # 5: none of them has this mark
+tests() { # exit code 5: no test has this mark
   python3 -m pytest -p no:cacheprovider -o faulthandler_timeout=60 -m "${T2J_GPU_MARK:-gpu}" "$@" || [ $? = 5 ]
 }
-values() { # many that take no times and share nothing
+values() { # many tests that measure no times and share nothing
   if python3 -c 'import xdist'; then tests -n "${T2J_GPU_WORKERS:-4}" "$@"; else tests "$@"; fi
 }
 export -f install info tests values
 export site PYTHONUNBUFFERED=1 PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PATH="$site/bin:$PATH"
-# Two allocators share the GPU, so JAX's may not take most of it at once.
+# Two allocators share the GPU, so JAX must not reserve most of it at start.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 T2J_TEST_LOG="$results/tests.jsonl"
 
 failed=0
 part install 150 bash -c install || exit
 lines=60 part info 60 bash -c info || failed=1
 
-# Tests take no times, so they run side by side; the benchmarks have the machine for themselves.
+# Tests measure no times, so they run at the same time; the benchmarks run alone.
 jobs=()
 part tests 180 bash -c 'tests tests/gpu/test_calls.py tests/gpu/test_gpu.py tests/gpu/test_memory.py' & jobs+=($!)
 part values 220 bash -c 'values tests/gpu/test_values.py' & jobs+=($!)
 part kernels 180 bash -c 'tests tests/gpu/test_kernels.py' & jobs+=($!)
 part sanitizer 180 bash -c 'tests tests/gpu/test_sanitizer.py' & jobs+=($!)
-most=${T2J_OPDB_SECONDS:-150} left=$((end - SECONDS - 15)) # it writes its results when it ends
+most=${T2J_OPDB_SECONDS:-150} left=$((end - SECONDS - 15)) # it writes its results at the end
 opdb=(python3 tests/contract/opdb.py --device cuda --jobs 10 --patience 40 --seconds $((left < most ? left : most)))
 # shellcheck disable=SC2086  # options
 lines=30 part opdb $((most + 15)) "${opdb[@]}" --output "$results/opdb.json" ${T2J_GPU_OPDB:-} & jobs+=($!)

@@ -1,9 +1,9 @@
-"""Test the installed packages with the installed JAX and PyTorch, and note the result: what `nox -s matrix` runs.
+"""Test the installed packages with the installed JAX and PyTorch, and record the result. `nox -s matrix` runs this.
 
-Those packages are tested whose requirements the installed versions meet: t2j-dist needs a newer JAX than the others.
-`python scripts/matrix.py` adds one row to `docs/versions.json`, if everything passed, and writes the table of
-`docs/versions.md` anew.
-`--wheels FOLDER` names the wheels that are tested, `--dry` tests only, and what follows `--` goes to pytest.
+The script tests the packages whose requirements the installed versions meet: t2j-dist needs a newer JAX than the
+others. If everything passes, `python scripts/matrix.py` adds one row to `docs/versions.json` and writes the table of
+`docs/versions.md` again. `--wheels FOLDER` names the tested wheels, `--dry` only tests, and everything after `--` goes
+to pytest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Row = dict[str, str | int]
 
 
 def main() -> int:
-    """Test, note, and say by the exit code whether everything passed."""
+    """Test and record. The exit code is 0 if everything passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path)
     parser.add_argument("--dry", action="store_true")
@@ -62,13 +62,13 @@ def main() -> int:
 
 
 def is_met(package: str) -> bool:
-    """Whether the installed versions meet what an installed package requires."""
+    """Whether the installed versions meet the requirements of an installed package."""
     needs = [Requirement(line) for line in requires(package) or ()]
     return all(need.specifier.contains(version(need.name), prereleases=True) for need in needs if not need.marker)
 
 
 def run(package: str, arguments: list[str]) -> dict[str, int]:
-    """How many tests of a package passed, failed, were skipped, or failed as expected."""
+    """The numbers of tests of a package that passed, failed, were skipped, and failed as expected."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", f"--junitxml={report}", str(ROOT / "packages" / package), *arguments]
@@ -89,16 +89,16 @@ def run(package: str, arguments: list[str]) -> dict[str, int]:
 
 
 def ffi_version() -> str:
-    """The version of XLA's FFI that the installed jaxlib speaks."""
+    """The version of XLA's FFI in the installed jaxlib."""
     from t2j_core import environment_info
 
     return str(environment_info()["xla_ffi"])
 
 
 def digest(folder: Path | None) -> str:
-    """The first digits of the SHA-256 of the extension in the wheel, the same for every cell of a Python.
+    """The first digits of the SHA-256 of the extension in the wheel. All cells of one Python have the same digits.
 
-    The wheel itself also holds its version, which changes with every commit.
+    The wheel itself is no use here: it contains its version, which changes with every commit.
     """
     wheels = [] if folder is None else sorted(folder.glob("t2j_core-*.whl"))
     if not wheels:
@@ -109,7 +109,7 @@ def digest(folder: Path | None) -> str:
 
 
 def note(row: Row) -> None:
-    """Put a row in its place in the file, and write the table."""
+    """Insert a row into the file, in order, and write the table."""
     rows: list[Row] = json.loads(ROWS.read_text()) if ROWS.exists() else []
     same = ("python", "jax", "torch", "numpy")
     rows = [old for old in rows if any(old[key] != row[key] for key in same)] + [row]
@@ -120,7 +120,7 @@ def note(row: Row) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
+    """The rows as a Markdown table."""
     lines = [
         "| Python | jax | XLA FFI | torch | numpy | packages | passed | failed | skipped | extension | on |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Does an installation work? `python scripts/smoke.py core [autodiff] [dist]` names the packages that it has."""
+"""Check an installation. Arguments name the installed packages: `python scripts/smoke.py core [autodiff] [dist]`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PACKAGES = ("core", "autodiff", "dist")
 
 
 def main(expected: list[str]) -> None:
-    """Raise unless exactly these packages are there, and do what they are for."""
+    """Raise unless exactly these packages are installed and work."""
     there = [name for name in PACKAGES if importlib.util.find_spec(f"t2j_{name}")]
     assert there == expected, f"{there} are installed, not {expected}"
-    assert not shutil.which("c++"), "a compiler is on the PATH, so this shows nothing"
+    assert not shutil.which("c++"), "a compiler is on the PATH, so this test proves nothing"
     x = jnp.arange(8.0)
     forward(t2j_core.torch2jax(torch.sin), x)
     if "autodiff" in there:
@@ -29,11 +29,11 @@ def main(expected: list[str]) -> None:
         refused(x)
     if "dist" in there:
         sharded(x)
-    sys.stdout.write(f"{', '.join(there)}: right\n")
+    sys.stdout.write(f"{', '.join(there)}: works\n")
 
 
 def forward(f: t2j_core.TorchFunction, x: jax.Array) -> None:
-    """A call, eagerly and under jit, and a module."""
+    """Test a call, eagerly and under jit, and a module."""
     np.testing.assert_allclose(f(x), jnp.sin(x), rtol=1e-6)
     np.testing.assert_allclose(jax.jit(f)(x), jnp.sin(x), rtol=1e-6)
     apply, variables = t2j_core.module2jax(torch.nn.Linear(8, 2))
@@ -43,7 +43,7 @@ def forward(f: t2j_core.TorchFunction, x: jax.Array) -> None:
 
 
 def derivatives(x: jax.Array) -> None:
-    """A gradient and a batch."""
+    """Test a gradient and a batch."""
     import t2j_autodiff
 
     f = t2j_autodiff.torch2jax(torch.sin)
@@ -51,7 +51,7 @@ def derivatives(x: jax.Array) -> None:
 
 
 def refused(x: jax.Array) -> None:
-    """Without t2j-autodiff the error says what to install."""
+    """Test that the error without t2j-autodiff says what to install."""
     said = ""
     try:
         jax.grad(lambda x: t2j_core.torch2jax(torch.sin)(x).sum())(x)
@@ -61,7 +61,7 @@ def refused(x: jax.Array) -> None:
 
 
 def sharded(x: jax.Array) -> None:
-    """A call with specs."""
+    """Test a call with specs."""
     import t2j_dist
 
     mesh = jax.make_mesh((len(jax.devices()),), ("data",))

@@ -1,4 +1,4 @@
-"""What tests read in Markdown pages: fenced blocks, and what stands between them."""
+"""Read the fenced blocks of Markdown pages, and the text between them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-# Some pages split calls over devices: these are read when JAX first looks for devices.
+# Some pages split calls over devices. JAX reads these variables when it first looks for devices.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("NPROC", "64")
 
@@ -19,7 +19,7 @@ class Block(NamedTuple):
 
     language: str  # the info string: "python", "bash", "{code-cell} python"
     text: str
-    before: str  # what stands between this block and the one before
+    before: str  # the text between the previous block and this one
     line: int
 
 

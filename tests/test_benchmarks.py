@@ -1,4 +1,4 @@
-"""The committed results, and what is shown of them."""
+"""The committed results, and the tables and plots made from them."""
 
 from __future__ import annotations
 

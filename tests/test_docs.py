@@ -1,4 +1,4 @@
-"""Every block of Python in the docs runs: in executed pages when the site is built, in all others here."""
+"""Every Python block in the docs runs: blocks of executed pages when the site is built, all others here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXECUTED = [page for page in PAGES if re.match(r"---\n.*?^kernelspec:", page.rea
 STATIC = [page for page in PAGES if page not in EXECUTED and any(b.language == "python" for b in all_blocks(page))]
 MARKDOWN = [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("packages/*/*.md"), *ROOT.glob("benchmarks/*.md")]
 
-COMPILED_ONLY = "Before:"  # code for another library, that shows what it is replaced by
+COMPILED_ONLY = "Before:"  # code for another library, followed by its replacement
 
 
 def name_of(page: Path) -> str:
@@ -28,7 +28,7 @@ def name_of(page: Path) -> str:
 
 
 def code_of(page: Path, block: Block) -> object:
-    return compile("\n" * block.line + block.text, str(page), "exec")  # tracebacks name the line of the page
+    return compile("\n" * block.line + block.text, str(page), "exec")  # tracebacks then name the line of the page
 
 
 @pytest.mark.parametrize("page", STATIC, ids=name_of)
@@ -59,7 +59,7 @@ def test_no_block_of_python_is_left_out(page):
 
 
 def test_the_quickstart_can_be_typed():
-    """At the prompt of Python before 3.13 an empty line ends a function, and nothing else ends a loop."""
+    """At the prompt of Python before 3.13 an empty line ends a function, and only an empty line ends a loop."""
     for block in all_blocks(DOCS / "quickstart.md"):
         if block.language == "python":
             typed: list[str] = []

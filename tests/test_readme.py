@@ -1,4 +1,4 @@
-"""The code blocks of every README run, and the set-up commands are the ones that CI runs."""
+"""The code blocks of every README run, and CI runs the set-up commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
     found = blocks(page, "python")
     assert found
     namespace: dict[str, object] = {}
-    for block in found:  # one after another, as a reader would
+    for block in found:  # one after another, like a reader
         exec(compile(block, str(page), "exec"), namespace)
 
 

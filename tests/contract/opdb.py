@@ -1,14 +1,14 @@
-"""How many of PyTorch's operators work through t2j, on the samples that PyTorch tests itself with.
+"""Count the PyTorch operators that work through t2j, on the samples of PyTorch's own tests.
 
 `python tests/contract/opdb.py --dtype float32 --samples 3 --output FILE.json [--check]`
 
-For every operator and each of its first samples: the outputs, reverse mode, forward mode, a batch, and a batch of
-reverse mode, each against native torch (`opdb_worker.py`). Failures are listed in `known_failures.json`; with
-`--check` the program fails where a failure is not listed, or a listed one passes.
+For every operator and each of its first samples, it checks the outputs, reverse mode, forward mode, a batch, and a
+batch of reverse mode, and compares each with native torch (`opdb_worker.py`). `known_failures.json` lists the known
+failures. With `--check` the program fails if a failure is not listed, or a listed one passes.
 
-`--device cuda` does the same on a GPU, with samples and native torch there. The list of known failures is that of the
-CPU, so it does not count there. `--seconds` bounds the run; the operators then come in another order, so that one
-that is cut short has some of every family.
+`--device cuda` does the same on a GPU, with samples and native torch on the GPU. The list of known failures applies to
+the CPU only. `--seconds` limits the run; the operators then come in a different order, so that an interrupted run has
+some operators of every family.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ SLOW = {
 }
 """What takes a second and more for one sample, and is left out of the ordinary tests."""
 
-START = 300.0  # seconds: a disk that is read for the first time is slow
+START = 300.0  # seconds; the first read from a disk is slow
 Key = tuple[str, str, str, int]
 """Operator, dtype, check and sample: what a failure is known by."""
 
-# Classes of failures by "operator check: reason". The first that fits counts; a class that was written by hand stays.
+# Classes of failures by "operator check: reason". The first match counts; a class that was written by hand stays.
 CLASSES = (
     (r": the process died", "crash"),
     (r": the check took", "timeout"),
@@ -101,30 +101,30 @@ class Result:
 
 
 class Died(Exception):
-    """The worker process ended, or answered nothing for too long."""
+    """The worker process ended, or did not respond in time."""
 
 
 class OutOfTime(Exception):
-    """The whole run may take no longer."""
+    """The time of the whole run is over."""
 
 
 @dataclass
 class Worker:
-    """A process that runs operators, started anew when it dies."""
+    """A process that runs operators. It is started again when it dies."""
 
     dtype: str
     samples: int
     eager: bool = False
     patience: float = 300.0  # seconds for one check
     device: str = "cpu"
-    end: float = math.inf  # of the whole run, by the monotonic clock
+    end: float = math.inf  # end of the whole run, by the monotonic clock
     names: list[str] = field(default_factory=list)
     device_name: str = ""
     _process: subprocess.Popen[str] | None = None
     _pending: str = ""
 
     def start(self) -> None:
-        """Start the process, and wait until it knows the operators."""
+        """Start the process, and wait until it has loaded the operators."""
         self._log = tempfile.TemporaryFile(mode="w+", errors="replace")
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu" if self.device == "cpu" else f"{self.device},cpu",
@@ -132,7 +132,9 @@ class Worker:
             "JAX_ENABLE_X64": str(int(self.dtype in ("float64", "complex128"))),
             "OMP_NUM_THREADS": "1",
             "TF_CPP_MIN_LOG_LEVEL": "2",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(self.eager)),  # eager calls compile more than they compute
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(
+                int(self.eager)
+            ),  # eager calls take more time to compile than to compute
         }
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), self.device],
@@ -155,9 +157,9 @@ class Worker:
             self._process = None
 
     def run(self, index: int) -> list[Result]:
-        """All results of one operator; a check that kills the process is a failure, and the next sample follows.
+        """All results of one operator. A check that kills the process is a failure, and the next sample follows.
 
-        So it is after a check that leaves a process without its GPU, whose outcome is what the check said.
+        It also follows after a check that leaves the process without its GPU; that check keeps its outcome.
         """
         results: list[Result] = []
         first = 0
@@ -175,7 +177,7 @@ class Worker:
                         break
                 else:
                     break
-                self.stop()  # the process can use its GPU no more
+                self.stop()  # the process cannot use its GPU any more
                 first = at["sample"] + 1
             except Died as death:
                 self.stop()
@@ -226,7 +228,7 @@ def _fields(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def started(worker: Worker, jobs: int) -> list[Worker]:
-    """As many processes like this one, which start side by side."""
+    """Several processes like this one, which start at the same time."""
     workers = [replace(worker) for _ in range(jobs)]
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(Worker.start, workers))
@@ -234,7 +236,7 @@ def started(worker: Worker, jobs: int) -> list[Worker]:
 
 
 def run_all(workers: Sequence[Worker], indices: Sequence[int], progress: bool = True) -> list[Result]:
-    """The results of many operators, from several processes at once; without those that time did not suffice for."""
+    """The results of many operators from several processes at once, without operators for which there was no time."""
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in indices:
         waiting.put(index)
@@ -258,7 +260,7 @@ def run_all(workers: Sequence[Worker], indices: Sequence[int], progress: bool = 
 
 
 def report_progress(done: int, total: int, results: Iterable[Result]) -> None:
-    """Failures as they come."""
+    """Yield failures as they come."""
     for r in results:
         if r.outcome == "failed":
             print(f"[{done}/{total}] {r.op} {r.check} #{r.sample}: {r.reason}", file=sys.stderr, flush=True)
@@ -268,19 +270,19 @@ def report_progress(done: int, total: int, results: Iterable[Result]) -> None:
 
 
 def load_known() -> dict[str, Any]:
-    """The list of known failures, with the versions it holds for."""
+    """The list of known failures, with the versions to which it applies."""
     if not KNOWN.exists():
         return {"versions": {}, "failures": []}
     return json.loads(KNOWN.read_text())
 
 
 def key_of(entry: dict[str, Any]) -> Key:
-    """What a listed failure is known by."""
+    """The key of a listed failure."""
     return entry["op"], entry["dtype"], entry["check"], entry["sample"]
 
 
 def differences(results: Sequence[Result], known: dict[str, Any]) -> list[str]:
-    """Failures that are not listed, and listed ones that pass, as lines of text."""
+    """Unlisted failures, and listed ones that pass, as lines of text."""
     listed = {key_of(entry): entry for entry in known["failures"]}
     lines = []
     for r in results:
@@ -293,7 +295,7 @@ def differences(results: Sequence[Result], known: dict[str, Any]) -> list[str]:
 
 
 def record(results: Sequence[Result], known: dict[str, Any]) -> dict[str, Any]:
-    """The list with the failures of this run in place of older ones about the same checks."""
+    """The list in which the failures of this run replace older ones of the same checks."""
     old = {key_of(entry): entry for entry in known["failures"]}
     entries = dict(old)
     for r in results:
@@ -305,7 +307,7 @@ def record(results: Sequence[Result], known: dict[str, Any]) -> dict[str, Any]:
 
 
 def entry_of(r: Result, old: dict[str, Any] | None) -> dict[str, Any]:
-    """A failure as it is listed; a class that somebody wrote stays while the reason does."""
+    """The list entry of a failure. A class that was written by hand stays as long as the reason is the same."""
     found = next((name for pattern, name in CLASSES if re.search(pattern, f"{r.op} {r.check}: {r.reason}")), UNKNOWN)
     if old is not None and old["class"] != UNKNOWN and old["reason"][:40] == r.reason[:40]:
         found = old["class"]  # perhaps written by hand
@@ -320,7 +322,7 @@ def entry_of(r: Result, old: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def write_known(known: dict[str, Any]) -> None:
-    """One line for each failure, so that a change shows in a diff."""
+    """Write one line for each failure, so that a diff shows changes."""
     lines = ",\n".join("  " + json.dumps(entry) for entry in known["failures"])
     KNOWN.write_text(f'{{\n "versions": {json.dumps(known["versions"])},\n "failures": [\n{lines}\n ]\n}}\n')
 
@@ -329,7 +331,7 @@ def write_known(known: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What was tested."""
+    """The versions and the machine of the run."""
     return {name: metadata.version(name) for name in PACKAGES}
 
 
@@ -344,7 +346,7 @@ def commit() -> str:
 
 
 def summary(results: Sequence[Result], known: dict[str, Any], worker: Worker, seconds: float) -> dict[str, Any]:
-    """The figures of one run."""
+    """The counts of one run."""
     classes = {key_of(entry): entry["class"] for entry in known["failures"]}
     failed = [r for r in results if r.outcome == "failed"]
     not_counted: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -371,7 +373,7 @@ def summary(results: Sequence[Result], known: dict[str, Any], worker: Worker, se
 
 
 def tally(results: Iterable[Result], check: str) -> dict[str, int]:
-    """How many checks of a kind passed, of those that were counted."""
+    """The numbers of passed and counted checks of a kind."""
     counts = collections.Counter(r.outcome for r in results if r.check == check)
     return {"passed": counts["passed"], "run": counts["passed"] + counts["failed"]}
 
@@ -389,7 +391,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def share(counts: dict[str, int] | None) -> str:
-    """Passed of run, and the percentage: only all is 100 %."""
+    """Passed and counted checks, and the percentage, which is 100 % only if all passed."""
     if counts is None or not counts["run"]:
         return "-"
     percent = 100 * counts["passed"] / counts["run"]
@@ -398,12 +400,12 @@ def share(counts: dict[str, int] | None) -> str:
 
 
 def run_key(worker: Worker) -> str:
-    """What a run stands under in a results file: its dtype, and its device if that is no CPU."""
+    """The key of a run in a results file: its dtype, and its device unless that is the CPU."""
     return worker.dtype if worker.device == "cpu" else f"{worker.dtype} on {worker.device_name}"
 
 
 def save(path: Path, key: str, run: dict[str, Any]) -> dict[str, Any]:
-    """Put a run in the results file, beside those of other dtypes and devices."""
+    """Add a run to the results file, which also has other dtypes and devices."""
     report = json.loads(path.read_text()) if path.exists() else {}
     report[key] = run
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -437,7 +439,7 @@ def arguments() -> argparse.Namespace:
 
 
 def worker_for(options: argparse.Namespace, start: float) -> Worker:
-    """The process that the command line asks for."""
+    """The process for the command line."""
     end = start + options.seconds
     return Worker(options.dtype, options.samples, options.eager, options.patience, options.device, end)
 
@@ -473,7 +475,7 @@ def main() -> int:
 
 
 def slowest(results: Iterable[Result]) -> list[tuple[str, float]]:
-    """Operators by the time their checks took."""
+    """Operators, sorted by the time of their checks."""
     seconds: collections.Counter[str] = collections.Counter()
     for r in results:
         seconds[r.op] += r.seconds

@@ -1,9 +1,9 @@
-"""Runs the checks of `opdb.py` on one operator after another, in a process that may die.
+"""Run the checks of `opdb.py` on one operator after another, in a process that may die.
 
-Every line of the input is a request; every line of the output is one result, written as soon as it is known, so that
-a crash costs only the check that caused it.
+Every line of the input is a request. Every line of the output is one result, written as soon as it is known, so that
+a crash loses only the check that caused it.
 
-`python opdb_worker.py [DEVICE]`. On a GPU samples and native torch are there; results are compared on the host.
+`python opdb_worker.py [DEVICE]`. With a GPU, samples and native torch are on the GPU; results are compared on the host.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ FEW_CHECKS = ("forward", "vjp")
 
 TOLERANCE = {"float32": 1e-4, "complex64": 1e-4, "float64": 1e-9, "complex128": 1e-9, "bfloat16": 3e-2}
 UNINITIALISED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"}
-CONTRADICTION = 0.01  # more than any dtype rounds
-SHRINK = 0.97  # the second example of a batch; a scaled matrix stays symmetric, positive, of full rank
+CONTRADICTION = 0.01  # larger than the rounding error of any dtype
+SHRINK = 0.97  # the factor of the second example; a scaled matrix stays symmetric, positive and of full rank
 
 Tensors = list[torch.Tensor]
 
 
 class NotCounted(Exception):
-    """A check that says nothing about the library."""
+    """The check gives no information about the library."""
 
 
 class Mismatch(AssertionError):
-    """The library's answer differs from native torch."""
+    """The library's result differs from native torch."""
 
 
 # --- tensors -------------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def compare(got: Sequence[Any], expected: Sequence[torch.Tensor], tolerance: flo
 
 
 def compare_one(array: Any, expected: torch.Tensor, label: str, tolerance: float) -> None:
-    """As `compare`, for one output."""
+    """Like `compare`, for one output."""
     if tuple(array.shape) != tuple(expected.shape):
         raise Mismatch(f"{label} has shape {tuple(array.shape)} instead of {tuple(expected.shape)}")
     stored = jax.dtypes.canonicalize_dtype(dtype_t2j(expected.dtype))
@@ -115,7 +115,7 @@ def compare_one(array: Any, expected: torch.Tensor, label: str, tolerance: float
 
 
 def native(call: Callable[[], Any]) -> Any:
-    """What torch itself answers; what it cannot do is not counted."""
+    """The result of native torch. If torch raises, the check is not counted."""
     try:
         return call()
     except NotCounted:
@@ -129,7 +129,7 @@ def native(call: Callable[[], Any]) -> Any:
 
 @dataclass
 class Case:
-    """One sample of an operator, as a function of its tensors; native answers are computed once."""
+    """One sample of an operator, as a function of its tensors. Native results are computed once."""
 
     fn: Callable[..., Any]
     tensors: Tensors
@@ -138,7 +138,7 @@ class Case:
     device: str = "cpu"
     examples: list[Tensors] = field(default_factory=list)  # of a batch
 
-    # --- what torch answers ---
+    # --- results of torch ---
 
     def values(self, tensors: Tensors) -> Tensors:
         """The outputs."""
@@ -187,10 +187,10 @@ class Case:
         return [torch.zeros_like(x[i]) if g is None else g.conj() for i, g in zip(ins, grads, strict=True)]
 
     def native_jvp(self, ins: list[int], tangents: Tensors) -> Tensors:
-        """The pushforward, in forward mode. It raises where an output has no tangent.
+        """The pushforward, in forward mode. It raises if an output has no tangent.
 
-        `scatter_reduce` with "prod" and a chunked `linear_cross_entropy` lose theirs without an error (torch 2.13,
-        `scatter_reduce_jvp`), and would be zero.
+        `scatter_reduce` with "prod" and a chunked `linear_cross_entropy` lose the tangent without an error (torch 2.13,
+        `scatter_reduce_jvp`), and the result would be zero.
         """
 
         def moved(*moving: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -203,7 +203,7 @@ class Case:
         return list(torch.func.jvp(moved, primals, tuple(tangents), strict=True)[1])
 
     def batch(self, works: Callable[[Tensors], Any]) -> list[Tensors]:
-        """Two examples: the sample and a scaled one, or the sample twice where torch refuses that."""
+        """Two examples: the sample and a scaled one, or the sample twice if torch refuses the scaled one."""
         other = [t * SHRINK if is_inexact(t) else t for t in self.tensors]
         try:
             works(other)
@@ -212,11 +212,11 @@ class Case:
             shapes = []
         return [self.tensors, other if shapes == [t.shape for t in self.expected] else self.tensors]
 
-    # --- what the library answers ---
+    # --- results of the library ---
 
     @cached_property
     def wrapped(self) -> Callable[..., Any]:
-        """The library's function. The examples tell it 64-bit integers, which JAX lacks while x64 is off."""
+        """The library's function. The examples declare 64-bit integers, which JAX does not have while x64 is off."""
         return torch2jax(self.fn, *self.tensors)
 
     @cached_property
@@ -224,11 +224,11 @@ class Case:
         return [t2j(twin(t)) for t in self.tensors]
 
     def outputs(self, *arrays: Any) -> list[Any]:
-        """The arrays that the library's function answers."""
+        """The arrays that the library's function returns."""
         return [leaf for leaf in jax.tree.leaves(self.wrapped(*arrays)) if isinstance(leaf, jax.Array)]
 
     def restricted(self, arrays: Sequence[Any], ins: list[int]) -> Callable[..., list[Any]]:
-        """The function of the inputs `ins` to the outputs that have derivatives."""
+        """The function from the inputs `ins` to the outputs that have derivatives."""
 
         def g(*moving: Any) -> list[Any]:
             x = list(arrays)
@@ -263,7 +263,7 @@ class Case:
         expected: Tensors | None = None
         try:
             expected = self.native_jvp(self.moving, tangents)
-        except Exception:  # no forward mode, or no tangent; then the transpose decides
+        except Exception:  # no forward mode, or no tangent; the transpose is checked instead
             grads = native(lambda: self.native_vjp(self.tensors, self.moving, cotangents))
         else:
             if self.is_contradicted(expected, cotangents, tangents):
@@ -275,9 +275,9 @@ class Case:
             compare(got, expected, self.tolerance)
 
     def is_contradicted(self, pushed: Tensors, cotangents: Tensors, tangents: Tensors) -> bool:
-        """Whether torch's own two modes differ, of which reverse mode is the judge.
+        """Whether torch's own two modes differ. Reverse mode counts as correct.
 
-        As for `max_unpool2d` with an index twice, `triangular_solve` and `linalg.cholesky` (torch 2.13).
+        They differ for `max_unpool2d` with a repeated index, `triangular_solve` and `linalg.cholesky` (torch 2.13).
         """
         try:
             grads = self.native_vjp(self.tensors, self.moving, cotangents)
@@ -304,14 +304,14 @@ class Case:
 
 
 def stacked(examples: Sequence[Tensors]) -> list[Any]:
-    """A batch of examples as arrays."""
+    """Stack examples to a batch of arrays."""
     return [t2j(torch.stack(column)) for column in zip(*examples, strict=True)]
 
 
 def compare_products(
     pushed: Sequence[Any], cotangents: Tensors, grads: Tensors, tangents: Tensors, tolerance: float
 ) -> None:
-    """The dot-product identity <ct, J t> = <J^T ct, t>, of which only the real part holds for complex numbers."""
+    """Check the identity <ct, J t> = <J^T ct, t>. For complex numbers only the real parts are equal."""
     if [tuple(p.shape) for p in pushed] != [tuple(ct.shape) for ct in cotangents]:
         raise Mismatch(f"tangents have shapes {[p.shape for p in pushed]}")
     terms = [products(ct, j2t(p)) for ct, p in zip(cotangents, pushed, strict=True)]
@@ -337,22 +337,22 @@ def name_of(op: Any) -> str:
 
 
 def seed(number: int) -> None:
-    """Seed everything that draws samples."""
+    """Seed all generators that draw samples."""
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
 
 
 def samples_of(op: Any, dtype: torch.dtype, count: int, device: str) -> list[Any]:
-    """The first samples, the same in every run."""
+    """The first samples, equal in every run."""
     seed(zlib.crc32(name_of(op).encode()))
     return list(itertools.islice(op.sample_inputs(device, dtype, requires_grad=False), count))
 
 
 def case_of(op: Any, sample: Any, tolerance: float, run: Callable[..., Any], device: str) -> Case:
-    """The sample as a function of its tensors; everything else is a constant, and so are tensors elsewhere.
+    """The sample as a function of its tensors. Everything else is a constant, including tensors on other devices.
 
-    Some samples of a GPU have numbers or indices on the CPU, and a program of JAX's has all operands on one device.
+    Some samples of a GPU have numbers or indices on the CPU, but a JAX program has all operands on one device.
     """
     leaves, spec = torch_tree.tree_flatten((sample.input, sample.args, sample.kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.device.type == device]
@@ -369,7 +369,7 @@ def case_of(op: Any, sample: Any, tolerance: float, run: Callable[..., Any], dev
 
 
 def check_is_fair(op: Any, case: Case) -> None:
-    """Raise `NotCounted` where native torch gives nothing to compare with."""
+    """Raise `NotCounted` if native torch has no result to compare with."""
     if op.name in UNINITIALISED:
         raise NotCounted("uninitialised memory")
     if not all(map(is_dense, case.tensors)):
@@ -384,7 +384,7 @@ def check_is_fair(op: Any, case: Case) -> None:
         raise NotCounted("dtype that JAX lacks")
     if any(t.device.type != case.device for t in first):
         raise NotCounted("output on another device")
-    slack = 0.0 if case.device == "cpu" else case.tolerance  # sums on a GPU have no order
+    slack = 0.0 if case.device == "cpu" else case.tolerance  # sums on a GPU have no fixed order
     seed(2)
     for a, b in zip(first, native(lambda: case.values(case.tensors)), strict=True):
         if not torch.allclose(a, b, rtol=slack, atol=slack, equal_nan=True) if is_inexact(a) else not torch.equal(a, b):
@@ -394,7 +394,7 @@ def check_is_fair(op: Any, case: Case) -> None:
 def results_of(
     op: Any, dtype: str, n_samples: int, first: int, run: Callable[..., Any], device: str
 ) -> Iterator[dict[str, Any]]:
-    """One result per check, and before it a line that says which check begins."""
+    """Yield one result per check, and before it a line that names the check."""
     if getattr(torch, dtype) not in op.supported_dtypes(device):
         yield {"sample": 0, "check": "samples", "outcome": "not counted", "reason": "dtype unsupported"}
         return
@@ -415,11 +415,11 @@ def results_of(
             result = result_of(op, case, check)
             yield {"sample": number, "check": check, **result, "lost": has_lost(device)}
             if check == "forward" and result["outcome"] != "passed":
-                break  # what comes next would only say the same again
+                break  # every later check would fail in the same way
 
 
 def has_lost(device: str) -> bool:
-    """Whether the process can use its GPU no more, as after an illegal access or an assertion in a kernel."""
+    """Whether the process can no longer use its GPU, as after an illegal access or a failed assertion in a kernel."""
     try:
         if device != "cpu":
             torch.cuda.synchronize()
@@ -429,7 +429,7 @@ def has_lost(device: str) -> bool:
 
 
 def result_of(op: Any, case: Case, check: str) -> dict[str, Any]:
-    """The outcome of one check, with the reason where it did not pass."""
+    """The outcome of one check, with the reason if it did not pass."""
     start = time.perf_counter()
     outcome, reason = "passed", ""
     try:
@@ -447,7 +447,7 @@ def result_of(op: Any, case: Case, check: str) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """An exception in one line; under `jax.jit` the library's is inside of one of XLA."""
+    """An exception in one line. Under `jax.jit` the library's exception is inside an XLA error."""
     text = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
     return re.sub(r"^JaxRuntimeError: \w+: \[t2j error \d+\] ([\w]+\.)*", "", text)[:200]
 
@@ -458,15 +458,15 @@ CLEAR_AFTER = 50  # operators; compiled programs are not needed again
 
 
 def waiting(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A program whose results are there when it returns.
+    """A program that waits for its results.
 
-    Before that nobody may let go of its arguments: torch's allocator would give their memory to what comes next.
+    Until then its arguments must stay alive, because torch's allocator would reuse their memory.
     """
     return lambda f: lambda *args: jax.block_until_ready(run(f)(*args))
 
 
 def prepare(device: str) -> str:
-    """Have the device, or raise; returns what it is called."""
+    """Initialise the device, or raise, and return its name."""
     if device == "cpu":
         return ""
     jax.devices(device)
@@ -487,7 +487,7 @@ def main() -> None:
         answers.write(json.dumps(line) + "\n")
         answers.flush()
 
-    kind = prepare(device)  # before an import after which torch lets no flag of cuDNN be set
+    kind = prepare(device)  # before an import after which torch refuses to set cuDNN flags
     from torch.testing._internal.common_methods_invocations import op_db
 
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""One sample of each of PyTorch's operators, called eagerly in float32; `opdb.py` runs more of them, under `jit`."""
+"""One sample of each PyTorch operator, called eagerly in float32; `opdb.py` runs more samples, under `jit`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ same_torch = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[opdb.Worker]:
-    """One process for all operators, because torch takes long to list them."""
+    """One process for all operators, because torch needs a long time to list them."""
     worker = opdb.Worker("float32", samples=1, eager=True)
     worker.start()
     yield worker
@@ -115,7 +115,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def serving(tmp_path: opdb.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], opdb.Worker]:
-    """A process that answers the checks of an operator by a line of code."""
+    """A process in which a line of code replaces the checks of an operator."""
 
     def make(answer: str) -> opdb.Worker:
         program = tmp_path / "worker.py"

@@ -1,7 +1,7 @@
-"""Tests of calls on a GPU. What does not depend on one runs on the CPU too, so that the tests themselves are tested.
+"""Tests of calls on a GPU. Tests that do not depend on a GPU also run on the CPU, so that the tests are tested.
 
-`pytest -m gpu tests/gpu` runs those that need a GPU, and `scripts/gpu_check.sh` does so on a machine without a network.
-They need a process of their own with JAX_PLATFORMS=cuda,cpu, or unset.
+`pytest -m gpu tests/gpu` runs the tests that need a GPU, and `scripts/gpu_check.sh` does so on a machine without a
+network. They need their own process, with JAX_PLATFORMS=cuda,cpu or unset.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Add a line of JSON for each test to the file T2J_TEST_LOG, which is whole wherever the run is stopped."""
+    """Add a line of JSON for each test to the file T2J_TEST_LOG. The file is complete even if the run is stopped."""
     path = os.environ.get("T2J_TEST_LOG")
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the process that hands out the tests hears of all of them
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the controller process gets the reports of all tests
         return
     if path is None or (report.when != "call" and report.passed):
         return
@@ -34,14 +34,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def gpu_of_jax() -> jax.Device | None:
-    """JAX's first GPU, if it sees one here."""
+    """JAX's first GPU, or None."""
     with contextlib.suppress(RuntimeError):
         return jax.devices("gpu")[0]
     return None
 
 
 class Place(NamedTuple):
-    """One device, under the names of both frameworks."""
+    """One device, as both frameworks name it."""
 
     jax: jax.Device
     torch: torch.device
@@ -51,7 +51,7 @@ class Place(NamedTuple):
         return self.torch.type == "cuda"
 
     def delay(self, cycles: int = 20_000_000) -> None:
-        """Occupy torch's current stream for about 10 ms; nothing on the CPU."""
+        """Occupy torch's current stream for about 10 ms; do nothing on the CPU."""
         if self.is_gpu:
             torch.cuda._sleep(cycles)
 
@@ -67,7 +67,7 @@ def _place(name: str) -> Place:
 
 @pytest.fixture
 def on() -> Callable[[str], contextlib.AbstractContextManager[Place]]:
-    """`with on("gpu") as place`: JAX's and torch's default device."""
+    """`with on("gpu") as place` sets JAX's default device and returns the place."""
 
     @contextlib.contextmanager
     def enter(name: str) -> Iterator[Place]:
@@ -80,13 +80,13 @@ def on() -> Callable[[str], contextlib.AbstractContextManager[Place]]:
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def place(request: pytest.FixtureRequest, on) -> Iterator[Place]:
-    """The CPU, and a GPU where there is one."""
+    """The CPU, and a GPU if there is one."""
     with on(request.param) as found:
         yield found
 
 
 @pytest.fixture
 def gpu(on) -> Iterator[Place]:
-    """A GPU; the test is skipped where there is none."""
+    """A GPU; the test is skipped if there is none."""
     with on("gpu") as found:
         yield found

@@ -1,4 +1,4 @@
-"""Calls on a device give what jnp gives there, and the same as on the CPU."""
+"""Calls on a device return the same as jnp on that device, and the same as on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from t2j_autodiff import module2jax, torch2jax
 from t2j_core import PerformanceWarning, T2jWarning, TensorEscapeError, j2t, t2j, tree_t2j
 
-LARGE = 1 << 20  # elements: 4 MB, for which results are written in place
+LARGE = 1 << 20  # elements: 4 MB, so results are written in place
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "float16", "bfloat16", "float32", "complex64"]
 DTYPES += ["float8_e4m3fn", "float8_e5m2"]
 
@@ -69,7 +69,7 @@ def test_every_way_to_return_a_result(place, outputs, n):
     plain = lambda x, y: torch.tanh(x + y)
     into = lambda x, y, out: torch.tanh(torch.add(x, y, out=out), out=out)
     f = jax.jit(torch2jax(into if outputs == "out" else plain, outputs=outputs))
-    for _ in range(3):  # the first call of "auto" learns, the others write in place
+    for _ in range(3):  # with "auto" the first call records the operation, and the others write in place
         close(f(a, b), jnp.tanh(a + b))
 
 
@@ -88,7 +88,7 @@ def test_a_large_result_is_not_copied(place):
         return y
 
     call = jax.jit(torch2jax(f, outputs="auto"))
-    x = normal(64 * LARGE if place.is_gpu else LARGE)  # on a GPU, copying 4 MB takes less than to avoid it
+    x = normal(64 * LARGE if place.is_gpu else LARGE)  # on a GPU, copying 4 MB takes less time than avoiding the copy
     for _ in range(3):
         out = call(x)
         out.block_until_ready()
@@ -154,7 +154,7 @@ def test_gradients(place, residuals, jitted):
 
 
 def test_gradients_of_what_takes_time(place):
-    # Forward and backward meet only through JAX: the backward may not begin before the forward has ended.
+    # Only JAX connects forward and backward: the backward must not begin before the forward has ended.
     f = jax.jit(jax.grad(torch2jax(lambda x: (torch.sin(x) @ torch.cos(x)).sum())))
     g = jax.jit(jax.grad(lambda x: (jnp.sin(x) @ jnp.cos(x)).sum()))
     with jax.default_matmul_precision("highest"):
@@ -278,7 +278,7 @@ def test_torch_waits_for_what_a_call_changed(place):
     for i in range(1, 4):
         x = f(x)
         if place.jax.platform == "cpu":
-            x.block_until_ready()  # a call on the CPU has no stream that torch could wait for
+            x.block_until_ready()  # a call on the CPU has no stream for torch to wait for
         else:
             jax.effects_barrier()
         assert counter.sum().item() == i * (1 << 16)
@@ -297,7 +297,7 @@ def test_on_torch_streams_of_the_user(place):
 
 
 def test_temporary_memory_is_not_reused_too_early(place):
-    # Temporaries of one call are freed while the device may still be computing with them.
+    # Temporaries of one call are freed while the device may still use them.
     def f(x):
         for _ in range(10):
             x = torch.sin(x * 1.5) + x * 0.5

@@ -1,4 +1,4 @@
-"""What only a GPU has: streams, devices, an allocator for each framework."""
+"""Properties of a GPU only: streams, devices, an allocator for each framework."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_call_synchronises(kind):
     assert _waits(f, args) == _waits(jax.jit(lambda x: jnp.sin(x) + 1), (ones(),))
 
 
-def test_a_backward_in_another_inner_function_than_its_forward_waits_once_for_its_number():
+def test_a_backward_in_a_different_inner_function_waits_once_for_its_number():
     f = jax.jit(jax.grad(jax.jit(torch2jax(lambda x: (torch.sin(x) * x).sum()))))
     base = _waits(jax.jit(lambda x: jnp.sin(x) + 1), (ones(),))
     assert len(_waits(f, (ones(),))) == len(base) + CALLS
@@ -93,16 +93,16 @@ CALLS = 5
 
 
 def _waits(f, args):
-    """The calls of CUDA that wait, while a compiled program is dispatched and run and nobody asks for its result.
+    """The CUDA calls that wait while a compiled program is dispatched and runs, and nobody requests its result.
 
-    Not those of its first two calls, which are compared with copies at once.
+    The first two calls of the program are excluded: they compare their arguments with copies at once.
     """
-    with torch.profiler.profile():  # the first profile waits more often than the next
+    with torch.profiler.profile():  # the first profile waits more often than later ones
         for _ in range(2):
             jax.block_until_ready(f(*args))
     with torch.profiler.profile() as profile:
         held = [f(*args) for _ in range(CALLS)]
-        while not all(leaf.is_ready() for leaf in jax.tree.leaves(held)):  # looks without telling CUDA to wait
+        while not all(leaf.is_ready() for leaf in jax.tree.leaves(held)):  # polls without a CUDA call that waits
             pass
     waiting = re.compile(r"cu(da)?(Stream|Device|Event|Ctx)Synchronize")
     return sorted(e.key for e in profile.key_averages() if waiting.match(e.key) for _ in range(e.count))
@@ -113,7 +113,7 @@ def test_a_step_is_queued_behind_work_that_takes_long(gpu):
     for _ in range(3):
         jax.block_until_ready(f(*args))
     has_returned_first = []
-    for _ in range(5):  # on a busy machine the host may be the slower one, but not each time
+    for _ in range(5):  # on a busy machine the host may be slower, but not every time
         gpu.delay(400_000_000)  # about 0.2 s
         marker = torch.cuda.Event()
         marker.record()
@@ -136,7 +136,7 @@ def test_an_argument_that_is_written_late_is_found_out_without_waiting():
         call(x).block_until_ready()
     flag.append(1)
     with pytest.warns(T2jWarning, match="in a way that PyTorch does not count"):
-        for _ in range(3):  # the first of them is checked, and the next learns what the GPU has found
+        for _ in range(3):  # the first call is checked, and the next call reads the GPU's finding
             call(x).block_until_ready()
             torch.cuda.synchronize()
     np.testing.assert_array_equal(x, np.ones(N, np.float32))
@@ -221,7 +221,7 @@ def test_random_numbers_of_a_gpu(kind):
     np.testing.assert_array_equal(pull(ones())[0], y)
     np.testing.assert_array_equal(jax.jit(f)(key, x), y)
     state = torch.cuda.get_rng_state()
-    torch2jax(lambda x: x + torch.rand(N, device="cuda"))  # its outputs are inferred when it is called
+    torch2jax(lambda x: x + torch.rand(N, device="cuda"))  # its outputs are inferred in the call
     jax.eval_shape(torch2jax(lambda x: x + torch.rand(N, device="cuda")), x)
     assert torch.equal(torch.cuda.get_rng_state(), state)
 
@@ -261,7 +261,7 @@ def test_arrays_on_the_cpu_while_a_gpu_is_the_default():
 
 def test_arrays_over_tensors_stay_on_their_device(gpu):
     host, device = t2j(torch.ones(8)), t2j(torch.ones(8, device="cuda"))
-    assert (host + 1).devices() == {jax.devices("cpu")[0]}  # an array that is not committed would move here
+    assert (host + 1).devices() == {jax.devices("cpu")[0]}  # an uncommitted array would move here
     assert (device + 1).devices() == {gpu.jax}
     assert host.committed
     assert not device.committed

@@ -1,6 +1,6 @@
-"""What torch runs on a GPU besides its own operations: graphs, compiled functions, kernels of one's own.
+"""Other code that torch runs on a GPU: graphs, compiled functions, custom kernels.
 
-In a process of its own: an illegal access leaves no other test a GPU.
+These tests need their own process, because after an illegal access no other test can use the GPU.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def test_a_cuda_graph_is_captured_inside_a_function():
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_functions(mode):
     f = jax.jit(torch2jax(torch.compile(lambda x: torch.sin(x) * 2 + x, mode=mode)))
-    for seed in range(4):  # its own graphs are warmed up, recorded and replayed
+    for seed in range(4):  # the calls warm up, record and replay its graphs
         x = normal(4096, seed=seed)
         np.testing.assert_allclose(f(x), jnp.sin(x) * 2 + x, rtol=1e-4, atol=1e-5)
 
@@ -92,7 +92,7 @@ def test_cuda_graphs_of_compiled_functions_on_other_threads():
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-    # In torch before 2.13 they work on the thread that used them first, which may be that of another test.
+    # Before torch 2.13 they work only on the thread that used them first, which may be the thread of another test.
     assert all(r is True or ("AssertionError" in r and "max-autotune-no-cudagraphs" in r) for r in results), results
 
 
@@ -234,7 +234,7 @@ def test_a_triton_kernel(tmp_path, monkeypatch, declared):
     x = normal(1000)
     np.testing.assert_allclose(jax.jit(f)(x), x * 2)
     np.testing.assert_allclose(jax.jit(jax.grad(lambda x: f(x).sum()))(x), jnp.full(1000, 2.0))
-    f = torch2jax(doubling.Double.apply, output_shapes=shape, vmap_method="sequential")  # a kernel sees one example
+    f = torch2jax(doubling.Double.apply, output_shapes=shape, vmap_method="sequential")  # the kernel takes one example
     xs = normal(3, 1000)
     np.testing.assert_allclose(jax.jit(jax.vmap(f))(xs), xs * 2)
     np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(lambda x: f(x).sum())))(xs), jnp.full((3, 1000), 2.0))
@@ -286,7 +286,7 @@ def test_a_kernel_of_ones_own(tmp_path):
 
 
 def test_graphs_of_xla_around_a_call():
-    # A call is no part of a CUDA graph of XLA; the kernels around it may be.
+    # A call is not part of an XLA CUDA graph; the kernels around it may be.
     f = torch2jax(lambda t: torch.sin(t))
 
     @jax.jit

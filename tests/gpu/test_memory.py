@@ -1,4 +1,4 @@
-"""Where the memory of a GPU is short, and where it lies."""
+"""Calls with little GPU memory, and the memory that they use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from t2j_core import last_error
 pytestmark = pytest.mark.gpu
 
 N = 1 << 24
-UNIT = 4 * N  # 64 MB: an argument, a copy of one for a call that is checked, each tensor that is saved
+UNIT = 4 * N  # 64 MB: the size of an argument, of its copy in a checked call, and of each saved tensor
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def _on_the_gpu(gpu):
 
 @pytest.fixture
 def little(gpu):
-    """Torch may take 11.5 units more than it has."""
+    """Allow torch 11.5 units more than it has."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(gpu.torch).total_memory
@@ -41,7 +41,7 @@ def little(gpu):
 
 
 def saves(x):
-    for _ in range(3):  # each saves its result, and the last one is a result of its own
+    for _ in range(3):  # each `tanh` saves its result, and the last result is not the function's output
         x = torch.tanh(x)
     return x.sum()
 
@@ -53,7 +53,7 @@ def saves_in_jnp(x):
 
 
 def take_all_memory():
-    """Blocks of a quarter of a unit, as many as torch may have: its pieces of larger ones too."""
+    """Allocate blocks of a quarter of a unit until torch has no memory left, including pieces of larger blocks."""
     taken = []
     with contextlib.suppress(torch.OutOfMemoryError):
         while True:
@@ -89,7 +89,7 @@ def test_a_backward_without_memory_runs_the_forward_again(little):
     pulls = [jax.vjp(f, x)[1] for _ in range(2)]
     torch.cuda.synchronize()
     taken = take_all_memory()
-    del taken[-6:]  # 1.5 units, and a backward needs two at once
+    del taken[-6:]  # frees 1.5 units; a backward needs two units at once
     for pull in pulls:
         np.testing.assert_allclose(pull(jnp.float32(1))[0], expected, rtol=1e-4, atol=1e-5)
     assert "except in calls that ran out of memory" in f.explain()

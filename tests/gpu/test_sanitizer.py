@@ -1,4 +1,4 @@
-"""Under compute-sanitizer, which takes minutes."""
+"""Calls under compute-sanitizer. This takes minutes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.gpu
 
-# Backtraces of the host hold the frames of Python that called CUDA, and with them what the frames refer to: arguments
-# that t2j has lent.
+# Host backtraces keep the Python frames that called CUDA, and with them the arguments that t2j has lent.
 QUIET = ("--show-backtrace", "device", "--report-api-errors", "no", "--error-exitcode", "1")
 
 

@@ -1,4 +1,4 @@
-"""Values and derivatives of kinds of torch code that a GPU runs by other kernels, judged by native torch there."""
+"""Values and derivatives of torch code that runs other kernels on a GPU, compared with native torch on the GPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def normal(*shape, seed=0):
 
 
 def tensor(array):
-    """A copy on the same device, which is done before anybody may let go of the array."""
+    """A copy on the same device that is complete before the array can be freed."""
     copy = j2t(array).clone()
     if copy.is_cuda:
         torch.cuda.synchronize()
@@ -75,7 +75,7 @@ def limits_its_gradient(x):
 
 
 class Adjoint(torch.autograd.Function):
-    """As the adjoint method of solvers: the backward integrates again."""
+    """Like the adjoint method of solvers: the backward integrates again."""
 
     @staticmethod
     def forward(ctx, y, w):
@@ -119,7 +119,7 @@ def mixed(x):
 
 @functools.cache
 def seeded(make, device):
-    """A module on a device, with the same weights there as anywhere."""
+    """A module on a device, with the same weights as on any other device."""
     torch.manual_seed(0)
     return make().to(device)
 
@@ -228,14 +228,14 @@ def native_gradient(fn, x, create_graph=False):
 
 
 def native_product(fn, x, v):
-    """The product of the Hessian and a vector; what keeps another kernel than this one has no second derivative."""
+    """The product of the Hessian and a vector. Other kernels than the selected one have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         x, g = native_gradient(fn, x, create_graph=True)
         return torch.autograd.grad((g * tensor(v)).sum(), x)[0]
 
 
 class Findings:
-    """What fails of several things, all told at the end."""
+    """Collect the failures of several checks, and report all of them at the end."""
 
     def __init__(self, note):
         self.texts, self.note = [], note
@@ -246,7 +246,7 @@ class Findings:
             yield
         except Exception as error:
             text = "".join(traceback.format_exception_only(error))
-            if refusal in text:  # under `jax.jit` it is the text of an error of XLA's
+            if refusal in text:  # under `jax.jit` it is the text of an XLA error
                 self.note(f"refused: {what}", text[:300])
             else:
                 where = " < ".join(f"{f.name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[:-5:-1])

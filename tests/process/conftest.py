@@ -1,4 +1,4 @@
-"""Tests that need a process of their own: each runs a program and looks at how it ends."""
+"""Tests that need their own process: each runs a program and checks how it ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 PRELUDE = """
 import os, signal, sys, time, threading
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits an ignored SIGINT
 import jax, jax.numpy as jnp, numpy as np, torch
 from t2j_core import torch2jax, module2jax, testing
 torch.set_num_threads(1)

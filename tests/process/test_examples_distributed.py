@@ -1,4 +1,4 @@
-"""The examples of parallel training, in one process and in several; and how a launch ends when a process fails."""
+"""The examples of parallel training, in one process and in several, and the end of a launch when a process fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-# Sums rows, until at step 3 one on the last device of the last process is negative.
+# Sums rows. At step 3 a row on the last device of the last process is negative.
 FAULTY = """
 import _launch
 
@@ -54,15 +54,20 @@ Start = Callable[..., subprocess.Popen[str]]
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     added = {"PYTHONPATH": str(EXAMPLES)}
-    if sys.dont_write_bytecode:  # a dozen processes would compile all of torch and JAX again
+    if sys.dont_write_bytecode:  # otherwise a dozen processes would compile all of torch and JAX again
         added |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path_factory.mktemp("bytecode"))}
-    removed = ("NPROC", "OMP_NUM_THREADS", "JAX_PLATFORMS", "XLA_FLAGS")  # the examples set what they need
+    removed = (
+        "NPROC",
+        "OMP_NUM_THREADS",
+        "JAX_PLATFORMS",
+        "XLA_FLAGS",
+    )  # the examples set the variables that they need
     return {name: value for name, value in os.environ.items() if name not in removed} | added
 
 
 @pytest.fixture
 def start(environment: dict[str, str]) -> Iterator[Start]:
-    """Start a script in a process group of its own, which is killed at the end."""
+    """Start a script in its own process group, which is killed at the end."""
     started = []
 
     def start_script(script: Path, *options: str, **more: str) -> subprocess.Popen[str]:
@@ -81,7 +86,7 @@ def start(environment: dict[str, str]) -> Iterator[Start]:
 
 
 def is_alive(process: subprocess.Popen[str]) -> bool:
-    """Whether anything is left of a process and those it started."""
+    """Whether a process or any process that it started is still running."""
     try:
         os.killpg(process.pid, 0)
     except ProcessLookupError:
@@ -90,7 +95,7 @@ def is_alive(process: subprocess.Popen[str]) -> bool:
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:
-    """Return the output of a process; in time, and with none of those it started left."""
+    """Return the output of a process. Fail if it takes too long, or if a process that it started is still running."""
     output, _ = process.communicate(timeout=seconds)
     assert not is_alive(process), output
     return output

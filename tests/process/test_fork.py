@@ -1,4 +1,4 @@
-"""A process forked after use can do everything but call; its parent goes on."""
+"""A process forked after the first use can do everything except call torch functions; its parent continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing that was dropped stays, and memory stays flat."""
+"""Dropped objects are freed, and memory does not grow."""
 
 from __future__ import annotations
 

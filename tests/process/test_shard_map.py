@@ -1,4 +1,4 @@
-"""Derivatives inside `jax.shard_map` on 8 devices, against the same function in jnp."""
+"""Derivatives inside `jax.shard_map` on 8 devices, compared with the same function in jnp."""
 
 from __future__ import annotations
 

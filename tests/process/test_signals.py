@@ -36,7 +36,7 @@ def test_a_system_exit_ends_the_program_with_its_code(run):
     assert done.returncode == 5, done.stderr
 
 
-# Compiled ones: in the middle of tracing, JAX traces what a signal handler computes, with functions of its own too.
+# Compiled calls only: during a trace, JAX also traces what a signal handler computes, even without t2j.
 CALLS = {
     "grad": "jax.jit(jax.grad(f))",
     "jvp": "jax.jit(lambda x: jax.jvp(f, (x,), (x,))[1])",
@@ -48,7 +48,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_signal_handler_may_call_and_differentiate(run, call):
-    """At random moments, in the middle of everything; each handler asks for the next signal when it has ended."""
+    """Send signals at random moments of a call; each handler requests the next signal at its end."""
     done = run(
         f"""
         import random
@@ -82,7 +82,7 @@ def test_a_signal_handler_may_call_and_differentiate(run, call):
 
 
 def test_handlers_that_interrupt_each_other_without_end_raise(run):
-    """XLA would wait for ever for one of the programs that it runs at once to end."""
+    """Without an error XLA would wait forever for one of the programs that it runs at the same time."""
     done = run(
         """
         def slow(x):

@@ -1,4 +1,4 @@
-"""Many threads and many devices at once."""
+"""Many threads and many devices at the same time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What type checkers make of wrapped functions. `nox -s types` checks this file; it is never run.
+"""The types of wrapped functions. `nox -s types` checks this file; it is never run.
 
 Editors show the parameters of the user's function. Its annotations say `torch.Tensor` where callers pass JAX arrays, so
-no call may be an error for its argument types.
+type checkers must accept a call with any argument types.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def scale(x: torch.Tensor, *, by: float = 1.0) -> torch.Tensor:
 
 
 def parameters_of(fn: t2j_core.TorchFunction[P]) -> Callable[P, None]:
-    """A function with the parameters that the type of `fn` has."""
+    """Return a function with the parameters of `fn`."""
     raise NotImplementedError
 
 
 def parameters_are_kept() -> None:
-    """Wrong calls of a function with the same parameters are found, so they are known."""
+    """A checker reports wrong calls of a function with the same parameters, so it knows the parameters."""
     for fn in (t2j_core.torch2jax(softmax), t2j_dist.torch2jax(softmax)):
         parameters_of(fn)(torch.ones(3), dim=0)
         parameters_of(fn)(torch.ones(3), axis=0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -45,7 +45,7 @@ def parameters_are_kept() -> None:
 
 
 def calls_are_accepted(x: jax.Array, key: jax.Array) -> None:
-    """JAX arrays where the function says tensors."""
+    """Pass JAX arrays where the annotations say tensors."""
     f = t2j_autodiff.torch2jax(softmax, depth=None)
     assert_type(f(x), Any)
     assert_type(f(x, dim=0), Any)
@@ -64,7 +64,7 @@ def calls_are_accepted(x: jax.Array, key: jax.Array) -> None:
 
 
 def options_are_known(module: torch.nn.Module) -> None:
-    """Misspelt options and values are found."""
+    """A checker reports misspelt options and values."""
     t2j_core.torch2jax(softmax, outputs="none")  # type: ignore[call-overload, arg-type, unused-ignore]  # pyright: ignore[reportArgumentType]
     t2j_autodiff.torch2jax(softmax, vmap_method="vmap", residuals="graph", vmap_randomness="same")
     t2j_autodiff.module2jax(module, outputs="copy", depth=1)
@@ -73,11 +73,11 @@ def options_are_known(module: torch.nn.Module) -> None:
 
 
 def takes_a_function(fn: Callable[[jax.Array], jax.Array]) -> None:
-    """A wrapped function is a function of arrays."""
+    """Pass a wrapped function as a function of arrays."""
 
 
 def wrapped_functions_are_passed_on() -> t2j_core.TorchFunction:
-    """The type needs no parameters of its own."""
+    """Use the type without type parameters."""
     takes_a_function(t2j_core.torch2jax(softmax))
     takes_a_function(scale)
     return t2j_autodiff.torch2jax(softmax)
