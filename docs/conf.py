@@ -1,4 +1,4 @@
-"""How Sphinx builds this site: `nox -s docs`."""
+"""Sphinx configuration of this site: `nox -s docs`."""
 
 from importlib import metadata
 
@@ -17,12 +17,12 @@ extensions = [
 templates_path: list[str] = []
 exclude_patterns = ["_build"]
 
-# Pages with code cells run at every build, each in a process of its own. An exception in one fails the build.
+# Pages with code cells run at every build, each in its own process. An exception fails the build.
 nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-nb_output_stderr = "remove-warn"  # a page that warns its readers is mended
+nb_output_stderr = "remove-warn"  # a page must not show warnings
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -42,6 +42,6 @@ html_copy_source = False
 html_show_sourcelink = False
 copybutton_exclude = ".linenos, .gp, .go"
 
-# Only `nox -s docs -- --links` asks the network.
+# Only `nox -s docs -- --links` uses the network.
 linkcheck_timeout = 15
 linkcheck_retries = 2

@@ -38,7 +38,7 @@ def test_python_blocks_run_and_print_what_the_page_says(page, monkeypatch, tmp_p
     printed = None
     for block in all_blocks(page):
         if block.language == "output":
-            assert not block.before.strip(), f"line {block.line}: output stands right below its block"
+            assert not block.before.strip(), f"line {block.line}: output must be directly below its block"
             assert printed == block.text.strip()
         if block.language == "python":
             code = code_of(page, block)

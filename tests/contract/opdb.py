@@ -60,7 +60,7 @@ SLOW = {
 
 START = 300.0  # seconds; the first read from a disk is slow
 Key = tuple[str, str, str, int]
-"""Operator, dtype, check and sample: what a failure is known by."""
+"""The key of a failure: operator, dtype, check and sample."""
 
 # Classes of failures by "operator check: reason". The first match counts; a class that was written by hand stays.
 CLASSES = (
@@ -68,7 +68,7 @@ CLASSES = (
     (r": the check took", "timeout"),
     (
         r"^(_?native_(batch|layer)_norm|_batch_norm_with_update)\S* forward",
-        "torch bug: the meta kernel tells another shape than the CPU kernel answers",
+        "torch bug: the meta kernel returns a different shape than the CPU kernel",
     ),
     (r"^tensor_split forward", "data-dependent shape"),
     (r"DataDependentShapeError|DynamicOutputShape|DataDependentOutput", "data-dependent shape"),
@@ -145,8 +145,8 @@ class Worker:
             text=True,
         )
         self._pending = ""
-        answer = self._answer(START)
-        self.names, self.device_name = answer["names"], answer.get("device", "")
+        reply = self._reply(START)
+        self.names, self.device_name = reply["names"], reply.get("device", "")
 
     def stop(self) -> None:
         """End the process."""
@@ -169,11 +169,11 @@ class Worker:
                 if self._process is None:
                     self.start()
                 self._ask(index, first)
-                while "done" not in (answer := self._answer()):
-                    at = answer
-                    if "outcome" in answer:
-                        results.append(Result(self.names[index], self.dtype, **_fields(answer)))
-                    if answer.get("lost"):
+                while "done" not in (reply := self._reply()):
+                    at = reply
+                    if "outcome" in reply:
+                        results.append(Result(self.names[index], self.dtype, **_fields(reply)))
+                    if reply.get("lost"):
                         break
                 else:
                     break
@@ -196,7 +196,7 @@ class Worker:
         except BrokenPipeError:
             raise Died(self._epitaph()) from None
 
-    def _answer(self, patience: float | None = None) -> dict[str, Any]:
+    def _reply(self, patience: float | None = None) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdout is not None
         patience = patience or self.patience
@@ -223,8 +223,8 @@ class Worker:
         return f"the process died ({f'signal {-code}' if code < 0 else f'code {code}'}) {said}"[:300].strip()
 
 
-def _fields(answer: dict[str, Any]) -> dict[str, Any]:
-    return {name: answer[name] for name in ("check", "sample", "outcome", "reason", "seconds") if name in answer}
+def _fields(reply: dict[str, Any]) -> dict[str, Any]:
+    return {name: reply[name] for name in ("check", "sample", "outcome", "reason", "seconds") if name in reply}
 
 
 def started(worker: Worker, jobs: int) -> list[Worker]:

@@ -478,14 +478,14 @@ def prepare(device: str) -> str:
 def main() -> None:
     """Serve requests: `{"op": index, "dtype": ..., "samples": ..., "first": ..., "eager": ...}`."""
     device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
-    answers = os.fdopen(os.dup(1), "w")
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # operators may print
     faulthandler.enable()
     torch.set_num_threads(1)
 
     def say(line: dict[str, Any]) -> None:
-        answers.write(json.dumps(line) + "\n")
-        answers.flush()
+        replies.write(json.dumps(line) + "\n")
+        replies.flush()
 
     kind = prepare(device)  # before an import after which torch refuses to set cuDNN flags
     from torch.testing._internal.common_methods_invocations import op_db

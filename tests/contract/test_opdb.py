@@ -107,7 +107,7 @@ say(names=['sin', 'cos', 'tan'], device='Some GPU')
 for line in sys.stdin:
     for sample in range(json.loads(line)['first'], 3):
         say(sample=sample, check='forward')
-        ANSWER
+        REPLY
         say(sample=sample, check='vjp', outcome='passed')
     say(done=0)
 """
@@ -117,9 +117,9 @@ for line in sys.stdin:
 def serving(tmp_path: opdb.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], opdb.Worker]:
     """A process in which a line of code replaces the checks of an operator."""
 
-    def make(answer: str) -> opdb.Worker:
+    def make(reply: str) -> opdb.Worker:
         program = tmp_path / "worker.py"
-        program.write_text(SERVES.replace("ANSWER", answer))
+        program.write_text(SERVES.replace("REPLY", reply))
         monkeypatch.setattr(opdb, "WORKER", program)
         return opdb.Worker("float32", samples=3, device="cuda")
 

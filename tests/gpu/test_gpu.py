@@ -226,7 +226,7 @@ def test_random_numbers_of_a_gpu(kind):
     assert torch.equal(torch.cuda.get_rng_state(), state)
 
 
-@pytest.mark.xfail(reason="DLPack does not tell one allocator what the other has enqueued", strict=False)
+@pytest.mark.xfail(reason="DLPack does not inform one allocator of the work that the other has enqueued", strict=False)
 @pytest.mark.parametrize("direction", ["torch to jax", "jax to torch"])
 def test_converted_memory_is_not_reused_while_it_is_read(gpu, direction):
     for _ in range(5):
