@@ -1,4 +1,4 @@
-"""Build hook: one call of the C++ compiler makes the extension. Needs no CMake, torch, CUDA or jaxlib."""
+"""Build hook: one call of the C++ compiler builds the extension. It needs no CMake, torch, CUDA or jaxlib."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NativeBuildHook(BuildHookInterface):
     """Compiles `native/*.cc` into `t2j_core/_native`."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and mark the wheel as one for this Python and platform."""
+        """Compile the extension, and mark the wheel as specific to this Python and platform."""
         import pybind11
 
         root = Path(self.root)
@@ -28,7 +28,9 @@ class NativeBuildHook(BuildHookInterface):
         command = self._command(root, include, list(map(str, sources)), output)
         self.app.display_info(" ".join(command))
         try:
-            with tempfile.TemporaryDirectory() as scratch:  # where Microsoft's compiler leaves its object files
+            with (
+                tempfile.TemporaryDirectory() as scratch
+            ):  # Microsoft's compiler writes its object files to the working directory
                 subprocess.run(command, check=True, cwd=scratch)
         except FileNotFoundError:
             raise SystemExit(
@@ -41,25 +43,27 @@ class NativeBuildHook(BuildHookInterface):
         build_data["artifacts"].append(f"src/t2j_core/{output.name}")
 
     def _command(self, root: Path, include: list[str], sources: list[str], output: Path) -> list[str]:
-        """How the compiler of this platform is called."""
+        """The compiler command for this platform."""
         extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-        headers = [f"-I{path}" for path in include]  # every compiler takes this spelling
+        headers = [f"-I{path}" for path in include]  # all compilers accept this form
         if sys.platform == "win32":
             flags = [os.environ.get("CXX", "cl"), "/nologo", "/std:c++17", "/O2", "/DNDEBUG", "/EHsc", "/LD"]
             link = ["/link", f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}", f"/OUT:{output}"]
             return [*flags, *headers, *extra, *sources, *link]
         flags = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-shared"]
         flags += ["-fvisibility=hidden", "-Wno-invalid-offsetof"]
-        # No folder of this machine in the binary: the same sources and compiler make the same wheel anywhere.
+        # No local path in the binary: the same sources and compiler give the same wheel on every machine.
         flags += [f"-ffile-prefix-map={path}=." for path in (root, *include)]
-        if sys.platform == "darwin":  # Python itself has what is undefined; ARCHFLAGS names the wanted processor
+        if (
+            sys.platform == "darwin"
+        ):  # Python defines the undefined symbols at load time; ARCHFLAGS names the target processor
             flags += ["-undefined", "dynamic_lookup", *shlex.split(os.environ.get("ARCHFLAGS", ""))]
-        else:  # a program may bring another libstdc++, as conda's do
+        else:  # a program may load a different libstdc++, as conda's programs do
             flags += ["-static-libstdc++", "-static-libgcc"]
         return [*flags, *headers, *extra, *sources, "-o", str(output)]
 
     def clean(self, versions: list[str]) -> None:
-        """Remove what was compiled."""
+        """Remove the compiled extension."""
         for path in (Path(self.root) / "src" / "t2j_core").glob("_native.*"):
             if path.suffix != ".pyi":
                 path.unlink()
