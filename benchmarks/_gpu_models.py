@@ -30,9 +30,7 @@ class Problem:
 
     def __init__(self, loss: Loss, params: Params, x: torch.Tensor) -> None:
         self.loss = loss
-        self.params = dict(
-            sorted(params.items())
-        )  # the order of a pytree, so that all contestants compile the same program
+        self.params = dict(sorted(params.items()))  # the order of a pytree, so that all compile the same program
         self.x = x
 
     @cached_property

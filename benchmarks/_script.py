@@ -39,9 +39,7 @@ def main(
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes, into build/bench")
     everything = list(questions)
     parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="QUESTION")
-    parser.add_argument(
-        "--output", type=Path, help="results file; by default the committed one, if neither --quick nor --only is given"
-    )
+    parser.add_argument("--output", type=Path, help="results file; default of a full run: the committed one")
     options = parser.parse_args(arguments)
     is_whole = not options.quick and options.only == everything
     output = options.output or (RESULTS if is_whole else SCRATCH) / f"{script}.json"

@@ -95,9 +95,7 @@ def _set_up(options: argparse.Namespace) -> None:
 
 
 def _leave_with_parent() -> None:
-    os.read(
-        sys.stdin.fileno(), 1
-    )  # nobody writes to this pipe: `read` returns when the parent has ended, for whatever reason
+    os.read(sys.stdin.fileno(), 1)  # nobody writes to this pipe: `read` returns when the parent has ended
     os._exit(1)
 
 

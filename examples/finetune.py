@@ -274,9 +274,7 @@ def main() -> None:
     pairs, held_out = load_pairs(tokenizer)
     task, params = make_task(model)
     native = torch_reference(model, params["head"])
-    print(
-        f"{len(pairs.labels)} pairs for training, {len(held_out.labels)} held out, half of each with the same meaning"
-    )
+    print(f"{len(pairs.labels)} pairs for training, {len(held_out.labels)} held out, half of each with equal meaning")
 
     batch = next(shuffled(pairs, np.random.default_rng(0)))
     _, gradients = task.loss_and_grad(params, batch)

@@ -56,9 +56,7 @@ def write_stubs(folder: Path) -> dict[str, int]:
     counts = {}
     for number, name in enumerate(sorted(missing)):
         nodes = {version: wanted[version] for version in versions[name]}
-        every = set().union(
-            *nodes.values(), loose if number == 0 else ()
-        )  # a symbol without a version may be in any library
+        every = set().union(*nodes.values(), loose if number == 0 else ())  # unversioned symbols may be in any library
         write_stub(folder / name, every, nodes)
         counts[name] = len(every)
     return counts

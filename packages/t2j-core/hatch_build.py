@@ -28,9 +28,7 @@ class NativeBuildHook(BuildHookInterface):
         command = self._command(root, include, list(map(str, sources)), output)
         self.app.display_info(" ".join(command))
         try:
-            with (
-                tempfile.TemporaryDirectory() as scratch
-            ):  # Microsoft's compiler writes its object files to the working directory
+            with tempfile.TemporaryDirectory() as scratch:  # Microsoft's compiler writes its object files there
                 subprocess.run(command, check=True, cwd=scratch)
         except FileNotFoundError:
             raise SystemExit(
@@ -54,9 +52,7 @@ class NativeBuildHook(BuildHookInterface):
         flags += ["-fvisibility=hidden", "-Wno-invalid-offsetof"]
         # No local path in the binary: the same sources and compiler give the same wheel on every machine.
         flags += [f"-ffile-prefix-map={path}=." for path in (root, *include)]
-        if (
-            sys.platform == "darwin"
-        ):  # Python defines the undefined symbols at load time; ARCHFLAGS names the target processor
+        if sys.platform == "darwin":  # Python defines the undefined symbols; ARCHFLAGS names the target processor
             flags += ["-undefined", "dynamic_lookup", *shlex.split(os.environ.get("ARCHFLAGS", ""))]
         else:  # a program may load a different libstdc++, as conda's programs do
             flags += ["-static-libstdc++", "-static-libgcc"]

@@ -132,9 +132,7 @@ class Worker:
             "JAX_ENABLE_X64": str(int(self.dtype in ("float64", "complex128"))),
             "OMP_NUM_THREADS": "1",
             "TF_CPP_MIN_LOG_LEVEL": "2",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(
-                int(self.eager)
-            ),  # eager calls take more time to compile than to compute
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(self.eager)),  # eager calls mostly compile
         }
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), self.device],
