@@ -1,4 +1,4 @@
-"""What a function returns in one run, and what JAX cannot take of that."""
+"""The outputs of one run, and the errors for what JAX arrays cannot hold."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import contextlib
 import dataclasses
 import inspect
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -16,31 +15,32 @@ import torch
 
 from .._base.dtypes import aval_text
 from .._base.errors import OutputError, describe
-from .._signature.call_tree import CallTree, Static
+from .._signature.call_tree import Static
 from .._signature.containers import plain
 from .._signature.signature import Outputs, output_leaf
+from .call import Call
 from .indices import LongIndices, are_narrow
 
 
-def one_run(call: Callable[..., Any], call_tree: CallTree, tensors: list[torch.Tensor]) -> Outputs:
-    """Run a function on tensors, and read its outputs off. Raises `OutputError` for what JAX cannot take."""
-    args, kwargs = call_tree.merger()(tensors)
+def one_run(call: Call, tensors: list[torch.Tensor]) -> Outputs:
+    """Run a function on tensors, and describe its outputs. Raises `OutputError` for what JAX arrays cannot hold."""
+    args, kwargs = call.call_tree.merger()(tensors)
     versions = [t._version for t in tensors]
     with contextlib.ExitStack() as stack:
         long = stack.enter_context(LongIndices(misread=False)) if are_narrow(t.dtype for t in tensors) else None
-        answer = call(*args, **kwargs)
-    _check_containers(answer, ())
-    items, tree = jax.tree.flatten(plain(answer))
+        returned = call.fn(*args, **kwargs)
+    _check_containers(returned, ())
+    items, tree = jax.tree.flatten(plain(returned))
     mutated = tuple(i for i, t in enumerate(tensors) if t._version != versions[i])
     statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(item) for item in items)
     results = [item for item in items if isinstance(item, torch.Tensor)]
-    returned = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
+    as_results = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
     leaves = tuple(output_leaf(_sizes(t), t.dtype) for t in results)
     needs = True if long is not None and long.has_met_refused else None
-    return Outputs(tree, leaves, statics, mutated, returned, is_declared=False, needs_long_indices=needs)
+    return Outputs(tree, leaves, statics, mutated, as_results, is_declared=False, needs_long_indices=needs)
 
 
-def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
+def _check_containers(item: object, outer: tuple[int, ...]) -> None:
     """Refuse what JAX cannot flatten: containers that contain themselves, generators, coroutines."""
     if id(item) in outer:
         what, remedy = "a container that contains itself", "Return the tensors in tuples, lists and dicts."
@@ -58,7 +58,7 @@ def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
     raise OutputError(describe(text, expected="a finite tree of tensors", got=type(item).__name__, remedy=remedy))
 
 
-def _parts(item: Any) -> Any:
+def _parts(item: object) -> Iterable[object]:
     if isinstance(item, Mapping):
         return item.values()
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
@@ -87,7 +87,7 @@ def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def _static_output(item: Any) -> Static:
+def _static_output(item: object) -> Static:
     if isinstance(item, (np.ndarray, np.generic, jax.Array)):
         raise OutputError(
             describe(
@@ -102,7 +102,7 @@ def _static_output(item: Any) -> Static:
         kind = type(item).__name__
         raise OutputError(
             describe(
-                f"The function returns tensors inside a {kind}, which is no pytree.",
+                f"The function returns tensors inside a {kind}, which is not a pytree.",
                 expected="tensors in tuples, lists, dicts, dataclasses or registered pytrees",
                 got=f"{kind}, with a tensor as its `{place}`",
                 remedy="Call the model with `use_cache=False`, or return the tensors of the cache that you need."
@@ -114,10 +114,10 @@ def _static_output(item: Any) -> Static:
     return Static.of(item)
 
 
-def _place_of_tensors(item: Any) -> str | None:
+def _place_of_tensors(item: object) -> str | None:
     """Where there is a tensor in an object, or in the objects it holds: `layers[0].keys`."""
-    seen: dict[int, Any] = {}
-    rest: collections.deque[tuple[Any, str]] = collections.deque([(item, "")])
+    seen: dict[int, object] = {}
+    rest: collections.deque[tuple[object, str]] = collections.deque([(item, "")])
     while rest and len(seen) < _MOST_PARTS:
         part, place = rest.popleft()
         if isinstance(part, torch.Tensor):

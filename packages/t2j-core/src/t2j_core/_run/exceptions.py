@@ -15,7 +15,7 @@ from .._base.bounded import remember
 from .._base.dtypes import note_missing_width
 from .._base.frames import hide_own_frames, with_those_behind
 from .._base.jax_inside import as_jax_inside
-from .._infer.advice import note_cuda_graphs, note_jax_dtypes, note_mixed_dtypes, note_numbers
+from .._infer.notes import note_cuda_graphs, note_jax_dtypes, note_mixed_dtypes, note_numbers
 from .._signature.signature import Signature
 from .originals import keep, tag
 
