@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.extend.core
 import numpy as np
 from jax.interpreters import mlir
+
+from .._base.text import utf8
 
 
 def is_exporting(ctx: Any) -> bool:
@@ -96,17 +96,3 @@ def named(ctx: Any, name: str) -> contextlib.AbstractContextManager[Any]:
     """Within, what is lowered goes by `name`: in the compiled program, and so in profiles."""
     text = "/".join(filter(None, (str(ctx.name_stack), "torch_call", name)))
     return mlir.ir.Location.name(utf8(text), childLoc=mlir.ir.Location.current)
-
-
-def utf8(text: str) -> str:
-    """A text that C++ accepts: lone surrogates, which UTF-8 lacks, as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def ffi_version() -> str:
-    """The version of XLA's FFI that the installed jaxlib speaks, read from the header it ships."""
-    import jaxlib
-
-    header = Path(jaxlib.__file__).parent / "include" / "xla" / "ffi" / "api" / "c_api.h"
-    found = re.findall(r"#define XLA_FFI_API_M[AJINOR]+ (\d+)", header.read_text()) if header.exists() else []
-    return ".".join(found) or "unknown"

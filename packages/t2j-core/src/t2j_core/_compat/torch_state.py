@@ -12,7 +12,7 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 from torch.autograd import profiler as torch_profiler
 
-from .jax_lowering import utf8
+from .._base.text import utf8
 
 
 def autocast_depth() -> int:

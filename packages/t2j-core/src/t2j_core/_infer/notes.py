@@ -9,8 +9,10 @@ import traceback
 import types
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from .._base.dtypes import canonical
 from .._base.errors import T2jWarning, listed, warn
 from .._signature.call_tree import CallTree
 from .._signature.signature import Leaf, Outputs, named_avals
@@ -65,6 +67,22 @@ def note_mixed_dtypes(error: BaseException, call_tree: CallTree, operands: Seque
         pairs = zip(call_tree.paths(), operands, strict=True)
         other = [f"{path}: {leaf}" for path, leaf in pairs if leaf.torch_dtype in named and leaf.torch_dtype != most]
         add_note(error, f"Most arguments are of the dtype {most}; these are not: {listed(other)}.")
+
+
+_WIDE = re.compile(r"\b(Long(Tensor)?|long tensor|int64|float64|Double(?! backward)|double (?=!=)|(?<=!= )double)\b")
+
+
+def note_missing_width(error: BaseException) -> None:
+    """Note that JAX's arrays have at most 32 bits if torch asks for 64, as losses on integer labels do."""
+    if canonical(np.int64) == np.int64 or type(error) not in (RuntimeError, IndexError, TypeError):  # what torch raises
+        return
+    with contextlib.suppress(Exception):  # `__str__` of a user's exception may raise
+        if _WIDE.search(str(error)):
+            add_note(
+                error,
+                "While JAX's x64 mode is off, arrays arrive with at most 32 bits. Convert inside the function "
+                "(`labels.long()`), or pass a `torch.int64` or `torch.float64` tensor as the argument's example.",
+            )
 
 
 def note_jax_dtypes(error: BaseException) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from .._base.dtypes import aval_text
-from .._base.errors import OutputError, describe
+from .._base.errors import DTypeError, OutputError, describe
 from .._signature.call_tree import Static
 from .._signature.containers import plain
-from .._signature.signature import Outputs, output_leaf
+from .._signature.signature import Leaf, Outputs, output_leaf
 from .call import Call
 from .indices import LongIndices, are_narrow
 
@@ -29,18 +29,19 @@ def one_run(call: Call, tensors: list[torch.Tensor]) -> Outputs:
     with contextlib.ExitStack() as stack:
         long = stack.enter_context(LongIndices(misread=False)) if are_narrow(t.dtype for t in tensors) else None
         returned = call.fn(*args, **kwargs)
-    _check_containers(returned, ())
+    _check_containers(call.name, returned, ())
     items, tree = jax.tree.flatten(plain(returned))
     mutated = tuple(i for i, t in enumerate(tensors) if t._version != versions[i])
-    statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(item) for item in items)
+    statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(call.name, item) for item in items)
     results = [item for item in items if isinstance(item, torch.Tensor)]
     as_results = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
-    leaves = tuple(output_leaf(_sizes(t), t.dtype) for t in results)
+    paths = Outputs(tree, (), statics).paths()
+    leaves = tuple(_leaf(call.name, path, tensor) for path, tensor in zip(paths, results, strict=True))
     needs = True if long is not None and long.has_met_refused else None
     return Outputs(tree, leaves, statics, mutated, as_results, is_declared=False, needs_long_indices=needs)
 
 
-def _check_containers(item: object, outer: tuple[int, ...]) -> None:
+def _check_containers(name: str, item: object, outer: tuple[int, ...]) -> None:
     """Refuse what JAX cannot flatten: containers that contain themselves, generators, coroutines."""
     if id(item) in outer:
         what, remedy = "a container that contains itself", "Return the tensors in tuples, lists and dicts."
@@ -52,9 +53,9 @@ def _check_containers(item: object, outer: tuple[int, ...]) -> None:
             item.close()
     else:
         for part in _parts(item):
-            _check_containers(part, (*outer, id(item)))
+            _check_containers(name, part, (*outer, id(item)))
         return
-    text = f"The function returns {what}."
+    text = f"{name} returns {what}."
     raise OutputError(describe(text, expected="a finite tree of tensors", got=type(item).__name__, remedy=remedy))
 
 
@@ -73,25 +74,28 @@ _DENSE = {
 }
 
 
-def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+def _leaf(name: str, path: str, tensor: torch.Tensor) -> Leaf:
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
         kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
         raise OutputError(
             describe(
-                f"The function returns a {kind} tensor, which JAX arrays cannot hold.",
+                f"{name} returns a {kind} tensor, which JAX arrays cannot hold.",
                 expected="a dense tensor",
                 got=f"{tensor.dtype}, {tensor.layout}",
                 remedy=_DENSE[kind],
             )
         )
-    return tuple(tensor.shape)
+    try:
+        return output_leaf(tuple(tensor.shape), tensor.dtype)
+    except DTypeError as error:
+        raise DTypeError(f"{path} of {name}: {error}") from None
 
 
-def _static_output(item: object) -> Static:
+def _static_output(name: str, item: object) -> Static:
     if isinstance(item, (np.ndarray, np.generic, jax.Array)):
         raise OutputError(
             describe(
-                f"The function returns a {type(item).__name__} where a tensor is needed.",
+                f"{name} returns a {type(item).__name__} where a tensor is needed.",
                 expected="torch tensors, and constants such as numbers or strings",
                 got=f"{type(item).__name__} {aval_text(item.shape, item.dtype)}",
                 remedy="Return `torch.as_tensor(value)`.",
@@ -102,7 +106,7 @@ def _static_output(item: object) -> Static:
         kind = type(item).__name__
         raise OutputError(
             describe(
-                f"The function returns tensors inside a {kind}, which is not a pytree.",
+                f"{name} returns tensors inside a {kind}, which is not a pytree.",
                 expected="tensors in tuples, lists, dicts, dataclasses or registered pytrees",
                 got=f"{kind}, with a tensor as its `{place}`",
                 remedy="Call the model with `use_cache=False`, or return the tensors of the cache that you need."

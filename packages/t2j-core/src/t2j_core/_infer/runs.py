@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from .. import _compat
-from .._base.dtypes import note_missing_width
 from .._base.errors import T2jError
 from .._signature.signature import Outputs, has_empty
 from .allowance import Allowance, OverdrawnError
@@ -21,7 +20,7 @@ from .draws import Draws, WatchDraws, generator_states
 from .failures import Kind, values_matter
 from .made_up import Examples, Make, enough, values
 from .made_up_further import further
-from .notes import note_inference
+from .notes import note_inference, note_missing_width
 from .numbers_in_code import numbers_in_code
 from .unkeyed import is_random
 from .value_dependence import Run, check_alike

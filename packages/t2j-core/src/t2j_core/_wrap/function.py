@@ -18,6 +18,7 @@ from .._base.bounded import remember as _remember
 from .._base.dtypes import canonical, dtype_t2j
 from .._base.errors import ArgumentError, T2jError, T2jWarning, TensorEscapeError, describe, warn
 from .._base.frames import hide_own_frames
+from .._base.text import utf8
 from .._base.turns import turns
 from .._infer.indices import are_narrow, with_long_indices
 from .._infer.infer import infer_outputs, works_on
@@ -95,7 +96,7 @@ class TorchFunction(Generic[P]):
     def _describe(self) -> None:
         """Take over what `fn` says of itself."""
         fn, options = self.fn, self.options
-        self.__name__: str = _compat.utf8(str(options.name or getattr(fn, "__name__", type(fn).__name__)))
+        self.__name__: str = utf8(str(options.name or getattr(fn, "__name__", type(fn).__name__)))
         self.__doc__: str | None = getattr(fn, "__doc__", None)
         self.__wrapped__: Callable[..., Any] = fn
         self.__signature__: inspect.Signature = signature_of(
