@@ -11,8 +11,8 @@ _TRIES, _PAUSE = 1000, 1e-3  # seconds; an upper bound, reached only when called
 def collect(passes: int = 1) -> None:
     """Collect all garbage. A second pass collects what finalizers of the first have released.
 
-    `gc.collect()` returns 0 at once while another thread collects (CPython: `gcstate->collecting`), so this waits for that
-    thread.
+    `gc.collect()` returns 0 at once while another thread collects (CPython: `gcstate->collecting`), so this waits for
+    that thread.
     """
     for _ in range(_TRIES):
         before = _collections()

@@ -1,7 +1,7 @@
-"""What differs between versions of JAX and torch, and every use of what they do not promise to keep.
+"""Differences between versions of JAX and torch, and every use of their private API.
 
-Features are detected; versions are only held against the floor. To drop support for a version, delete the branch that
-its comment names. `jax_*` holds what is due to JAX, `torch_*` and `dlpack` what is due to torch.
+Features are detected; only `versions` compares version numbers. To drop support for a version, delete the branches
+whose comments name it. `jax_*` is about JAX, `torch_*` about torch, `dlpack` about both.
 """
 
 from jax.core import ShapedArray as ShapedArray
