@@ -729,7 +729,7 @@ def test_a_function_that_requires_gradients_of_an_argument_itself():
 def test_numbers_from_the_generator_of_a_gpu_warn_too(monkeypatch):
     generator = torch.Generator()  # in place of one
     seen = types.SimpleNamespace(**{**vars(_compat), "torch_gpus": lambda: [0]})  # by what looks at states, not by all
-    monkeypatch.setattr("t2j_core._infer.randomness._compat", seen)
+    monkeypatch.setattr("t2j_core._infer.draws._compat", seen)
     monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
     f = torch2jax(lambda x: x * torch.rand(N, generator=generator), residuals="recompute")
     with pytest.warns(T2jWarning, match="draws random numbers"):

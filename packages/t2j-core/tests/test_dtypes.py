@@ -195,7 +195,7 @@ def test_packed_dtypes_of_torch_are_refused_as_such(dtype):
 
 @pytest.mark.parametrize("dtype", ["foo", 5, None])
 def test_what_is_no_dtype_is_refused(dtype):
-    with pytest.raises(DTypeError, match="is no dtype"):
+    with pytest.raises(DTypeError, match="is not a dtype"):
         dtype_j2t(dtype)
 
 

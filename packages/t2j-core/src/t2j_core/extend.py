@@ -9,6 +9,7 @@ from ._base.errors import describe as describe
 from ._base.errors import warn as warn
 from ._base.public import options_of as options_of
 from ._base.public import public as public
+from ._base.turns import turns as turns
 from ._compat import DispatchMode as DispatchMode
 from ._compat import Tracer as Tracer
 from ._compat import batched_mesh_axes as batched_mesh_axes
@@ -24,8 +25,7 @@ from ._compat import transposing_call as transposing_call
 from ._compat import varying_axes as varying_axes
 from ._infer.apart import apart as apart
 from ._infer.apart import as_written as as_written
-from ._infer.randomness import generator_states as generator_states
-from ._infer.rng import turns as turns
+from ._infer.draws import generator_states as generator_states
 from ._lowering.primitive import call_primitive as call_primitive
 from ._lowering.primitive import current_pair as current_pair
 from ._lowering.primitive import torch_call as torch_call

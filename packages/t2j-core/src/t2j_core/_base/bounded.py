@@ -1,4 +1,4 @@
-"""Tables that do not grow for ever."""
+"""Tables of bounded size."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ MOST = 1024
 
 
 def remember(table: MutableMapping[_K, _V], key: _K, value: _V, most: int = MOST) -> _V:
-    """The value of `key` in a table: the one that is there, else `value`. The oldest go beyond `most`.
+    """The value of `key` in a table: the one that is there, else `value`, which is added. Keeps the last `most`.
 
-    No lock: where two threads, or a function and the signal handler that interrupts it, make the same value, both get
-    the one that was there first.
+    It takes no lock: if two threads, or a function and the signal handler that interrupts it, add a value for the same
+    key, both get the one that was added first.
     """
     found = table.setdefault(key, value)
     while len(table) > most:
         try:
             oldest = next(iter(table))
-        except (StopIteration, RuntimeError):  # somebody else has removed it
+        except (StopIteration, RuntimeError):  # another thread has changed the table
             continue
         if oldest == key:
             break

@@ -1,4 +1,4 @@
-"""Every environment switch of t2j, read once and checked."""
+"""The environment variables that t2j reads, once and checked."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from typing import Any, NamedTuple
 
@@ -10,8 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.typing import DTypeLike
 
 from .errors import DTypeError, describe
+
+AnyDType = DTypeLike | torch.dtype
+"""A dtype of JAX (or NumPy) or of torch, in any spelling."""
 
 
 class Row(NamedTuple):
@@ -24,7 +27,7 @@ class Row(NamedTuple):
     short: str
 
 
-# DLPack's type codes.
+# DLPack's type codes: `DLDataTypeCode` in dlpack.h (https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h).
 _INT, _UINT, _FLOAT, _BFLOAT, _COMPLEX, _BOOL = 0, 1, 2, 4, 5, 6
 _E4M3FN, _E4M3FNUZ, _E5M2, _E5M2FNUZ, _E8M0FNU = 10, 11, 12, 13, 14
 
@@ -50,7 +53,7 @@ _NAMES: tuple[tuple[str, int, int, str], ...] = (
     ("float8_e5m2fnuz", _E5M2FNUZ, 8, "f8_e5m2fnuz"),
     ("float8_e8m0fnu", _E8M0FNU, 8, "f8_e8m0fnu"),
 )
-# Packed dtypes, of 1 to 7 bits, can have no row: a buffer is a whole number of bytes for each element.
+# Packed dtypes, of 1 to 7 bits, have no row: in a buffer each element is a whole number of bytes.
 
 
 def _rows() -> list[Row]:
@@ -68,10 +71,10 @@ _BY_JAX = {row.jax: row for row in ROWS}
 _BY_TORCH = {row.torch: row for row in ROWS}
 
 
-def row_of_jax(dtype: Any) -> Row:
-    """The table's row for a JAX dtype. Raises `DTypeError` where torch has none."""
+def row_of_jax(dtype: DTypeLike | None) -> Row:
+    """The table's row for a JAX dtype. Raises `DTypeError` if torch has none."""
     try:
-        if dtype is not None:  # which NumPy takes for float64
+        if dtype is not None:  # `np.dtype(None)` is float64
             return _BY_JAX[np.dtype(dtype)]
     except (KeyError, TypeError):
         pass
@@ -79,19 +82,19 @@ def row_of_jax(dtype: Any) -> Row:
 
 
 def row_of_torch(dtype: torch.dtype) -> Row:
-    """The table's row for a torch dtype. Raises `DTypeError` where JAX has none."""
+    """The table's row for a torch dtype. Raises `DTypeError` if JAX has none."""
     try:
         return _BY_TORCH[dtype]
     except KeyError:
         raise DTypeError(_unsupported(dtype)) from None
 
 
-def _unsupported(dtype: object) -> str:
+def _unsupported(dtype: AnyDType | None) -> str:
     name = _name_of(dtype)
     if isinstance(dtype, torch.dtype):
         what, remedy = f"`{dtype}` is a dtype that JAX does not have.", "Convert with `tensor.to(...)` first."
     elif name is None:
-        what, remedy = f"{dtype!r} is no dtype.", "Pass a dtype such as `jnp.float32` or `torch.float32`."
+        what, remedy = f"{dtype!r} is not a dtype.", "Pass a dtype such as `jnp.float32` or `torch.float32`."
     else:
         what, remedy = f"`{name}` is a dtype that PyTorch does not have.", "Convert with `array.astype(...)` first."
     if name is not None and name.startswith("key<"):
@@ -101,18 +104,24 @@ def _unsupported(dtype: object) -> str:
     return describe(what, expected="one of " + ", ".join(str(row.jax) for row in ROWS), got=dtype, remedy=remedy)
 
 
-def _name_of(dtype: Any) -> str | None:
+def _name_of(dtype: AnyDType | None) -> str | None:
+    """The name of a dtype; None for what is not a dtype."""
     if isinstance(dtype, torch.dtype):
         return str(dtype).removeprefix("torch.")
-    for read in (np.dtype, lambda d: d if jnp.issubdtype(d, jax.dtypes.extended) else None):
-        with contextlib.suppress(TypeError):
-            found = None if dtype is None else read(dtype)
-            return None if found is None else str(found)
-    return None
+    if dtype is None:
+        return None
+    try:
+        return str(np.dtype(dtype))
+    except TypeError:
+        pass
+    try:
+        return str(dtype) if jnp.issubdtype(dtype, jax.dtypes.extended) else None  # the dtype of JAX's keys
+    except TypeError:
+        return None
 
 
 def packed_bits(name: str) -> int | None:
-    """How many bits a number of a dtype has, if they are not whole bytes, as its name says; None if they are.
+    """How many bits a number of a dtype has by its name, if they are not whole bytes; None if they are.
 
     >>> packed_bits("float4_e2m1fn"), packed_bits("quint2x4"), packed_bits("float8_e4m3fn")
     (4, 2, None)
@@ -122,8 +131,8 @@ def packed_bits(name: str) -> int | None:
     return bits if bits % 8 else None
 
 
-def dtype_j2t(dtype: Any) -> torch.dtype:
-    """The torch dtype of a JAX (or NumPy) dtype; a torch dtype is returned as it is.
+def dtype_j2t(dtype: AnyDType) -> torch.dtype:
+    """The torch dtype of a JAX (or NumPy) dtype; a torch dtype is returned unchanged.
 
     Raises `DTypeError` for a dtype that torch does not have.
 
@@ -133,8 +142,8 @@ def dtype_j2t(dtype: Any) -> torch.dtype:
     return row_of_torch(dtype).torch if isinstance(dtype, torch.dtype) else row_of_jax(dtype).torch
 
 
-def dtype_t2j(dtype: Any) -> np.dtype[Any]:
-    """The JAX dtype of a torch dtype, 64-bit ones included; a JAX (or NumPy) dtype is returned as it is.
+def dtype_t2j(dtype: AnyDType) -> np.dtype[Any]:
+    """The JAX dtype of a torch dtype, 64-bit ones included; a JAX (or NumPy) dtype is returned unchanged.
 
     Raises `DTypeError` for a dtype that JAX does not have (quantised ones, `torch.complex32`, ...).
 
@@ -144,27 +153,12 @@ def dtype_t2j(dtype: Any) -> np.dtype[Any]:
     return row_of_torch(dtype).jax if isinstance(dtype, torch.dtype) else row_of_jax(dtype).jax
 
 
-def canonical(dtype: Any) -> np.dtype[Any]:
+def canonical(dtype: DTypeLike) -> np.dtype[Any]:
     """The dtype that JAX stores values of `dtype` in: 32-bit while x64 is off."""
     return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
-_WIDE = re.compile(r"\b(Long(Tensor)?|long tensor|int64|float64|Double(?! backward)|double (?=!=)|(?<=!= )double)\b")
-
-
-def note_missing_width(error: BaseException) -> None:
-    """Tell of JAX's 32 bits with an error of torch that asks for 64, such as a loss on integer labels raises."""
-    if canonical(np.int64) == np.int64 or type(error) not in (RuntimeError, IndexError, TypeError):  # what torch raises
-        return
-    with contextlib.suppress(Exception):  # its text is the user's
-        if _WIDE.search(str(error)):
-            error.add_note(
-                "While JAX's x64 mode is off, arrays arrive with at most 32 bits. Convert inside the function "
-                "(`labels.long()`), or pass a `torch.int64` or `torch.float64` tensor as the argument's example."
-            )
-
-
-def aval_text(shape: tuple[int, ...], dtype: Any) -> str:
+def aval_text(shape: tuple[int, ...], dtype: DTypeLike) -> str:
     """A shape and dtype as JAX prints them.
 
     >>> aval_text((8, 3), "float32")

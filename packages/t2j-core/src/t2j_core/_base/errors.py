@@ -16,7 +16,7 @@ class ArgumentError(T2jError, TypeError):
 
 
 class DTypeError(T2jError, TypeError):
-    """A dtype that PyTorch and JAX do not share."""
+    """A dtype that PyTorch and JAX do not both have."""
 
 
 class OutputError(T2jError, TypeError):
@@ -32,19 +32,19 @@ class TensorMutationError(T2jError, RuntimeError):
 
 
 class TensorEscapeError(T2jError, RuntimeError):
-    """A tensor over memory of XLA outlives the call that it was lent for."""
+    """A tensor over XLA's memory outlives the call that it was lent for."""
 
 
 class JaxInsideTorchError(T2jError, RuntimeError):
-    """JAX was called inside a torch function that XLA is running, where it can deadlock."""
+    """JAX was called inside a torch function that XLA runs, where it can deadlock."""
 
 
 class TransformError(T2jError, NotImplementedError):
-    """A JAX transformation that this layer of t2j does not offer."""
+    """A JAX transformation that the function does not support."""
 
 
 class ShardingError(T2jError, ValueError):
-    """A sharded operand in a call that is not told how to shard."""
+    """A sharded operand in a call for which no sharding is declared."""
 
 
 class ExportError(T2jError, ValueError):
@@ -56,7 +56,7 @@ class T2jWarning(UserWarning):
 
 
 class PerformanceWarning(T2jWarning):
-    """The call is right but slower than it could be."""
+    """The call returns the right values but is slower than it could be."""
 
 
 def describe(what: str, *, expected: object = None, got: object = None, remedy: str | None = None) -> str:
@@ -79,7 +79,7 @@ def describe(what: str, *, expected: object = None, got: object = None, remedy: 
 
 
 def listed(names: Iterable[object], most: int = 4) -> str:
-    """The first names, and how many there are more.
+    """The first names, and how many more there are.
 
     >>> print(listed("abcdefg"))
     a, b, c, d and 3 more
@@ -90,7 +90,7 @@ def listed(names: Iterable[object], most: int = 4) -> str:
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the first line outside this package and JAX: the user's."""
+    """Warn at the user's line: the innermost one outside t2j and JAX."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INTERNAL:
         frame, level = frame.f_back, level + 1

@@ -1,4 +1,4 @@
-"""Tracebacks: which frames are the user's, and leaving out those that are not."""
+"""Frames: which are the user's, and tracebacks without the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import traceback
 import types
 import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -23,17 +23,17 @@ def _package(frame: types.FrameType) -> str:
 
 
 def is_users(frame: types.FrameType) -> bool:
-    """Whether a frame is neither torch's nor JAX's nor t2j's."""
+    """Whether a frame is of the user's code, not of torch, JAX or t2j."""
     return _package(frame) not in _FRAMEWORKS
 
 
 def is_of_jax(frame: types.FrameType) -> bool:
-    """Whether a frame is JAX's."""
+    """Whether a frame is of JAX."""
     return _package(frame) == "jax"
 
 
 def running_finalizer() -> str | None:
-    """The finalizer that Python runs in the middle of the user's function that runs now; None if there is none."""
+    """The finalizer that Python is running in the middle of the user's function; None if there is none."""
     frame: types.FrameType | None = sys._getframe(1)
     has_met_user = False
     while frame is not None and not (has_met_user and _package(frame) in _INTERNAL):
@@ -41,25 +41,26 @@ def running_finalizer() -> str | None:
             return frame.f_code.co_qualname
         if frame.f_code is weakref.finalize.__call__.__code__:
             return "of `weakref.finalize`"
-        if any(map(_is_called_back, _given(frame))):
+        if any(map(_is_dead_reference, _positional(frame))):
             return "of `weakref.ref`"
         has_met_user |= is_users(frame)
         frame = frame.f_back
     return None
 
 
-def _given(frame: types.FrameType) -> list[Any]:
-    """What the function of a frame was called with, by position."""
+def _positional(frame: types.FrameType) -> list[object]:
+    """The positional arguments that the function of a frame was called with."""
     code = frame.f_code
-    has_rest = bool(code.co_flags & inspect.CO_VARARGS)
-    where = code.co_argcount + code.co_kwonlyargcount  # of the rest, which is a tuple
     values = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
-    return [*values, *(frame.f_locals.get(code.co_varnames[where], ()) if has_rest else ())]
+    if code.co_flags & inspect.CO_VARARGS:
+        rest = code.co_varnames[code.co_argcount + code.co_kwonlyargcount]
+        values += frame.f_locals.get(rest, ())
+    return values
 
 
-def _is_called_back(given: Any) -> bool:
-    """Whether it is a reference to what is gone: the callback of one, a function like any other, gets that."""
-    return issubclass(type(given), weakref.ReferenceType) and given() is None
+def _is_dead_reference(argument: object) -> bool:
+    """Whether an argument is a dead weak reference, which the callback of a `weakref.ref` is called with."""
+    return issubclass(type(argument), weakref.ReferenceType) and argument() is None  # type: ignore[operator]
 
 
 class Place(NamedTuple):
@@ -75,13 +76,13 @@ class Place(NamedTuple):
 
 
 def users_place(error: BaseException) -> Place | None:
-    """The innermost line of an exception that is neither torch's nor JAX's nor t2j's; None where there is none."""
+    """The innermost line of the user's code in the traceback of an exception; None if there is none."""
     places = [Place(frame.f_code.co_filename, line) for frame, line in _users(error)]
     return places[-1] if places else None
 
 
 def users_frames(error: BaseException) -> list[types.FrameType]:
-    """The frames of an exception that are neither torch's nor JAX's nor t2j's, the innermost last."""
+    """The frames of the user's code in the traceback of an exception, the innermost last."""
     return [frame for frame, _ in _users(error)]
 
 
@@ -90,19 +91,20 @@ def _users(error: BaseException) -> Iterator[tuple[types.FrameType, int]]:
 
 
 def hide_own_frames(error: BaseException) -> None:
-    """Take the frames of JAX and t2j out of the traceback of an exception, and of those behind it.
+    """Take the frames of JAX and t2j out of the tracebacks of an exception, its causes and contexts.
 
-    What the caller is handling is left alone. `jax.config.jax_traceback_filtering = "off"` keeps all, as in JAX.
+    The exception that the caller is handling keeps its frames. `jax.config.jax_traceback_filtering = "off"` keeps all
+    frames, as in JAX.
     """
     if jax.config.jax_traceback_filtering == "off":  # type: ignore[attr-defined]
         return
-    for item in with_those_behind(error):
-        with contextlib.suppress(Exception):  # a class of the user's may refuse
+    for item in chain_of(error):
+        with contextlib.suppress(Exception):  # the class of a user's exception may override `__setattr__`
             item.__traceback__ = _shortened(item.__traceback__)
 
 
-def with_those_behind(error: BaseException) -> Iterator[BaseException]:
-    """An exception, its causes and contexts, and the members of groups; but not what the caller is handling."""
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An exception, its causes and contexts, and the members of groups; without the one that the caller is handling."""
     seen = {id(sys.exception())}
     queue: list[BaseException | None] = [error]
     while queue:
@@ -116,12 +118,14 @@ def with_those_behind(error: BaseException) -> Iterator[BaseException]:
             queue += item.exceptions
 
 
-def _shortened(found: types.TracebackType | None) -> types.TracebackType | None:
+def _shortened(entry: types.TracebackType | None) -> types.TracebackType | None:
+    """A traceback without the frames of JAX and t2j."""
     kept = []
-    while found is not None:
-        if _package(found.tb_frame) not in _INTERNAL:
-            kept.append(found)
-        found = found.tb_next
+    while entry is not None:
+        if _package(entry.tb_frame) not in _INTERNAL:
+            kept.append(entry)
+        entry = entry.tb_next
+    shortened: types.TracebackType | None = None
     for entry in reversed(kept):
-        found = types.TracebackType(found, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
-    return found
+        shortened = types.TracebackType(shortened, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return shortened

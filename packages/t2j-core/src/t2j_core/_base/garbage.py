@@ -9,14 +9,16 @@ _TRIES, _PAUSE = 1000, 1e-3  # seconds; an upper bound, reached only when called
 
 
 def collect(passes: int = 1) -> None:
-    """Collect all garbage; the second of two passes also takes what finalizers of the first let go.
+    """Collect all garbage. A second pass collects what finalizers of the first have released.
 
-    `gc.collect()` does nothing and says nothing while another thread collects: such a thread is waited for.
+    `gc.collect()` returns 0 at once while another thread collects (CPython: `gcstate->collecting`), so this waits for
+    that thread.
     """
     for _ in range(_TRIES):
         before = _collections()
         gc.collect()
-        passes -= _collections() > before
+        if _collections() > before:
+            passes -= 1
         if passes <= 0:
             return
         time.sleep(_PAUSE)

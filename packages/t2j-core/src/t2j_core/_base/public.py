@@ -1,4 +1,4 @@
-"""What all public functions with options do where they fail: name the option that is misspelt, hide their frames."""
+"""`public`: public functions name a misspelt option in their errors, and leave their frames out of tracebacks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def public(options: Sequence[str] = ()) -> Callable[[_F], _F]:
-    """Decorate a function with options; `options` are those which its `**options` may hold."""
+    """Decorate a public function whose options are keyword-only; `options` names those that its `**options` takes."""
 
     def decorate(function: _F) -> _F:
         @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: object, **kwargs: object) -> object:
             failure: Exception
             try:
                 return function(*args, **kwargs)
@@ -39,7 +39,7 @@ def public(options: Sequence[str] = ()) -> Callable[[_F], _F]:
 
 
 def _misused(
-    function: Callable[..., Any], more: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+    function: Callable[..., Any], more: Sequence[str], args: Sequence[object], kwargs: Mapping[str, object]
 ) -> ArgumentError | None:
     """The error for an option that does not exist, or for a missing first argument."""
     options = [*options_of(function), *more]
@@ -79,6 +79,6 @@ def _similar(given: str, options: Sequence[str]) -> str:
 
 
 def closest(given: str, known: Sequence[str]) -> str | None:
-    """The known word that is most like a misspelt one; None if none is."""
+    """The known word that is most like a misspelt one; None if none is similar."""
     found = difflib.get_close_matches(given.lower(), [word.lower() for word in known], 1, 0.6)
     return next((word for word in known if found and word.lower() == found[0]), None)

@@ -1,7 +1,7 @@
-"""What differs between versions of JAX and torch, and every use of what they do not promise to keep.
+"""Differences between versions of JAX and torch, and every use of their private API.
 
-Features are detected; versions are only held against the floor. To drop support for a version, delete the branch that
-its comment names. `jax_*` holds what is due to JAX, `torch_*` and `dlpack` what is due to torch.
+Features are detected; only `versions` compares version numbers. To drop support for a version, delete the branches
+whose comments name it. `jax_*` is about JAX, `torch_*` about torch, `dlpack` about both.
 """
 
 from jax.core import ShapedArray as ShapedArray
@@ -22,7 +22,6 @@ from .jax_frames import hide_frames as hide_frames
 from .jax_frames import reducing_call as reducing_call
 from .jax_frames import transposing_call as transposing_call
 from .jax_lowering import devices_of as devices_of
-from .jax_lowering import ffi_version as ffi_version
 from .jax_lowering import is_exporting as is_exporting
 from .jax_lowering import is_partly_manual as is_partly_manual
 from .jax_lowering import keep_alive as keep_alive
@@ -30,7 +29,6 @@ from .jax_lowering import named as named
 from .jax_lowering import paired as paired
 from .jax_lowering import platforms_of as platforms_of
 from .jax_lowering import register_lowering as register_lowering
-from .jax_lowering import utf8 as utf8
 from .jax_lowering import whole_mesh as whole_mesh
 from .jax_primitives import XLA_ERRORS as XLA_ERRORS
 from .jax_primitives import register_checkify as register_checkify

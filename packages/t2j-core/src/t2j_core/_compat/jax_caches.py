@@ -1,4 +1,4 @@
-"""Caches of JAX that own functions: held weakly where JAX lets us, emptied where it does not."""
+"""Caches of JAX that refer to functions: weakly where JAX allows it, emptied where it does not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import functools
 from typing import Any
 
 import jax
-import jax.extend.core
 
-# jax before 0.7 has no caches that hold parameters of primitives, so nothing needs to be told to hold them weakly.
+# Since jax 0.7 caches hold the parameters of primitives (`multi_weakref_lru_cache`,
+# https://github.com/jax-ml/jax/pull/30009): weakly, if their class is in this set.
 try:
     from jax._src.util import weakref_cache_key_types as _weak_key_types
 except ImportError:
@@ -16,12 +16,12 @@ except ImportError:
 
 
 def hold_weakly(cls: type) -> None:
-    """Let JAX's caches hold instances of `cls` by weak reference, so that a dropped function is freed."""
+    """Let JAX's caches refer to instances of `cls` weakly, so that a dropped function is freed."""
     _weak_key_types.add(cls)
 
 
 def forget_eager_primitives() -> None:
-    """Empty JAX's cache of programs for primitives that are called eagerly, control flow among them."""
+    """Empty JAX's cache of programs for primitives that are called eagerly, such as control flow."""
     try:
         from jax._src.dispatch import xla_primitive_callable
     except ImportError:
@@ -34,9 +34,10 @@ def forget_eager_primitives() -> None:
 
 @functools.cache
 def _cache_of_loops() -> Any | None:
-    """The cache in which jax 0.6 keeps the last 2,048 bodies of `scan` and `while_loop`, with all that they own.
+    """The cache in which jax 0.6 keeps the last 2,048 bodies of `scan` and `while_loop`, with all they refer to.
 
-    It holds its keys weakly, and its values refer to them there. Since jax 0.7 `close_jaxpr` returns a copy.
+    `close_jaxpr` refers to its keys weakly, but its values refer to the keys. Since jax 0.7 it returns a copy
+    (https://github.com/jax-ml/jax/issues/29803).
     """
     try:
         from jax._src.interpreters.partial_eval import close_jaxpr
@@ -47,5 +48,5 @@ def _cache_of_loops() -> Any | None:
 
 
 def keeps_loops() -> bool:
-    """Whether this JAX keeps a loop that was traced, and what it calls, after the last program with it is gone."""
+    """Whether this JAX keeps a traced loop, and the functions it calls, after the last program with it is gone."""
     return _cache_of_loops() is not None

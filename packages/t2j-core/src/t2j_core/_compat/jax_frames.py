@@ -1,4 +1,4 @@
-"""Frames of JAX and of t2j on a thread's stack: hidden from users, and read to tell who is calling."""
+"""Frames of JAX and t2j: hidden from users, and read to find out which function of JAX is calling."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 try:
     from jax._src import source_info_util as _source_info
     from jax._src import traceback_util as _traceback_util
-except ImportError:  # then tracebacks and the locations of operations show the frames of t2j too
+except ImportError:  # tracebacks and locations of operations then show the frames of t2j too
     _source_info = _traceback_util = None  # type: ignore[assignment]
 
 
 def hide_frames(module_file: str) -> None:
-    """Count the code of a package, which has that module, as internal: in tracebacks, and in locations in programs."""
+    """Mark the package of a module as internal to JAX: in tracebacks, and in the locations of operations."""
     directory = os.path.dirname(module_file) + os.sep
     for module in (_source_info, _traceback_util):
         if hasattr(module, "register_exclusion"):
@@ -34,7 +34,7 @@ _TRANSPOSING = {
 
 
 def transposing_call() -> str:
-    """Which function of JAX, of those this thread is inside of, transposes: only its frames tell."""
+    """The function of JAX that transposes, for error texts. JAX does not pass it on, so the stack is searched."""
     found = _public_name(_TRANSPOSING)
     return f"`{found}`" if found else "A transposition in JAX"
 
@@ -48,9 +48,10 @@ _REDUCING = {
 
 
 def reducing_call() -> str | None:
-    """Whose function this thread is lowering, of those which XLA applies to single numbers; None if no such one's.
+    """The operation of JAX whose reducer this thread is lowering; None if it lowers none.
 
-    A function of its own that a reducer calls is lowered apart from the reducer: only the frames tell.
+    XLA applies a reducer to single numbers. A function that the reducer calls is lowered as a function of its own, so
+    the stack is searched.
     """
     return _public_name(_REDUCING)
 

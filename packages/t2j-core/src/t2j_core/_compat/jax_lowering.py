@@ -1,26 +1,26 @@
-"""What a lowering rule asks of its context."""
+"""Lowering: how rules are registered, and what a rule reads from its context."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core
 import numpy as np
+from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from .._base.text import utf8
 
-def is_exporting(ctx: Any) -> bool:
-    """Whether a lowering is made for `jax.export`."""
+
+def is_exporting(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether the program is lowered for `jax.export`."""
     return bool(ctx.module_context.lowering_parameters.for_export)
 
 
-def devices_of(ctx: Any) -> int:
+def devices_of(ctx: mlir.LoweringRuleContext) -> int:
     """How many devices the program that is lowered runs on."""
     context = ctx.module_context.axis_context
     mesh = getattr(context, "mesh", None)  # under `jax.shard_map`
@@ -28,57 +28,61 @@ def devices_of(ctx: Any) -> int:
     return int(getattr(context, "num_devices", None) or whole)
 
 
-def is_partly_manual(ctx: Any) -> bool:
+def is_partly_manual(ctx: mlir.LoweringRuleContext) -> bool:
     """Whether a lowering is inside a `jax.shard_map` over some of the mesh axes, with the others left to XLA."""
     context = ctx.module_context.axis_context
     mesh, manual = getattr(context, "mesh", None), getattr(context, "manual_axes", ())
     return mesh is not None and set(manual) != set(mesh.axis_names)
 
 
-def whole_mesh(ctx: Any) -> Any | None:
-    """A mesh of all devices of the program that is lowered; None if there is one, or each has a program of its own."""
+def whole_mesh(ctx: mlir.LoweringRuleContext) -> jax.sharding.AbstractMesh | None:
+    """A mesh of all devices of the program that is lowered; None if there is one device, or one program for each."""
     count = int(getattr(ctx.module_context.axis_context, "num_devices", None) or 1)
     if count == 1:
         return None
-    set_by_user = jax.sharding.get_abstract_mesh()  # which `jax.shard_map` insists on
+    set_by_user = jax.sharding.get_abstract_mesh()  # `jax.shard_map` refuses any other mesh
     return jax.sharding.AbstractMesh((count,), ("device",)) if set_by_user.empty else set_by_user
 
 
-def keep_alive(ctx: Any, value: object) -> None:
-    """Let the lowered program own `value` until it is compiled."""
+def keep_alive(ctx: mlir.LoweringRuleContext, value: object) -> None:
+    """Keep `value` alive until the lowered program is compiled."""
     ctx.module_context.add_keepalive(value)
 
 
-def register_lowering(primitive: Any, rule: Any) -> None:
-    """Register how calls are lowered, for all platforms, and one by one, as jax before 0.7 always does.
+def register_lowering(primitive: Primitive, rule: Callable[..., Any]) -> None:
+    """Register the lowering rule of a primitive, for all platforms. It is called for each call.
 
-    Later versions lower equal calls once. But each is to see which call its ticket comes from, and whether it is in a
-    reducer.
+    Since jax 0.7 equal calls are lowered once, unless the rule is not `cacheable`. But the rule depends on where a call
+    is: which call its ticket comes from, and whether it is in a reducer.
 
-    Rules for single platforms fail where calls are lowered one by one for several: `lower_per_platform` in
-    jax/_src/interpreters/mlir.py adds a tuple to a list then.
+    There is one rule for all platforms, which asks for `platforms_of`. With rules for single platforms, lowering for
+    several of them fails if the rule is not cacheable: `lower_per_platform` in jax/_src/interpreters/mlir.py adds a
+    tuple to a list.
     """
     has_cache = "cacheable" in inspect.signature(mlir.register_lowering).parameters
     options: Any = {"cacheable": False} if has_cache else {}
     mlir.register_lowering(primitive, rule, **options)
 
 
-def platforms_of(ctx: Any) -> Sequence[str]:
+def platforms_of(ctx: mlir.LoweringRuleContext) -> Sequence[str]:
     """The platforms that are being lowered for."""
     platforms: Sequence[str] = ctx.platforms or ctx.module_context.platforms
     return platforms
 
 
-def paired(ctx: Any, operand: Any, target: str) -> dict[str, Any]:
-    """Attributes that a call being lowered shares with the one that `operand` comes from, if that is one of `target`.
+def paired(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value[Any], target: str) -> dict[str, Any]:
+    """Attributes of a call being lowered that pair it with the call of `target` that makes its operand, if one does.
 
-    The number of a pair is its own in this module, and the same wherever the module is lowered again. There are no such
-    attributes where the operand comes from another block: what a loop or a branch hands over belongs to no one call.
+    The number of a pair is unique in the module, and the same whenever the module is lowered again. There are none if
+    the operand comes from another block: what enters a loop or a branch may come from several calls.
     """
     ir = mlir.ir
     maker, surrounding = operand.owner, ir.InsertionPoint.current.block.owner
-    # Every region of JAX's has one block. (jax 0.6: an operation does not tell its block.)
-    if isinstance(maker, ir.Block) or maker.operation.parent.operation != surrounding.operation:
+    # Operations are compared, as each region that JAX makes has one block. (jax 0.6: they do not know their block.)
+    if maker is None or isinstance(maker, ir.Block):
+        return {}
+    parent = maker.operation.parent
+    if parent is None or parent.operation != surrounding.operation:
         return {}
     attributes = maker.operation.attributes
     if "call_target_name" not in attributes or ir.StringAttr(attributes["call_target_name"]).value != target:
@@ -92,21 +96,7 @@ def paired(ctx: Any, operand: Any, target: str) -> dict[str, Any]:
     return {"pair": np.int64(ir.IntegerAttr(config["pair"]).value)}
 
 
-def named(ctx: Any, name: str) -> contextlib.AbstractContextManager[Any]:
-    """Within, what is lowered goes by `name`: in the compiled program, and so in profiles."""
+def named(ctx: mlir.LoweringRuleContext, name: str) -> contextlib.AbstractContextManager[Any]:
+    """Within, what is lowered has `name` in its location: in the compiled program, and so in profiles."""
     text = "/".join(filter(None, (str(ctx.name_stack), "torch_call", name)))
     return mlir.ir.Location.name(utf8(text), childLoc=mlir.ir.Location.current)
-
-
-def utf8(text: str) -> str:
-    """A text that C++ accepts: lone surrogates, which UTF-8 lacks, as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def ffi_version() -> str:
-    """The version of XLA's FFI that the installed jaxlib speaks, read from the header it ships."""
-    import jaxlib
-
-    header = Path(jaxlib.__file__).parent / "include" / "xla" / "ffi" / "api" / "c_api.h"
-    found = re.findall(r"#define XLA_FFI_API_M[AJINOR]+ (\d+)", header.read_text()) if header.exists() else []
-    return ".".join(found) or "unknown"

@@ -1,4 +1,4 @@
-"""Mesh axes in the types of values, and around a trace."""
+"""Mesh axes: in avals, and of the trace that is running."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 import jax
 import jax.extend.core
-from jax.core import ShapedArray
+from jax.core import AbstractValue, ShapedArray
 from jax.sharding import AxisType
+from jax.typing import DTypeLike
 
 
-def varying_axes(aval: Any) -> frozenset[str]:
+def varying_axes(aval: AbstractValue) -> frozenset[str]:
     """The manual mesh axes (of `jax.shard_map`) that a value varies over."""
     manual = getattr(aval, "mat", None)  # jax 0.10 and newer
     return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
 
 
-def vary_alike(operands: Sequence[Any]) -> list[Any]:
+def vary_alike(operands: Sequence[jax.Array]) -> list[jax.Array]:
     """Cast every operand to vary over the union of the operands' manual axes.
 
-    Differentiating that cast inserts the one `psum` which the gradient of a replicated operand needs.
+    The transpose of the cast is the `psum` that the gradient of a replicated operand needs.
     """
     axes = [varying_axes(jax.typeof(x)) for x in operands]
     union = frozenset().union(*axes)
@@ -32,13 +33,13 @@ def vary_alike(operands: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _cast_to_varying(x: Any, axes: tuple[str, ...]) -> Any:
+def _cast_to_varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     if hasattr(jax.lax, "pcast"):
         return jax.lax.pcast(x, axes, to="varying")
     return jax.lax.pvary(x, axes)  # type: ignore[attr-defined]  # jax before 0.8
 
 
-def result_aval(shape: tuple[int, ...], dtype: Any, operands: Sequence[Any]) -> Any:
+def result_aval(shape: tuple[int, ...], dtype: DTypeLike, operands: Sequence[Any]) -> ShapedArray:
     """The abstract value of a result: replicated over the mesh, varying over the manual axes of the operands."""
     template = max(operands, key=lambda aval: len(varying_axes(aval)), default=None)
     if template is None:
@@ -50,7 +51,7 @@ def result_aval(shape: tuple[int, ...], dtype: Any, operands: Sequence[Any]) -> 
     return template.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
 
 
-def explicit_spec(aval: Any) -> Any | None:
+def explicit_spec(aval: AbstractValue) -> jax.sharding.PartitionSpec | None:
     """The partition spec in the type of `aval` if it shards a dimension over an Explicit mesh axis, else None."""
     spec = getattr(getattr(aval, "sharding", None), "spec", None)
     return spec if spec is not None and any(part is not None for part in spec) else None
@@ -64,29 +65,35 @@ else:
     _reshard = importlib.import_module("jax.experimental.shard").reshard
 
 
-def reshard(x: Any, sharding: jax.sharding.NamedSharding) -> Any:
+def reshard(x: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
     """Move an array with Explicit axes to another sharding."""
     return _reshard(x, sharding)
 
 
-def manual_axes(mesh: Any, axes: Iterable[str]) -> frozenset[str]:
+def manual_axes(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axes: Iterable[str]) -> frozenset[str]:
     """The `axis_names` for a `jax.shard_map` that splits over `axes`.
 
-    Auto axes are always among them: the partitioner has nothing to decide about a torch call. The older partitioner
-    cannot leave any axis out, nor can jax before 0.8 where the call is batched over one.
+    Auto axes are always among them: the partitioner has nothing to decide about a torch call. With GSPMD, and in
+    jax before 0.8 if the call is batched over an axis, no axis can be left out.
     """
     wanted = frozenset(axes)
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    every = not (hasattr(jax, "reshard") and getattr(jax.config, "jax_use_shardy_partitioner", True))
-    auto = {axis for axis, kind in kinds.items() if kind == AxisType.Auto or (every and kind == AxisType.Explicit)}
+    is_every_axis_manual = not (hasattr(jax, "reshard") and getattr(jax.config, "jax_use_shardy_partitioner", True))
+    auto = {
+        axis
+        for axis, kind in kinds.items()
+        if kind == AxisType.Auto or (is_every_axis_manual and kind == AxisType.Explicit)
+    }
     return wanted | auto if wanted else wanted
 
 
 _core: Any = importlib.import_module("jax._src.core")
 _AxisEnv: Any = getattr(_core, "AxisEnv", None)
+# jax 0.8: a batching rule sees the Explicit axes of the batch as axes that `jax.shard_map` must not use (`AxisEnv` in
+# jax/_src/core.py). Since jax 0.9 `remove_explicit_mesh_axis_names` takes them off.
 _HIDES_AXES = hasattr(_AxisEnv, "add_explicit_mesh_axis_names") and not hasattr(
     _AxisEnv, "remove_explicit_mesh_axis_names"
-)  # jax 0.8
+)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""JAX's state on this thread and in this process."""
+"""Traces of JAX on this thread, its backends in this process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import jax.extend.core
 from jax.core import Tracer
+from jax.extend.core import Primitive
 
 from .jax_sharding import _core
 
 
 def jax_has_run() -> bool:
-    """Whether this process has started JAX's devices, and with them threads that do not survive a fork."""
+    """Whether this process has started JAX's backends, and with them threads that do not survive a fork."""
     try:
         from jax._src.xla_bridge import backends_are_initialized
     except ImportError:
@@ -25,7 +26,7 @@ def jax_has_run() -> bool:
 
 
 def after_fork(callback: Callable[[], object]) -> None:
-    """Have `callback` called in every process that is forked from this one after it has used JAX."""
+    """Call `callback` in every process that is forked from this one after it has used JAX."""
     if hasattr(os, "register_at_fork"):  # Windows cannot fork
         os.register_at_fork(after_in_child=lambda: callback() if jax_has_run() else None)
 
@@ -42,19 +43,19 @@ class _Refuse(jax.core.Trace if hasattr(jax.core, "Trace") else object):  # type
         super().__init__()
         self._error = error
 
-    def process_primitive(self, primitive: Any, *_: Any) -> Any:
+    def process_primitive(self, primitive: Primitive, *_: object) -> Any:
         raise self._error(str(primitive))
 
     def is_valid(self) -> bool:
         return True
 
-    def stage_value(self, *_: Any) -> Any:
+    def stage_value(self, *_: object) -> Any:
         raise self._error("a jitted function")
 
 
 @contextlib.contextmanager
 def refusing_jax(error: Callable[[str], Exception]) -> Iterator[None]:
-    """Raise `error(operation)` when JAX computes something within, on this thread."""
+    """Raise `error(operation)` if JAX computes something within, on this thread."""
     enter: Any = getattr(jax.extend.core, "set_current_trace", None)
     if enter is None:  # jax before 0.9
         enter = getattr(_core, "set_current_trace", contextlib.nullcontext)
@@ -71,7 +72,7 @@ _refusal = threading.local()
 
 
 def check_jax_is_allowed(operation: str) -> None:
-    """Raise what `refusing_jax` was told to, if this thread is inside of it."""
+    """Raise the error of `refusing_jax`, if this thread is inside of it."""
     error = getattr(_refusal, "error", None)
     if error is not None:
         raise error(operation)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.extend.core
 import torch
 
 
 def torch_device() -> torch.device:
-    """Where torch functions on JAX's default device run."""
+    """The torch device that corresponds to JAX's default device."""
     # A device, the name of a platform, or None.
     default = jax.config.jax_default_device  # type: ignore[attr-defined]
     platform = getattr(default, "platform", default) or jax.default_backend()
@@ -19,31 +17,34 @@ def torch_device() -> torch.device:
     return _CUDA if on_gpu else _CPU
 
 
-_CPU, _CUDA = torch.device("cpu"), torch.device("cuda")  # made once: a function mode of the user's sees them being made
+_CPU, _CUDA = torch.device("cpu"), torch.device("cuda")  # once: a function mode of the user's sees each being made
 
 
-def is_default_generator(generator: Any) -> bool:
-    """Whether it is one of torch's default generators: operators get an object of their own for it."""
-    defaults: list[Any] = [torch.default_generator, *(torch.cuda.default_generators[i] for i in torch_gpus())]
-    return any(generator._cdata == default._cdata for default in defaults)
+def is_default_generator(generator: torch.Generator) -> bool:
+    """Whether it is one of torch's default generators. Operators get another Python object for the same one."""
+    defaults: list[torch.Generator] = [
+        torch.default_generator,
+        *(torch.cuda.default_generators[i] for i in torch_gpus()),
+    ]
+    return any(generator._cdata == default._cdata for default in defaults)  # type: ignore[attr-defined]
 
 
 def torch_gpus() -> list[int]:
-    """The GPUs that torch has begun to use: asking it for them would make it begin."""
+    """The GPUs that torch uses; none before it has initialised CUDA, which asking for their generators would do."""
     return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
-# Torch's own functions in Python around these take as long again, twice in each call on a GPU.
+# `torch.cuda.current_stream` and `torch.cuda.set_stream` add as much time again in Python, twice in each call on a GPU.
 
 
 def current_stream(device: int) -> tuple[int, int, int]:
-    """Torch's current stream on a GPU: its id, its device, and the type of that."""
+    """Torch's current stream on a GPU: its id, the index of its device, and the type of the device."""
     stream: tuple[int, int, int] = torch._C._cuda_getCurrentStream(device)
     return stream
 
 
 def set_stream(stream: tuple[int, int, int]) -> None:
-    """Make it torch's current stream, and its device the current one."""
+    """Make a stream torch's current one, and its device the current device."""
     torch._C._cuda_setStream(stream_id=stream[0], device_index=stream[1], device_type=stream[2])
 
 

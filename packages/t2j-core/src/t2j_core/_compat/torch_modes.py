@@ -1,14 +1,15 @@
-"""Dispatch and function modes of torch, and tensors without data."""
+"""Dispatch modes and function modes of torch, and tensors without data."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,9 +20,13 @@ def dynamo_is_loaded() -> bool:
 
 
 class DispatchMode(TorchDispatchMode):
-    """A dispatch mode that leaves `torch.compile` alone: entering it neither imports nor switches off the compiler."""
+    """A dispatch mode that leaves `torch.compile` alone: entering it neither imports nor switches off the compiler.
 
-    compiler_works_inside: bool = hasattr(TorchDispatchMode, "ignore_compile_internals")  # torch before 2.10
+    See https://github.com/pytorch/pytorch/pull/161648.
+    """
+
+    compiler_works_inside: bool = hasattr(TorchDispatchMode, "ignore_compile_internals")
+    """Whether compiled functions run compiled within; false before torch 2.10."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -29,15 +34,15 @@ class DispatchMode(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Compiled functions run compiled; the mode sees the operations outside them."""
+        """Let compiled functions run compiled; the mode sees the operations outside them."""
         return True
 
     @staticmethod
-    def operate(func: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation that the mode has got.
+    def operate(func: OpOverload, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run an operation that was dispatched to the mode.
 
-        Of a symbolic zero of forward mode and a number, torch's own call does not end within a mode (`mul`, until the
-        process dies), or raises (`add`; torch 2.6 to 2.13).
+        torch 2.6 to 2.13: with a symbolic zero of forward mode (`_efficientzerotensor`) and a number, `mul` inside a
+        mode calls itself until the process dies, and `add` raises.
         """
         if getattr(func, "_overloadname", None) == "Scalar" and _is_symbolic_zero(args[0]):
             zero, number = args[:2]
@@ -47,19 +52,26 @@ class DispatchMode(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _is_symbolic_zero(value: Any) -> bool:
+def _is_symbolic_zero(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value._is_zerotensor()
 
 
-def fake_mode() -> Any:
-    """Torch's fake tensors: they claim a device but hold no data. The first use imports the compiler, in seconds."""
+def fake_mode() -> contextlib.AbstractContextManager[object]:
+    """The mode of torch's fake tensors, which claim a device and hold no data. The first use imports for seconds."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    mode: contextlib.AbstractContextManager[object] = FakeTensorMode(allow_non_fake_inputs=True)
+    return mode
 
 
 class _WithoutAddresses(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func is torch.Tensor.data_ptr:
             _refuse_address(args[0])
         return func(*args, **(kwargs or {}))
@@ -67,23 +79,30 @@ class _WithoutAddresses(TorchFunctionMode):
 
 @contextlib.contextmanager
 def without_addresses() -> Iterator[None]:
-    """Within, whoever asks a tensor without data for its address gets an error, not the address 0.
+    """Within, asking a tensor without data for its address raises, in place of returning 0.
 
-    A kernel of the user's own (Triton, `torch.cuda.jiterator`) would be launched on it, after which the GPU is of no
-    use to the process.
+    A kernel of the user's (Triton, `torch.cuda.jiterator`) would be launched on that address. After such a fault CUDA
+    fails for the rest of the process.
     """
-    launch = getattr(torch._C, _JITERATOR, None)  # asks in C++
+    launch = getattr(torch._C, _JITERATOR, None)  # it reads the address in C++; torch for the CPU does not have it
     if launch is None:
         with _WithoutAddresses():
             yield
         return
 
-    def refuse(code: Any, name: Any, by_reference: Any, outputs: Any, tensors: Any, constants: Any) -> Any:
+    def refuse(
+        code: str,
+        name: str,
+        by_reference: bool,
+        outputs: int,
+        tensors: Sequence[torch.Tensor],
+        constants: Mapping[str, Any],
+    ) -> Any:
         for tensor in tensors:
             _refuse_address(tensor)
         return launch(code, name, by_reference, outputs, tensors, constants)
 
-    setattr(torch._C, _JITERATOR, refuse)  # for other threads too, whose tensors have addresses
+    setattr(torch._C, _JITERATOR, refuse)  # on other threads too, where tensors have addresses
     try:
         with _WithoutAddresses():
             yield
@@ -95,16 +114,16 @@ _JITERATOR = "_cuda_jiterator_compile_and_launch_kernel"
 
 
 def lies_nowhere(tensor: torch.Tensor) -> bool:
-    """Whether a dense tensor is on the meta device, or a fake one, which claims another. Sparse ones raise."""
+    """Whether a tensor is a meta tensor or a fake one. Raises for tensors without a storage, such as sparse ones."""
     return tensor.untyped_storage().device.type == "meta"
 
 
 def has_data(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds values, unlike meta and fake ones, wrapper subclasses and those inside `torch.func`."""
+    """Whether a tensor holds data, unlike meta and fake tensors, wrapper subclasses and those inside `torch.func`."""
     try:
-        is_nowhere = lies_nowhere(tensor)  # to ask a fake tensor for its address is a warning
+        is_nowhere = lies_nowhere(tensor)  # first: a fake tensor warns if asked for its address
         return tensor.numel() == 0 or (not is_nowhere and tensor.data_ptr() != 0)
-    except Exception:  # of the user's subclass
+    except Exception:  # from a subclass of the user's
         return False
 
 
@@ -115,7 +134,7 @@ def _refuse_address(tensor: torch.Tensor) -> None:
 
 @contextlib.contextmanager
 def without_log_of_fake_tensors() -> Iterator[None]:
-    """Within, torch does not print a traceback for each operation that fails without data: another way is tried."""
+    """Within, torch does not log a traceback for each operation that fails on fake tensors."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -125,5 +144,5 @@ def without_log_of_fake_tensors() -> Iterator[None]:
 
 
 def without_compilation() -> contextlib.AbstractContextManager[Any]:
-    """Run compiled torch functions eagerly: nothing is gained by compiling for tensors without data."""
+    """Within, compiled torch functions run eagerly: compiling for tensors without data gains nothing."""
     return torch.compiler.set_stance("force_eager") if dynamo_is_loaded() else contextlib.nullcontext()

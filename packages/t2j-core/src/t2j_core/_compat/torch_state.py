@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,17 +13,17 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 from torch.autograd import profiler as torch_profiler
 
-from .jax_lowering import utf8
+from .._base.text import utf8
 
 
 def autocast_depth() -> int:
-    """How many autocast contexts this thread is inside of; below a dispatch mode nothing else tells."""
+    """How many autocast contexts this thread is inside of. Inside a dispatch mode torch reports autocast as off."""
     torch.autocast_increment_nesting()
     return int(torch.autocast_decrement_nesting())
 
 
 def state_getters() -> tuple[Callable[[], Any], ...]:
-    """Functions that are all false while this thread's torch state is the default (grad mode apart), unprofiled."""
+    """Functions that all return something false if this thread's torch state is the default, grad mode apart."""
     return (
         torch._C._is_any_autocast_enabled,
         torch.is_inference_mode_enabled,
@@ -33,7 +34,7 @@ def state_getters() -> tuple[Callable[[], Any], ...]:
     )
 
 
-_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # torch before 2.7 does not tell
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # missing before torch 2.7
 
 
 def _has_saved_tensors_hooks() -> bool:
@@ -44,7 +45,7 @@ _levels = {"are_watched": False}
 
 
 def watch_forward_levels() -> None:
-    """Let every call from now on be one in which torch's state is looked after."""
+    """From now on count every call as one outside torch's default state, so that its forward level is looked after."""
     _levels["are_watched"] = True
 
 
@@ -65,8 +66,9 @@ def is_transformed() -> bool:
 def close_abandoned_forward_level() -> bool:
     """Close the level of forward mode if a function has entered it and returned without leaving it.
 
-    All threads share the one level, and nothing tells who has entered it. It is left alone while a `torch.func.jvp`
-    runs, and while any thread is inside of a function that names what enters it.
+    All threads share the one level (`_current_level` in torch/autograd/forward_ad.py), and torch does not record who
+    entered it. It is left open while a `torch.func.jvp` runs, and while a function runs whose code names one that
+    enters it.
     """
     if forward_ad._current_level < 0 or eager_transforms.JVP_NESTING:
         return False
@@ -79,20 +81,20 @@ def close_abandoned_forward_level() -> bool:
 _ENTERS_LEVEL = frozenset({"dual_level", "enter_dual_level"})
 
 
-def _running_codes() -> list[Any]:
+def _running_codes() -> list[types.CodeType]:
     codes = []
     for frame in sys._current_frames().values():
-        below: Any = frame
+        below: types.FrameType | None = frame
         while below is not None:
             if below.f_globals.get("__name__") != __name__:
                 codes.append(below.f_code)
             below = below.f_back
-        del frame, below  # which hold the arguments of the functions that run
+        del frame, below  # they refer to the arguments of running functions
     return codes
 
 
 def profiled(name: str) -> contextlib.AbstractContextManager[Any]:
-    """A range of that name in the profile that torch records, if it records one."""
+    """A range of that name in torch's profile, if torch records one."""
     return (
         torch_profiler.record_function(utf8(name)) if torch_profiler._is_profiler_enabled else contextlib.nullcontext()
     )
@@ -110,7 +112,7 @@ def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
     from torch.utils._python_dispatch import _disable_current_modes
 
     with contextlib.ExitStack() as stack:
-        # Function modes first: they would see the rest.
+        # Function modes first, because they see the functions called below.
         modes = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
         for mode in modes:
             stack.callback(_push_mode, mode)
@@ -119,13 +121,14 @@ def default_torch_state(device_types: Iterable[str]) -> Iterator[None]:
         if torch._C._functorch.peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
         if _has_saved_tensors_hooks():
-            # Only the top pair counts. A result that its own node saves comes with that node: a cycle of no collector.
+            # Only the innermost pair of hooks counts. A result that its own node saves is detached: it would refer to
+            # that node, in a cycle that no garbage collector sees.
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, _same))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if torch._C._is_any_autocast_enabled():
             for device_type in device_types:
-                # Without the cache, which is emptied when the outermost context ends and holds casts of arguments till
-                # then. Not where it is off anyway: a function that torch compiles would be compiled for both.
+                # Without the cache, which holds casts of arguments until the outermost context ends. Not if autocast is
+                # off anyway: a function that torch compiles would be compiled for both settings of the cache.
                 stack.enter_context(torch.autocast(device_type, enabled=False, cache_enabled=False))
         yield

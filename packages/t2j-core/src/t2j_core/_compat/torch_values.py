@@ -1,4 +1,4 @@
-"""What operations of torch take, and what its containers consist of."""
+"""Values: which dtypes indices may have, numbers inside transforms, containers in torch's registry of pytrees."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ def _takes_int32_in_gather() -> bool:
     return True
 
 
-# torch 2.6 wants int64; from some later version on `gather` and `scatter` have int32 indices too.
+# Since torch 2.8 `gather` and `scatter` take int32 indices too (https://github.com/pytorch/pytorch/pull/151822).
 TAKES_INT32_IN_GATHER = _takes_int32_in_gather()
 
 
 def numbers_in(tensor: torch.Tensor) -> list[int]:
-    """What a tensor of integers holds, within the transforms of `torch.func` too: under `vmap` all examples at once."""
+    """The elements of a tensor of integers, also inside transforms of `torch.func`: under `vmap` of all examples."""
     if torch._C._functorch.peek_interpreter_stack() is None:
         return tensor.flatten().tolist()
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
-    with temporarily_clear_interpreter_stack():  # torch 2.6 wraps the results of views again
+    with temporarily_clear_interpreter_stack():  # torch 2.6 wraps the result of `flatten` again
         return tensor.flatten().tolist()
 
 
-def registered_with_torch(item: Any) -> dict[str, Any] | list[Any] | None:
-    """What an object of a class in torch's registry of pytrees consists of, by its names; None for other objects."""
+def registered_with_torch(item: object) -> dict[str, Any] | list[Any] | None:
+    """The parts of an object whose class is in torch's registry of pytrees, by their names; None for other objects."""
     if type(item) not in torch_tree.SUPPORTED_NODES:
         return None
     is_part = lambda part: part is not item
     try:
         keyed = torch_tree.tree_flatten_with_path(item, is_leaf=is_part)[0]
-    except Exception:  # it is registered without `flatten_with_keys_fn`
+    except Exception:  # its class is registered without `flatten_with_keys_fn`
         return torch_tree.tree_leaves(item, is_leaf=is_part) or None
     if not keyed:  # a constant, such as `torch.Size`
         return None

@@ -1,4 +1,4 @@
-"""The oldest versions of JAX and torch."""
+"""The oldest supported versions of JAX and torch."""
 
 from __future__ import annotations
 

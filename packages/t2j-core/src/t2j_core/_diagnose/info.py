@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 import torch
 
-from .. import _compat
 from .._lowering import primitive
 from .._wrap.torch2jax import torch2jax
 from .clashes import clashes, installed
@@ -35,7 +37,7 @@ def environment_info() -> dict[str, Any]:
         "jaxlib": version("jaxlib"),
         "numpy": np.__version__,
         "torch": torch.__version__,
-        "xla_ffi": _compat.ffi_version(),
+        "xla_ffi": _ffi_version(),
         "jax_devices": [str(device) for device in jax.devices()],
         "jax_x64": bool(jax.config.read("jax_enable_x64")),
         "torch_threads": torch.get_num_threads(),
@@ -46,6 +48,13 @@ def environment_info() -> dict[str, Any]:
         "live_sites": primitive.counters()["live_sites"],
         "escaped_calls": primitive.counters()["escaped_calls"],
     }
+
+
+def _ffi_version() -> str:
+    """The version of XLA's FFI that the installed jaxlib uses, from the header it ships."""
+    header = Path(jaxlib.__file__).parent / "include" / "xla" / "ffi" / "api" / "c_api.h"
+    text = header.read_text() if header.exists() else ""
+    return ".".join(re.findall(r"#define XLA_FFI_API_(?:MAJOR|MINOR) (\d+)", text)) or "unknown"
 
 
 def _cuda() -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""A limit for runs that could be done without: a made-up number may be one that a loop runs up to.
+"""An upper bound on the work of optional runs: a made-up number may be one that a loop counts up to.
 
-It counts work, not time, so that the same program does the same on a loaded machine.
+It counts work instead of time, so that a program does the same on a loaded machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ _ELEMENTS_OF_A_CALL = 20_000  # so many elements take as long as a call itself
 
 
 class OverdrawnError(BaseException):
-    """A run does more than is left. No `except Exception` in the function catches it."""
+    """A run does more than is left. It is no `Exception`, so that the function cannot handle it by accident."""
 
 
 class Allowance(TorchFunctionMode):
-    """What all further runs of a function may do together. Within, calls of torch use it up, and raise then."""
+    """The work that all further runs of a function may do together. A torch function called within uses some of it.
+
+    Once nothing is left, the next call of a torch function raises `OverdrawnError`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +34,13 @@ class Allowance(TorchFunctionMode):
         """Whether nothing is left."""
         return self._left <= 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if self.is_used_up:
             raise OverdrawnError
         elements = sum(t.numel() for t in args if type(t) is torch.Tensor)

@@ -1,10 +1,9 @@
-"""Functions of the user's are tried out apart from everything else."""
+"""Functions of the user's run for inference in isolation: they neither see nor change the state of a real call."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,18 +11,18 @@ import torch
 from .. import _compat
 from .._base.errors import T2jWarning, warn
 from .._base.jax_inside import as_jax_inside, jax_inside
+from .._base.turns import turns
 from .._modules.class_level import in_try
-from .rng import turns
 
 
 @contextlib.contextmanager
-def apart(name: str) -> Any:
-    """Within, the function `name` is tried out: it neither sees nor changes the state of a real call."""
+def apart(name: str) -> Iterator[None]:
+    """Within, the function `name` is tried out: with torch's default state, and without calling JAX."""
 
     def refuse(operation: str) -> Exception:
         return jax_inside(name, f"the operation `{operation}`")
 
-    _compat.close_abandoned_forward_level()  # one that another function has left
+    _compat.close_abandoned_forward_level()  # one that another function has left open
     found: Exception | None = None
     with (
         turns,
@@ -33,7 +32,7 @@ def apart(name: str) -> Any:
         _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),
         in_try(),
-        np.errstate(all="ignore"),  # of made-up values
+        np.errstate(all="ignore"),  # made-up values overflow, divide by zero
     ):
         try:
             yield
@@ -42,19 +41,19 @@ def apart(name: str) -> Any:
             if found is None:
                 raise
         finally:
-            is_left = _compat.close_abandoned_forward_level()
+            is_left_open = _compat.close_abandoned_forward_level()
     if found is not None:
         raise found
-    if is_left:
+    if is_left_open:
         warn(_leaves_level(name), T2jWarning)
 
 
 @contextlib.contextmanager
 def as_written() -> Iterator[None]:
-    """Within, functions that PyTorch has compiled run as they are written, so that a mode sees what they do.
+    """Within, functions compiled by `torch.compile` run as they are written, so that a mode sees their operations.
 
-    The compiler would take the mode for a part of the function: it compiles once more, and what a mode does that it
-    cannot compile gave wrong results (torch 2.13). Its setting is one for all threads, so one thread runs at a time.
+    The compiler would take the mode for a part of the function: it compiles once more, and where it cannot compile what
+    the mode does, results were wrong (torch 2.13). `torch.compiler.set_stance` holds for all threads, hence the lock.
     """
     if not _compat.dynamo_is_loaded():
         yield

@@ -1,10 +1,11 @@
-"""Indices of JAX, which are of 32 bits while x64 is off, where torch wants 64.
+"""Indices of 32 bits, as JAX has them while x64 is off, in functions of torch that need 64.
 
 Many functions of torch refuse int32 only because indices are int64 there: `take_along_dim`, `one_hot`, the targets of
-`cross_entropy`. And `torch.gather` on the CPU has a quick path for `dim=0` and an index that is expanded along all
-other dimensions, such as `index[:, None].expand_as(x)`, which reads an int32 index as int64 (torch 2.13:
-`can_use_expanded_index_path` in `TensorAdvancedIndexing.cpp`). The result is wrong, without an error, and memory behind
-the index is read. The gradients of `scatter`, `scatter_add` and `scatter_reduce` are gathers of that kind.
+`cross_entropy`. `gather` and `scatter` take int32 since torch 2.8 (https://github.com/pytorch/pytorch/pull/151822), but
+on a CPU they have a fast path for `dim=0` and an index that is expanded along all other dimensions, such as
+`index[:, None].expand_as(x)`. It reads the int32 index as int64: the result is wrong, without an error, and memory
+behind the index is read (torch 2.13: `can_use_expanded_index_path` in aten/src/ATen/native/TensorAdvancedIndexing.cpp
+does not ask for the dtype). The gradients of `scatter`, `scatter_add` and `scatter_reduce` are gathers of that kind.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class _Takes(NamedTuple):
 
 
 _INT = frozenset({torch.int32})
-_BYTE = frozenset({torch.uint8})  # which is a mask, or a target of few classes
+_BYTE = frozenset({torch.uint8})  # a mask, or a target of few classes
 _NARROW = {torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 _EXPANDED = ("gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
 
@@ -48,7 +49,7 @@ def _table() -> dict[str, _Takes]:
         **dict.fromkeys(("cross_entropy", "nll_loss", "multi_margin_loss"), target),
         "multilabel_margin_loss": target._replace(dtypes=frozenset()),
         **dict.fromkeys(("max_unpool1d", "max_unpool2d", "max_unpool3d"), _Takes((1,), ("indices",))),
-        # `torch` has these with the weights first, `torch.nn.functional` with the indices
+        # In `torch` the weights come first, in `torch.nn.functional` the indices.
         "embedding": _Takes((0, 1), ("input", "indices"), _INT),
         "embedding_bag": _Takes((0, 1, 2), ("input", "indices", "offsets"), _INT),
         "one_hot": _Takes((0,), ("input", "tensor", "self")),
@@ -60,7 +61,7 @@ def _table() -> dict[str, _Takes]:
 
 _FUNCTIONS = _table()
 _NAMES = frozenset(f"aten::{name}" for name in _EXPANDED)
-_INDEX = 2  # its position in these: after the tensor and the dimension
+_INDEX = 2  # position of the index in these: after the tensor and the dimension
 
 
 def are_narrow(dtypes: Iterable[torch.dtype]) -> bool:
@@ -68,8 +69,8 @@ def are_narrow(dtypes: Iterable[torch.dtype]) -> bool:
     return any(dtype in _NARROW - _BYTE for dtype in dtypes)  # bytes are images or masks
 
 
-def expands_index(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an operation of a dispatch mode has an int32 index that is expanded."""
+def expands_index(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether an operation takes an expanded int32 index, which it may misread."""
     if func._schema.name not in _NAMES or len(args) <= _INDEX or not isinstance(args[_INDEX], torch.Tensor):
         return False
     index = args[_INDEX]
@@ -79,14 +80,20 @@ def expands_index(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 class LongIndices(TorchFunctionMode):
-    """Makes indices int64 that torch refuses; and if `misread`, the int32 ones of `gather` and `scatter`."""
+    """Converts indices that torch refuses to int64; if `misread`, the int32 ones of `gather` and `scatter` too."""
 
     def __init__(self, *, misread: bool) -> None:
         super().__init__()
         self._misread = _EXPANDED if misread else ()
         self.has_met_refused = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         takes = _FUNCTIONS.get(name)
@@ -96,7 +103,7 @@ class LongIndices(TorchFunctionMode):
             kwargs = {name: long(value) if name in takes.names else value for name, value in kwargs.items()}
         return func(*args, **kwargs)
 
-    def _long(self, taken: frozenset[torch.dtype], is_misread: bool, index: Any) -> Any:
+    def _long(self, taken: frozenset[torch.dtype], is_misread: bool, index: object) -> object:
         if isinstance(index, (tuple, list)):  # of `x[i, j]`
             return type(index)([self._long(taken, is_misread, part) for part in index])
         if not isinstance(index, torch.Tensor) or index.dtype not in _NARROW:
@@ -107,10 +114,10 @@ class LongIndices(TorchFunctionMode):
 
 
 def with_long_indices(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, whose indices are of 64 bits where torch needs that."""
+    """`fn`, with indices converted to 64 bits where torch needs that."""
 
     @functools.wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: object, **kwargs: object) -> Any:
         with LongIndices(misread=True):
             return fn(*args, **kwargs)
 

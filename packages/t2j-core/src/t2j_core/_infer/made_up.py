@@ -1,7 +1,7 @@
 """Values for the runs that infer outputs where a function needs data: the examples, then made-up ones.
 
-Shapes that follow from values show only where runs differ in the values that decide. Numbers of integers decide most
-often (`a.reshape(n, -1)`), and few of them are valid: besides small ones, factors of the sizes of the arrays are tried.
+Whether shapes depend on values shows only if runs differ in the values that decide. Most often these are single
+integers (`a.reshape(n, -1)`), few of which are valid: besides small ones, factors of the sizes of the arrays are tried.
 """
 
 from __future__ import annotations
@@ -10,29 +10,33 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 
 from .._signature.signature import Leaf
-from .constrained import constrained
+from .made_up_constrained import constrained
 
 Values = list[torch.Tensor]
+"""One tensor for each operand, on the CPU."""
+Make = Callable[[], Values]
+Fill = Callable[[torch.Tensor], torch.Tensor]
+"""Numbers for the positions 0, 1, 2 ..."""
 Examples = Sequence["torch.Tensor | None"]
+"""Tensors that the user passed as examples; None for operands that are only described."""
 
 _FEW = 8  # integers in an array that may be sizes, axes or counts
 _LARGEST = 4096  # a size that is tried: a function may make a square of it
 
 
 def enough(operands: Sequence[Leaf]) -> int:
-    """How many runs with different values tell whether shapes depend on them."""
+    """How many runs with different values show whether shapes depend on them."""
     return 3 if any(not leaf.is_inexact for leaf in operands) else 2
 
 
-def values(operands: Sequence[Leaf], examples: Examples = ()) -> Iterator[Callable[[], Values]]:
-    """Makers of the values for each run: one tensor for each operand, on the CPU.
+def values(operands: Sequence[Leaf], examples: Examples = ()) -> Iterator[Make]:
+    """Functions that make the values of each run.
 
-    The examples come first, with made-up values for those that are shapes only.
+    The examples come first, with made-up values for those that are only described.
     """
     if any(example is not None for example in examples):
         for make in itertools.islice(_made_up(operands), None if None in examples else 1):
@@ -40,12 +44,12 @@ def values(operands: Sequence[Leaf], examples: Examples = ()) -> Iterator[Callab
     yield from _made_up(operands)
 
 
-def _with_examples(examples: Examples, make: Callable[[], Values]) -> Values:
+def _with_examples(examples: Examples, make: Make) -> Values:
     pairs = zip(make(), examples, strict=True)
     return [tensor if example is None else example.detach().clone() for tensor, example in pairs]
 
 
-def _made_up(operands: Sequence[Leaf]) -> Iterator[Callable[[], Values]]:
+def _made_up(operands: Sequence[Leaf]) -> Iterator[Make]:
     for inexact, integer, flag in _KINDS:
         yield functools.partial(all_filled, operands, inexact, integer, flag)
     yield from constrained(operands)
@@ -56,13 +60,13 @@ def _made_up(operands: Sequence[Leaf]) -> Iterator[Callable[[], Values]]:
         yield functools.partial(all_filled, operands, functools.partial(_large, largest=largest), ramp, ones)
 
 
-def all_filled(operands: Sequence[Leaf], inexact: Any, integer: Any, flag: Any) -> Values:
-    """Values that a function of positions makes, for each kind of dtype."""
+def all_filled(operands: Sequence[Leaf], inexact: Fill, integer: Fill, flag: Fill) -> Values:
+    """Values from functions of positions: for inexact dtypes, for integers, for booleans."""
     return [_filled(leaf, inexact, integer, flag) for leaf in operands]
 
 
 def deciding(operands: Sequence[Leaf]) -> list[int]:
-    """The operands that may be sizes, axes or counts: numbers of integers, or else small arrays of integers."""
+    """The operands that may be sizes, axes or counts: single integers, else small arrays of integers."""
     small = [i for i, leaf in enumerate(operands) if _is_size(leaf)]
     return [i for i in small if operands[i].shape == ()] or small
 
@@ -79,13 +83,10 @@ def _is_size(leaf: Leaf) -> bool:
     return not leaf.is_inexact and leaf.torch_dtype != torch.bool and math.prod(leaf.shape) <= _FEW
 
 
-def _filled(leaf: Leaf, inexact: Any, integer: Any, flag: Any) -> torch.Tensor:
+def _filled(leaf: Leaf, inexact: Fill, integer: Fill, flag: Fill) -> torch.Tensor:
     make = flag if leaf.torch_dtype == torch.bool else inexact if leaf.is_inexact else integer
-    numbers: torch.Tensor = make(torch.arange(math.prod(leaf.shape)))
+    numbers = make(torch.arange(math.prod(leaf.shape)))
     return numbers.reshape(leaf.shape).to(leaf.torch_dtype)
-
-
-# Each makes numbers from positions 0, 1, 2 ...
 
 
 def _zeros(i: torch.Tensor) -> torch.Tensor:
@@ -98,7 +99,7 @@ def ones(i: torch.Tensor) -> torch.Tensor:
 
 
 def ramp(i: torch.Tensor) -> torch.Tensor:
-    """1, 2, 3, up to 100 and again."""
+    """1, 2, 3, up to 100, then from 1 again."""
     return i % 100 + 1
 
 
@@ -113,11 +114,11 @@ def _large(i: torch.Tensor, largest: float) -> torch.Tensor:
     return _mixed(i) / 52 * largest
 
 
-def _scalar_or(scalar: int, make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _scalar_or(scalar: int, make: Fill) -> Fill:
     return lambda i: torch.full_like(i, scalar) if len(i) == 1 else make(i)
 
 
-_KINDS: tuple[tuple[Any, Any, Any], ...] = (  # for inexact dtypes, for integers, for booleans
+_KINDS: tuple[tuple[Fill, Fill, Fill], ...] = (  # for inexact dtypes, for integers, for booleans
     (_zeros, _zeros, _zeros),
     (_mixed, _scalar_or(1, lambda i: i % 100), lambda i: (i + 1) % 2),
     (ramp, _scalar_or(2, lambda i: i.flip(0) % 100), ones),

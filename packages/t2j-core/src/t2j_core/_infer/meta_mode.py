@@ -1,10 +1,11 @@
-"""A run of a function without data."""
+"""A run of a function on meta tensors: they have a shape and a dtype, but no data and no device of their own."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,21 @@ import torch.utils._pytree as torch_tree
 
 from .. import _compat
 from .._base.garbage import collect
-from .dense import is_dense, needs_values
+from .dense import MET_OTHERS, is_dense, needs_values
+from .draws import Draws
 from .indices import expands_index
-from .randomness import Draws
 
 
 class NeedsDataError(Exception):
-    """Only a run on real tensors tells the outputs."""
+    """Only a run on data shows the outputs."""
 
 
 class OnMeta(_compat.DispatchMode):
-    """Runs operations on the function's arguments on meta tensors: no data, no work.
+    """Runs operations that depend on the function's arguments on meta tensors: no data, no work.
 
-    Tensors that do not depend on the arguments (masks, position tables) are made for real, because functions cache
-    them; parameters that a function closes over get meta twins, and are never written. PyTorch's own fake tensors
-    would know the device as well, but cost seconds to import.
+    Tensors that do not depend on the arguments (masks, position tables) are made with data, because functions cache
+    them; parameters that a function closes over get meta twins, and are never written. Torch's fake tensors know their
+    device as well, but take seconds to import.
     """
 
     def __init__(self, draws: Draws) -> None:
@@ -38,13 +39,13 @@ class OnMeta(_compat.DispatchMode):
         self._largest = 0  # elements of the largest tensor
         self._is_random = False
         self.expands_indices = False
-        self.asked_for_values = False  # of a tensor without data
+        self.asked_for_values = False
         self.met_others = False  # than dense tensors
         self._autocast_depth = 0
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._made: dict[int, Any] = {}  # storages of real tensors of this run, by address
+        self._made: dict[int, torch.UntypedStorage] = {}  # of tensors with data that this run has made, by address
 
-    def _meta(self, value: Any) -> Any:
+    def _meta(self, value: object) -> object:
         if isinstance(value, torch.device):
             return torch.device("meta")
         if not isinstance(value, torch.Tensor) or value.is_meta:
@@ -61,14 +62,21 @@ class OnMeta(_compat.DispatchMode):
     def _is_made(self, tensor: torch.Tensor) -> bool:
         return not tensor.is_meta and tensor.untyped_storage().data_ptr() in self._made
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = self._run(func, args, dict(kwargs or {}))
-        self._draws.note(func, args, kwargs or {}, result)
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = self._run(func, args, dict(kwargs))
+        self._draws.note(func, args, kwargs, result)
         return result
 
-    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _compat.autocast_depth() > self._autocast_depth:
-            raise NotImplementedError("autocast acts by device, and tensors without data have none")
+            raise NotImplementedError("autocast depends on the device, which meta tensors do not have")
         if func.name().startswith("aten::quantize"):
             raise NeedsDataError("tensors without data are never quantised")
         tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
@@ -99,12 +107,12 @@ class OnMeta(_compat.DispatchMode):
         self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return result
 
-    def _refuse_others(self, values: list[Any]) -> None:
+    def _refuse_others(self, values: Sequence[object]) -> None:
         if not all(map(is_dense, values)):
-            self.met_others = True  # the function may handle the exception
-            raise NeedsDataError(OTHERS)
+            self.met_others = True  # noted, because the function may handle the exception
+            raise NeedsDataError(MET_OTHERS)
 
-    def _on_meta(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _on_meta(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = torch_tree.tree_map(self._meta, (args, kwargs))
         if any(a.name == "device" for a in func._schema.arguments):
             kwargs["device"] = _META
@@ -112,35 +120,37 @@ class OnMeta(_compat.DispatchMode):
         return self.operate(func, args, kwargs)
 
     def is_quick(self) -> bool:
-        """Whether a run takes less than about 0.1 ms, and always does the same."""
+        """Whether a call takes less than about 0.1 ms, and draws no random numbers."""
         return self._operations <= _FEW and self._largest <= _TINY and not self._is_random
 
     def kept(self) -> bool:
-        """Whether the function still refers to a tensor without data after its outputs are gone."""
+        """Whether the function still refers to a meta tensor after its outputs are gone."""
         self._twins.clear()
         if any(reference() is not None for reference in self.results):
             collect()
         return any(reference() is not None for reference in self.results)
 
 
-OTHERS = "tensors without data are always dense"
 _META = torch.device("meta")
 _FEW, _TINY = 12, 1 << 12
 _SMALL = 1 << 24
 
 
-def _most_elements(func: Any, tensors: list[torch.Tensor]) -> int:
-    """A bound on the elements of the result, unless an argument is a size."""
+def _most_elements(func: torch._ops.OpOverload, tensors: list[torch.Tensor]) -> int:
+    """An upper bound on the elements of the result, unless an argument is a size."""
     if torch.Tag.pointwise in func.tags:
-        with contextlib.suppress(ValueError):  # the operation itself tells better what does not broadcast
+        with contextlib.suppress(ValueError):  # torch has the better error for shapes that do not broadcast
             return math.prod(np.broadcast_shapes(*(t.shape for t in tensors)))
     return math.prod(max(t.numel(), 1) for t in tensors)
 
 
-def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
-    """What a small operation makes of zeros, as meta tensors; None where that does not tell.
+def _from_zeros(
+    func: torch._ops.OpOverload, tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The result of a small operation on zeros, as meta tensors; None if that may differ from the result on data.
 
-    Many meta kernels are written in Python and import torch's compiler, which takes seconds; zeros are cheaper.
+    Many meta kernels are written in Python (torch/_meta_registrations.py) and import torch's compiler, which takes
+    seconds; zeros are cheaper.
     """
     schema = func._schema
     if (
@@ -152,14 +162,14 @@ def _from_zeros(func: Any, tensors: list[torch.Tensor], args: Any, kwargs: Any) 
     ):
         return None
 
-    def zeros(value: Any) -> Any:
+    def zeros(value: object) -> object:
         if isinstance(value, torch.Tensor):
             return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu").zero_()
         return torch.device("cpu") if isinstance(value, torch.device) else value
 
     try:
         result = func(*torch_tree.tree_map(zeros, args), **torch_tree.tree_map(zeros, kwargs))
-    except Exception:  # zeros need not be valid input: a singular matrix
+    except Exception:  # zeros may be invalid input, such as a singular matrix
         return None
     if not all(type(leaf) is torch.Tensor and is_dense(leaf) for leaf in torch_tree.tree_leaves(result)):
         return None

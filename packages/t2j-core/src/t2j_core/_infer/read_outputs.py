@@ -1,4 +1,4 @@
-"""What a function returns in one run, and what JAX cannot take of that."""
+"""The outputs of one run, and the errors for what JAX arrays cannot hold."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ import contextlib
 import dataclasses
 import inspect
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
 import torch
 
 from .._base.dtypes import aval_text
-from .._base.errors import OutputError, describe
-from .._signature.call_tree import CallTree, Static
+from .._base.errors import DTypeError, OutputError, describe
+from .._signature.call_tree import Static
 from .._signature.containers import plain
-from .._signature.signature import Outputs, output_leaf
+from .._signature.signature import Leaf, Outputs, output_leaf
+from .call import Call
 from .indices import LongIndices, are_narrow
 
 
-def one_run(call: Callable[..., Any], call_tree: CallTree, tensors: list[torch.Tensor]) -> Outputs:
-    """Run a function on tensors, and read its outputs off. Raises `OutputError` for what JAX cannot take."""
-    args, kwargs = call_tree.merger()(tensors)
+def one_run(call: Call, tensors: list[torch.Tensor]) -> Outputs:
+    """Run a function on tensors, and describe its outputs. Raises `OutputError` for what JAX arrays cannot hold."""
+    args, kwargs = call.call_tree.merger()(tensors)
     versions = [t._version for t in tensors]
     with contextlib.ExitStack() as stack:
         long = stack.enter_context(LongIndices(misread=False)) if are_narrow(t.dtype for t in tensors) else None
-        answer = call(*args, **kwargs)
-    _check_containers(answer, ())
-    items, tree = jax.tree.flatten(plain(answer))
+        returned = call.fn(*args, **kwargs)
+    _check_containers(call.name, returned, ())
+    items, tree = jax.tree.flatten(plain(returned))
     mutated = tuple(i for i, t in enumerate(tensors) if t._version != versions[i])
-    statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(item) for item in items)
+    statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(call.name, item) for item in items)
     results = [item for item in items if isinstance(item, torch.Tensor)]
-    returned = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
-    leaves = tuple(output_leaf(_sizes(t), t.dtype) for t in results)
+    as_results = tuple((i, j) for i in mutated for j, r in enumerate(results) if _same_memory(r, tensors[i]))
+    paths = Outputs(tree, (), statics).paths()
+    leaves = tuple(_leaf(call.name, path, tensor) for path, tensor in zip(paths, results, strict=True))
     needs = True if long is not None and long.has_met_refused else None
-    return Outputs(tree, leaves, statics, mutated, returned, is_declared=False, needs_long_indices=needs)
+    return Outputs(tree, leaves, statics, mutated, as_results, is_declared=False, needs_long_indices=needs)
 
 
-def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
+def _check_containers(name: str, item: object, outer: tuple[int, ...]) -> None:
     """Refuse what JAX cannot flatten: containers that contain themselves, generators, coroutines."""
     if id(item) in outer:
         what, remedy = "a container that contains itself", "Return the tensors in tuples, lists and dicts."
@@ -52,13 +53,13 @@ def _check_containers(item: Any, outer: tuple[int, ...]) -> None:
             item.close()
     else:
         for part in _parts(item):
-            _check_containers(part, (*outer, id(item)))
+            _check_containers(name, part, (*outer, id(item)))
         return
-    text = f"The function returns {what}."
+    text = f"{name} returns {what}."
     raise OutputError(describe(text, expected="a finite tree of tensors", got=type(item).__name__, remedy=remedy))
 
 
-def _parts(item: Any) -> Any:
+def _parts(item: object) -> Iterable[object]:
     if isinstance(item, Mapping):
         return item.values()
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
@@ -73,25 +74,28 @@ _DENSE = {
 }
 
 
-def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+def _leaf(name: str, path: str, tensor: torch.Tensor) -> Leaf:
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
         kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
         raise OutputError(
             describe(
-                f"The function returns a {kind} tensor, which JAX arrays cannot hold.",
+                f"{name} returns a {kind} tensor, which JAX arrays cannot hold.",
                 expected="a dense tensor",
                 got=f"{tensor.dtype}, {tensor.layout}",
                 remedy=_DENSE[kind],
             )
         )
-    return tuple(tensor.shape)
+    try:
+        return output_leaf(tuple(tensor.shape), tensor.dtype)
+    except DTypeError as error:
+        raise DTypeError(f"{path} of {name}: {error}") from None
 
 
-def _static_output(item: Any) -> Static:
+def _static_output(name: str, item: object) -> Static:
     if isinstance(item, (np.ndarray, np.generic, jax.Array)):
         raise OutputError(
             describe(
-                f"The function returns a {type(item).__name__} where a tensor is needed.",
+                f"{name} returns a {type(item).__name__} where a tensor is needed.",
                 expected="torch tensors, and constants such as numbers or strings",
                 got=f"{type(item).__name__} {aval_text(item.shape, item.dtype)}",
                 remedy="Return `torch.as_tensor(value)`.",
@@ -102,7 +106,7 @@ def _static_output(item: Any) -> Static:
         kind = type(item).__name__
         raise OutputError(
             describe(
-                f"The function returns tensors inside a {kind}, which is no pytree.",
+                f"{name} returns tensors inside a {kind}, which is not a pytree.",
                 expected="tensors in tuples, lists, dicts, dataclasses or registered pytrees",
                 got=f"{kind}, with a tensor as its `{place}`",
                 remedy="Call the model with `use_cache=False`, or return the tensors of the cache that you need."
@@ -114,10 +118,10 @@ def _static_output(item: Any) -> Static:
     return Static.of(item)
 
 
-def _place_of_tensors(item: Any) -> str | None:
+def _place_of_tensors(item: object) -> str | None:
     """Where there is a tensor in an object, or in the objects it holds: `layers[0].keys`."""
-    seen: dict[int, Any] = {}
-    rest: collections.deque[tuple[Any, str]] = collections.deque([(item, "")])
+    seen: dict[int, object] = {}
+    rest: collections.deque[tuple[object, str]] = collections.deque([(item, "")])
     while rest and len(seen) < _MOST_PARTS:
         part, place = rest.popleft()
         if isinstance(part, torch.Tensor):

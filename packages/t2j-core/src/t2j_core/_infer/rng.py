@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from .. import _compat
-
-turns: AbstractContextManager[Any] = threading.RLock()
-"""What of torch is global is used in turns: the default generators, forward mode, the choice of attention kernels.
-
-It is the only lock that t2j holds while code of the user's runs. With a second one, a signal handler or a finalizer
-that calls a function in the middle of another call could wait for a thread that waits for the interrupted call.
-"""
+from .._base.turns import turns
 
 
 def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with the data of a JAX key as an additional first argument.
 
-    The same key gives the same numbers; the generators are as before afterwards.
+    The same key gives the same numbers. After the call the generators are in the state they had before it.
     """
 
-    def call(key: torch.Tensor, /, *args: Any, **kwargs: Any) -> Any:
+    def call(key: torch.Tensor, /, *args: object, **kwargs: object) -> Any:
         if key.is_meta:
             return fn(*args, **kwargs)
         generators = [torch.default_generator]
@@ -48,8 +40,8 @@ def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
 def seed_of(key: torch.Tensor) -> int:
     """A 64-bit seed from the words of a key (uint32[n]).
 
-    Every bit of the key changes the low 32 bits, which are all that torch's generator on the CPU looks at: the words
-    go through the finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+    Every bit of the key changes the low 32 bits, the only ones that torch's generator on the CPU uses: the words go
+    through the finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
     """
     seed = 0
     for word in _compat.numbers_in(key):

@@ -12,10 +12,15 @@ from typing import Any
 import torch
 
 from .._base.bounded import remember
-from .._base.dtypes import note_missing_width
-from .._base.frames import hide_own_frames, with_those_behind
+from .._base.frames import chain_of, hide_own_frames
 from .._base.jax_inside import as_jax_inside
-from .._infer.advice import note_cuda_graphs, note_jax_dtypes, note_mixed_dtypes, note_numbers
+from .._infer.notes import (
+    note_cuda_graphs,
+    note_jax_dtypes,
+    note_missing_width,
+    note_mixed_dtypes,
+    note_numbers,
+)
 from .._signature.signature import Signature
 from .originals import keep, tag
 
@@ -103,5 +108,5 @@ def _log(name: str, text: str) -> None:
 
 def _clear_frames(error: BaseException) -> None:
     """Frames keep the argument tensors, and with them XLA's memory, alive. Those of the caller are left alone."""
-    for item in with_those_behind(error):
+    for item in chain_of(error):
         traceback.clear_frames(item.__traceback__)

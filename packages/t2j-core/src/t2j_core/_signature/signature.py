@@ -63,6 +63,10 @@ class Outputs:
         """Whether the function returns one tensor, bare."""
         return self.tree == jax.tree.structure(0) and self.statics == (None,)
 
+    def is_alike(self, other: Outputs) -> bool:
+        """Whether both have the same tree, avals and constants."""
+        return (self.leaves, self.tree, self.statics) == (other.leaves, other.tree, other.statics)
+
     def unflatten(self, arrays: Sequence[Any]) -> Any:
         """The output tree with `arrays` and the constants in their places."""
         rest = iter(arrays)

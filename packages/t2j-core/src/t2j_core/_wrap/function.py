@@ -18,13 +18,14 @@ from .._base.bounded import remember as _remember
 from .._base.dtypes import canonical, dtype_t2j
 from .._base.errors import ArgumentError, T2jError, T2jWarning, TensorEscapeError, describe, warn
 from .._base.frames import hide_own_frames
-from .._infer.advice import tell_without_arrays
-from .._infer.dataless import refusing
+from .._base.text import utf8
+from .._base.turns import turns
 from .._infer.indices import are_narrow, with_long_indices
 from .._infer.infer import infer_outputs, works_on
-from .._infer.randomness import told
-from .._infer.rng import seeded, turns
-from .._infer.unkeyed import telling_of_draws
+from .._infer.kept_tensors import refusing_kept
+from .._infer.notes import warn_of_no_arrays
+from .._infer.rng import seeded
+from .._infer.unkeyed import draws_without_key, warning_of_draws
 from .._lowering.primitive import outputs_of, torch_call
 from .._run.exceptions import hold
 from .._run.originals import original_of, raises_originals
@@ -95,7 +96,7 @@ class TorchFunction(Generic[P]):
     def _describe(self) -> None:
         """Take over what `fn` says of itself."""
         fn, options = self.fn, self.options
-        self.__name__: str = _compat.utf8(str(options.name or getattr(fn, "__name__", type(fn).__name__)))
+        self.__name__: str = utf8(str(options.name or getattr(fn, "__name__", type(fn).__name__)))
         self.__doc__: str | None = getattr(fn, "__doc__", None)
         self.__wrapped__: Callable[..., Any] = fn
         self.__signature__: inspect.Signature = signature_of(
@@ -335,10 +336,10 @@ class TorchFunction(Generic[P]):
                 self._inferred(), self.__name__, call_tree, operands, examples, notes_random=not silent
             )
             if outputs.is_random:
-                warn(told(self.__name__), T2jWarning)
+                warn(draws_without_key(self.__name__), T2jWarning)
                 self._told.add("random")
         if not operands:
-            tell_without_arrays(self.__name__, call_tree, outputs)
+            warn_of_no_arrays(self.__name__, call_tree, outputs)
         return Signature(self.__name__, call_tree, operands, outputs)
 
     def _callable(self) -> Callable[..., Any]:
@@ -352,9 +353,9 @@ class TorchFunction(Generic[P]):
         if signature.outputs.keeps_state:
             self._told.add("keeps state")
         if signature.outputs.is_declared and not (self.options.rng or self.options.has_side_effect):
-            call = telling_of_draws(call, self.__name__, self._told)
+            call = warning_of_draws(call, self.__name__, self._told)
         if "keeps state" in self._told:  # that of one signature may be used by another
-            call = refusing(call, self.__name__)
+            call = refusing_kept(call, self.__name__)
         return TorchFn(
             with_long_indices(call) if needs_long else call,
             signature,

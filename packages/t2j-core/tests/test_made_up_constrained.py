@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributions as D
 from t2j_core import DataDependentShapeError, dtype_t2j, torch2jax
-from t2j_core._infer.constrained import constrained
+from t2j_core._infer.made_up_constrained import constrained
 from t2j_core._signature.signature import leaf_of
 
 S = jnp.array([[2, 0.5, 0.1], [0.5, 1.5, 0.2], [0.1, 0.2, 1]])

@@ -1,7 +1,8 @@
-"""Values for further runs of a function that asks for values: those that tell apart what the first ones do not.
+"""Values for further runs of a function that asks for values, which show differences that the first values hide.
 
-The first values are equal for all numbers, so that `a.transpose(i, j)` does nothing. Here numbers differ; they are on
-both sides of those that the function compares with; and they split axes, as `torch.split(a, sizes.tolist())` needs.
+The first values are the same for all single integers, so that `a.transpose(i, j)` does nothing. Here they differ; they
+are on both sides of numbers that the function compares with; and they add up to sizes of axes, as
+`torch.split(a, sizes.tolist())` needs.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from .._signature.signature import Leaf
-from .made_up import Values, all_filled, deciding, ones, ramp, with_sizes
+from .made_up import Make, Values, all_filled, deciding, ones, ramp, with_sizes
 
 _MOST = 6  # of a kind
 _LONGEST = 1024
 
 
-def further(operands: Sequence[Leaf], numbers: Iterable[float]) -> Iterator[Callable[[], Values]]:
-    """Makers of the values for each run; `numbers` are those that the function may compare with."""
+def further(operands: Sequence[Leaf], numbers: Iterable[float]) -> Iterator[Make]:
+    """Functions that make the values of each run; `numbers` are those that the function may compare with."""
     flags = [i for i, leaf in enumerate(operands) if leaf.torch_dtype == torch.bool]
     places = deciding(operands)
     for integers in _different(operands, places):
@@ -48,7 +49,7 @@ def _slots(operands: Sequence[Leaf], places: Sequence[int]) -> int:
 
 
 def _different(operands: Sequence[Leaf], places: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Integers of which no two are equal, each of them an axis where that is possible."""
+    """Integers of which no two are equal, each of them an axis if there are enough axes."""
     slots = _slots(operands, places)
     axes = max((len(leaf.shape) for i, leaf in enumerate(operands) if i not in places), default=0)
     if slots > 1:
@@ -64,9 +65,7 @@ def _with_flags(operands: Sequence[Leaf], flags: Sequence[int], count: int) -> V
     return made
 
 
-def _around(
-    operands: Sequence[Leaf], places: Sequence[int], numbers: Sequence[float]
-) -> Iterator[Callable[[], Values]]:
+def _around(operands: Sequence[Leaf], places: Sequence[int], numbers: Sequence[float]) -> Iterator[Make]:
     """Values below and above numbers."""
     near = dict.fromkeys(math.floor(number) + step for number in numbers for step in (1, 0, -1) if number + step >= 0)
     if places:

@@ -1,11 +1,10 @@
-"""Numbers that may decide what a function does: those which its code names where it asks a tensor for its value."""
+"""Numbers that may decide what a function does: its code names them where it asks a tensor for its value."""
 
 from __future__ import annotations
 
 import contextlib
 import types
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from .._base.frames import users_frames
 
@@ -13,9 +12,9 @@ _MOST = 12
 _LARGEST = 4096  # a number that is tried: a function may make a tensor of that size, or of its square
 
 
-def numbers_beside(error: BaseException) -> tuple[float, ...]:
-    """The numbers in the code that was running when an exception was raised, the innermost frame first."""
-    with contextlib.suppress(Exception):  # attributes are the user's code
+def numbers_in_code(error: BaseException) -> tuple[float, ...]:
+    """The numbers in the code that was running when an exception was raised, those of the innermost frame first."""
+    with contextlib.suppress(Exception):  # reading attributes runs code of the user's
         found = (number for frame in reversed(users_frames(error)) for number in _numbers_of(frame))
         return tuple(dict.fromkeys(number for number in found if abs(number) <= _LARGEST))[:_MOST]
     return ()
@@ -35,9 +34,9 @@ def _numbers_of(frame: types.FrameType) -> Iterator[float]:
             yield from _numbers(holder.get(name) for name in code.co_names)
 
 
-def _numbers(values: Iterable[Any]) -> Iterator[float]:
+def _numbers(values: Iterable[object]) -> Iterator[float]:
     for value in values:
-        if type(value) in (int, float):
+        if type(value) is int or type(value) is float:
             yield value
         elif isinstance(value, (tuple, frozenset)):  # `n in (2, 4)`
             yield from (number for number in value if type(number) in (int, float))

@@ -1,9 +1,9 @@
-"""Functions that keep a tensor from the run without data that inferred their outputs, and use it later."""
+"""Tensors without data that a function keeps from the run which inferred its outputs, and uses in a real call."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,26 +13,31 @@ from .. import _compat
 from .._base.errors import T2jError, describe
 
 
-def keeps_state(name: str) -> str:
-    """What is said of a function that keeps such a tensor."""
+def keeps_tensor(name: str) -> str:
+    """The warning for a function that keeps such a tensor."""
     return (
         f"{name} keeps a tensor that it computed from its arguments while t2j inferred its outputs; that tensor holds "
         "no data. Declare the outputs with `output_shapes=`, and the function is not run before its first call."
     )
 
 
-class _Refuse(_compat.DispatchMode):
-    """Raises where an operation takes a tensor without data: some of torch's read its memory, which is nowhere.
+class _RefuseMeta(_compat.DispatchMode):
+    """Raises if an operation takes a meta tensor, because some operations of torch read its memory.
 
-    On a CPU `torch.mm` of a tensor with data and one on the meta device returns whatever is in the result's memory
-    (torch 2.13).
+    torch 2.13: on a CPU `torch.mm` of a tensor with data and a meta tensor returns uninitialised memory.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         leaves = torch_tree.tree_leaves((args, kwargs or {}))
         if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in leaves):
             raise T2jError(
@@ -47,12 +52,12 @@ class _Refuse(_compat.DispatchMode):
         return self.operate(func, args, kwargs)
 
 
-def refusing(call: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """`call`, which raises where it uses a tensor without data."""
+def refusing_kept(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`fn`, which raises if it uses a tensor without data."""
 
-    @functools.wraps(call)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with _Refuse(name):
-            return call(*args, **kwargs)
+    @functools.wraps(fn)
+    def run(*args: object, **kwargs: object) -> Any:
+        with _RefuseMeta(name):
+            return fn(*args, **kwargs)
 
     return run

@@ -1,9 +1,10 @@
-"""Whether a function draws from torch's default generators, which to JAX is no argument of it."""
+"""`Draws`: whether a run draws random numbers from torch's generators, and whether its results depend on them."""
 
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import torch
@@ -17,57 +18,52 @@ _PROBABILITIES = ("p", "dropout_p", "dropout")
 _MODES = ("train", "training")
 
 
-def drawn_from(func: Any, args: Any, kwargs: Any) -> Any:
-    """The generator that an operation draws numbers from: its own, or the default one of a CPU; None if it does not."""
-    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+_T = TypeVar("_T")
+
+
+def drawn_from(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Generator | None:
+    """The generator that an operation draws from: its own, or the default one of the CPU; None if it draws nothing."""
+    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):  # higher-order operators have no tags
         return None
-    given = {
-        argument.name: argument.default_value for argument in func._schema.arguments if argument.has_default_value()
-    }
-    given.update(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+    arguments = func._schema.arguments
+    given = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    given.update(zip((argument.name for argument in arguments), args, strict=False))
     given.update(kwargs)
     if any(given.get(name) is False for name in _MODES) or any(_is_zero(given.get(name)) for name in _PROBABILITIES):
-        return None  # dropout that does nothing; attention has such an argument
-    generator = given.get("generator")
-    is_default = generator is None or _compat.is_default_generator(generator)
-    return torch.default_generator if is_default else generator
+        return None  # dropout that changes nothing, of attention too
+    generator: torch.Generator | None = given.get("generator")
+    if generator is None or _compat.is_default_generator(generator):
+        return torch.default_generator
+    return generator
 
 
-def _is_zero(value: Any) -> bool:
+def _is_zero(value: object) -> bool:
     return isinstance(value, (int, float)) and value == 0
 
 
 def generator_states() -> list[torch.Tensor]:
-    """The states of the default generators, which tell whether somebody drew numbers. None waits for a GPU."""
+    """The states of the default generators: they differ after numbers were drawn. Reading them waits for no GPU."""
     gpus = (torch.cuda.default_generators[i] for i in _compat.torch_gpus())
     return [generator.get_state() for generator in (torch.default_generator, *gpus)]
-
-
-def told(name: str) -> str:
-    """What is said of a function that draws without a key."""
-    return (
-        f"{name} draws random numbers without a key. To JAX it is a pure function: equal calls under `jax.jit` may "
-        "become one, with the same numbers in each place (one dropout mask for two views), and a derivative that runs "
-        "it again draws other numbers. Wrap it with `rng=True` and pass a JAX key first; or pass `train=False` for a "
-        "module that should not draw at all."
-    )
 
 
 class Draws:
     """Counts the operations of a run that draw random numbers.
 
-    Given a seed, only those count that draw what follows from the state at the beginning of the run: a function that
-    seeds the generator itself, or forks it and restores it, gives the same numbers at every call. And what was drawn
-    is followed to the results: a function that makes a layer and loads weights into it draws for nothing. `others` are
-    the states of generators that the function has seeded, or made: in two runs they differ if it did so by the clock,
-    or by `torch.seed()`.
+    Given a seed, only those count whose numbers depend on the state at the beginning of the run: a function that seeds
+    the generator itself, or forks and restores it, draws the same numbers at every call. What was drawn is then
+    followed to the results: a function that makes a layer and loads weights into it does not use what it drew. `others`
+    are the states of generators that the function has seeded or made: in two runs they differ if the seed is the time,
+    or comes from `torch.seed()`.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         self._seed = seed
         self._count = 0
-        self._drawn: dict[int, torch.UntypedStorage] = {}  # memory with what was drawn, or came of it; kept alive
-        self._is_used = False  # it was returned, or became something that is not a tensor
+        self._drawn: dict[
+            int, torch.UntypedStorage
+        ] = {}  # memory that holds numbers drawn, or computed from them; kept alive
+        self._is_used = False  # returned, or read as a Python number
         self._others: list[bytes] = []
         if seed is not None:
             torch.default_generator.manual_seed(seed)
@@ -75,22 +71,22 @@ class Draws:
 
     @classmethod
     def with_private_seed(cls) -> Draws:
-        """For a run with a seed that the function does not know, within `torch.random.fork_rng`."""
+        """`Draws` with a seed that the function cannot know, for a run within `torch.random.fork_rng`."""
         return cls(secrets.randbits(63))
 
     def any(self) -> bool:
-        """Whether there were any, at the end of the run."""
+        """Whether the run, which has ended, drew any that count."""
         if self._count and self._seed is not None:
             return self._is_used and not torch.equal(self._before, torch.default_generator.get_state())
         return self._count > 0
 
     @property
     def others(self) -> list[bytes]:
-        """The states of generators other than the default one at the beginning of the run, if the results show them."""
+        """The states of generators other than the default one as it began, if results depend on them."""
         return self._others if self._is_used else []
 
-    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """See one operation, and its result."""
+    def note(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
+        """Take one operation and its result into account."""
         generator = drawn_from(func, args, kwargs)
         if self._seed is None:
             self._count += generator is not None
@@ -103,23 +99,27 @@ class Draws:
     def _note_generator(self, generator: torch.Generator) -> None:
         if generator is torch.default_generator and torch.initial_seed() == self._seed:
             self._count += 1
-            with _compat.default_torch_state(("cpu",)):  # operations without data leave the generator as it is
+            with _compat.default_torch_state(
+                ("cpu",)
+            ):  # an operation on tensors without data does not advance the generator
                 torch.rand(())
         else:
             self._others.append(generator.get_state().numpy().tobytes())
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _follow(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: object
+    ) -> None:
         overwrites = func._schema.name in _OVERWRITES and _is_whole(args[0])
         if overwrites:
             self._drawn.pop(args[0].untyped_storage()._cdata, None)
         if any(map(self.is_drawn, _tensors((args[1:] if overwrites else args, kwargs)))):
             self._mark(func, args, kwargs, result)
 
-    def _mark(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _mark(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
         given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
         written = [given.get(a.name) for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
         tensors = _tensors((result, written))
-        self._is_used |= not tensors  # `item()`, which the function may decide by
+        self._is_used |= not tensors  # such as by `item()`: the function may branch on it
         for tensor in tensors:
             if tensor.layout == torch.strided:
                 storage = tensor.untyped_storage()
@@ -128,11 +128,11 @@ class Draws:
                 self._is_used = True
 
     def is_drawn(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor holds what was drawn."""
+        """Whether a tensor holds numbers drawn, or computed from them."""
         return tensor.layout == torch.strided and tensor.untyped_storage()._cdata in self._drawn
 
-    def returned(self, values: Any) -> Any:
-        """See what leaves the world of torch: results, and what is read as numbers."""
+    def returned(self, values: _T) -> _T:
+        """Take into account what leaves torch: results, and what is read as numbers."""
         leaves = jax.tree.leaves(plain(values))
         self._is_used |= any(self.is_drawn(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
         return values
@@ -141,38 +141,50 @@ class Draws:
 _OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
+def _tensors(tree: object) -> list[torch.Tensor]:
     return [leaf for leaf in torch_tree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is all there is in its memory."""
+    """Whether a tensor covers its memory."""
     return (
         tensor.layout == torch.strided and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     )
 
 
-class Watch(_compat.DispatchMode):
-    """A mode that shows the operations of a run to `draws`."""
+class WatchDraws(_compat.DispatchMode):
+    """Notes the operations of a run in `draws`."""
 
     def __init__(self, draws: Draws) -> None:
         super().__init__()
         self._draws = draws
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = self.operate(func, args, kwargs)
         self._draws.note(func, args, kwargs or {}, result)
         return result
 
 
 class WatchReads(TorchFunctionMode):
-    """A mode that shows to `draws` what is read without an operation."""
+    """Notes in `draws` which tensors are read without an operation."""
 
     def __init__(self, draws: Draws) -> None:
         super().__init__()
         self._draws = draws
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func in _READS:
             self._draws.returned(args[0])
         return func(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
-"""Made-up values that meet what functions ask of theirs: covariances, bounds of an interval, probabilities, classes.
+"""Made-up values that meet common constraints: covariances, bounds of an interval, probabilities, classes.
 
-`torch.distributions` validates its parameters, as many a library does: a covariance is positive definite, a lower bound
-is below an upper one, and probabilities add up to 1. Values that each operand gets by itself meet none of these.
+`torch.distributions` and other libraries validate their arguments: a covariance is positive definite, a lower bound is
+below an upper one, probabilities add up to 1. Values that are made for each operand separately meet none of these.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import torch
 
 from .._signature.signature import Leaf
 
-Make = Callable[[tuple[int, ...], int, int], torch.Tensor]  # of a shape, for one of so many operands
+Kind = Callable[[tuple[int, ...], int, int], torch.Tensor]
+"""Values of a shape, for an operand at a place, of so many operands."""
 
 
 def constrained(operands: Sequence[Leaf]) -> Iterator[Callable[[], list[torch.Tensor]]]:
-    """Makers of the values for each run. What is square is a diagonal matrix, with all the rest within its rows."""
-    kinds: tuple[tuple[float | None, Make], ...] = (
+    """Functions that make the values of each run. Square operands are diagonal matrices."""
+    kinds: tuple[tuple[float | None, Kind], ...] = (
         (None, _scattered),  # and integers are classes: 0, 1, 0
         (1, _rising),
         (2, _falling),
@@ -33,7 +34,7 @@ def constrained(operands: Sequence[Leaf]) -> Iterator[Callable[[], list[torch.Te
         yield functools.partial(_values, operands, diagonal, make)
 
 
-def _values(operands: Sequence[Leaf], diagonal: float | None, make: Make) -> list[torch.Tensor]:
+def _values(operands: Sequence[Leaf], diagonal: float | None, make: Kind) -> list[torch.Tensor]:
     rest = [i for i, leaf in enumerate(operands) if leaf.is_inexact and (diagonal is None or not _is_square(leaf))]
     values = []
     for i, leaf in enumerate(operands):

@@ -1,4 +1,4 @@
-"""What is said along with an exception that the user's function raises, or of a call that is not what it seems."""
+"""Notes on exceptions of the user's function: what probably caused them, and what to do."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import traceback
 import types
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from .._base.dtypes import canonical
 from .._base.errors import T2jWarning, listed, warn
-from .._base.frames import Place, users_place
 from .._signature.call_tree import CallTree
 from .._signature.signature import Leaf, Outputs, named_avals
 
@@ -20,14 +21,14 @@ _OF_A_NUMBER = re.compile(r"\b(int|float|complex|list|tuple)\b")  # "must be Ten
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception of the user's, whose class may forbid it."""
+    """Add a note to an exception. The class of a user's exception may override `add_note`, or have no `__dict__`."""
     with contextlib.suppress(Exception):
         BaseException.add_note(error, note)
 
 
 def note_numbers(error: BaseException, call_tree: CallTree) -> None:
-    """Tell what to do where the function got a Python number and needs a tensor."""
-    with contextlib.suppress(Exception):  # its text is the user's
+    """Note what to do if the function was passed a Python number and needs a tensor."""
+    with contextlib.suppress(Exception):  # `__str__` of a user's exception may raise
         if (
             type(error) in (TypeError, AttributeError)
             and _OF_A_NUMBER.search(str(error))
@@ -40,7 +41,7 @@ def note_numbers(error: BaseException, call_tree: CallTree) -> None:
             )
 
 
-_NAMES = {  # in errors of torch, where they differ from those of its dtypes
+_NAMES = {  # of scalar types in torch's errors, where they differ from the names of dtypes
     torch.float16: "Half",
     torch.float32: "Float",
     torch.float64: "Double",
@@ -54,23 +55,39 @@ _NAMES = {  # in errors of torch, where they differ from those of its dtypes
 
 
 def note_mixed_dtypes(error: BaseException, call_tree: CallTree, operands: Sequence[Leaf]) -> None:
-    """Tell which arguments have another dtype than most, where torch says that two dtypes do not go together."""
-    with contextlib.suppress(Exception):  # its text is the user's
+    """Note which arguments have another dtype than most, if torch reports that two dtypes do not fit."""
+    with contextlib.suppress(Exception):  # `__str__` of a user's exception may raise
         text = str(error)
         if type(error) is not RuntimeError or not re.search("dtype|scalar type", text):
             return
-        told = [leaf.torch_dtype for leaf in operands if re.search(rf"\b{_NAMES.get(leaf.torch_dtype)}\b", text)]
-        if len(set(told)) < 2:
+        named = [leaf.torch_dtype for leaf in operands if re.search(rf"\b{_NAMES.get(leaf.torch_dtype)}\b", text)]
+        if len(set(named)) < 2:
             return
-        most = collections.Counter(told).most_common(1)[0][0]
+        most = collections.Counter(named).most_common(1)[0][0]
         pairs = zip(call_tree.paths(), operands, strict=True)
-        other = [f"{path}: {leaf}" for path, leaf in pairs if leaf.torch_dtype in told and leaf.torch_dtype != most]
+        other = [f"{path}: {leaf}" for path, leaf in pairs if leaf.torch_dtype in named and leaf.torch_dtype != most]
         add_note(error, f"Most arguments are of the dtype {most}; these are not: {listed(other)}.")
 
 
+_WIDE = re.compile(r"\b(Long(Tensor)?|long tensor|int64|float64|Double(?! backward)|double (?=!=)|(?<=!= )double)\b")
+
+
+def note_missing_width(error: BaseException) -> None:
+    """Note that JAX's arrays have at most 32 bits if torch asks for 64, as losses on integer labels do."""
+    if canonical(np.int64) == np.int64 or type(error) not in (RuntimeError, IndexError, TypeError):  # what torch raises
+        return
+    with contextlib.suppress(Exception):  # `__str__` of a user's exception may raise
+        if _WIDE.search(str(error)):
+            add_note(
+                error,
+                "While JAX's x64 mode is off, arrays arrive with at most 32 bits. Convert inside the function "
+                "(`labels.long()`), or pass a `torch.int64` or `torch.float64` tensor as the argument's example.",
+            )
+
+
 def note_jax_dtypes(error: BaseException) -> None:
-    """Tell that `jnp.float32` is no dtype of torch."""
-    with contextlib.suppress(Exception):  # its text is the user's
+    """Note that `jnp.float32` is not a dtype of torch."""
+    with contextlib.suppress(Exception):  # `__str__` of a user's exception may raise
         if type(error) is TypeError and "_ScalarMeta" in str(error):
             add_note(
                 error,
@@ -80,12 +97,12 @@ def note_jax_dtypes(error: BaseException) -> None:
 
 
 def note_cuda_graphs(error: BaseException) -> None:
-    """Tell why CUDA graphs of `torch.compile` fail on a thread.
+    """Note why CUDA graphs of `torch.compile` fail on a thread.
 
     torch 2.11: `get_obj` in torch/_inductor/cudagraph_trees.py asserts that the thread is the one which imported the
-    module, or one of autograd's (pytorch/pytorch#123177). The mend in torch 2.13 (pytorch/pytorch#184357) has three
-    parts: state for each thread, compiled functions for each thread, and a lock around captures. Setting the state from
-    here would be the first alone.
+    module, or one of autograd's (https://github.com/pytorch/pytorch/issues/123177). torch 2.13 keeps that state for
+    each thread, keeps compiled functions for each thread, and locks captures
+    (https://github.com/pytorch/pytorch/pull/184357). Setting the state from here would do the first alone.
     """
     if isinstance(error, AssertionError) and any(map(_is_in_cuda_graphs, traceback.walk_tb(error.__traceback__))):
         add_note(
@@ -105,7 +122,7 @@ def _is_in_cuda_graphs(entry: tuple[types.FrameType, int]) -> bool:
 def note_inference(
     error: Exception, name: str, call_tree: CallTree, operands: Sequence[Leaf], *, values_matter: bool
 ) -> None:
-    """Tell that the outputs were being inferred; and, if real data might work, how to go without."""
+    """Note that the outputs were being inferred; and, if real data might work, how to do without inference."""
     given = named_avals(call_tree, operands) or "a call without arrays"
     text = f"Raised while t2j inferred the outputs of {name} for {given}."
     if values_matter:
@@ -121,41 +138,8 @@ def note_inference(
     note_mixed_dtypes(error, call_tree, operands)
 
 
-Kind = tuple[type[Exception], "Place | None"]
-
-
-def kind_of(error: Exception) -> Kind:
-    """What an exception is, and where the function raised it. Unlike the exception it holds no frame."""
-    return type(error), users_place(error)
-
-
-def values_matter(without_data: Kind | None, with_data: Sequence[Exception]) -> bool:
-    """Whether a function that failed without data, and on made-up data, might work on real data.
-
-    It would not where each run raises the same on the same line: shapes that do not fit, a missing argument.
-    """
-    kinds = {*filter(None, [without_data]), *map(kind_of, with_data)}
-    return len(kinds) > 1 or len(set(map(_text, with_data))) > 1
-
-
-def first_line(error: Exception) -> str:
-    """The type of an exception and the first line of its text."""
-    try:
-        lines = str(error).splitlines()
-    except Exception:  # it is the user's
-        lines = []
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def _text(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return ""
-
-
-def tell_without_arrays(name: str, call_tree: CallTree, outputs: Outputs) -> None:
-    """Warn of a call of numbers alone that returns no tensor: PyTorch had nothing to do."""
+def warn_of_no_arrays(name: str, call_tree: CallTree, outputs: Outputs) -> None:
+    """Warn of a call with numbers alone that returns no tensor: PyTorch had nothing to compute."""
     names = call_tree.numbers()
     if names and not outputs.leaves:
         warn(
