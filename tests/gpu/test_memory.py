@@ -11,7 +11,7 @@ import pytest
 import torch
 from t2j_autodiff import clear_residuals, torch2jax
 from t2j_autodiff._base import config
-from t2j_autodiff._residuals import autograd
+from t2j_autodiff._residuals.store import kept_graphs
 from t2j_core import last_error
 
 pytestmark = pytest.mark.gpu
@@ -64,11 +64,11 @@ def take_all_memory():
 def test_kept_graphs_may_hold_half_of_the_gpu(gpu):
     assert config.residual_limit(gpu.torch) == pytest.approx(torch.cuda.mem_get_info(gpu.torch)[1] / 2, rel=0.01)
     _, pull = jax.vjp(torch2jax(saves), jnp.ones(N))
-    assert len(autograd._kept) == 1
-    assert autograd._kept.nbytes(gpu.torch) >= 3 * UNIT
-    assert autograd._kept.nbytes(torch.device("cpu")) == 0
+    assert len(kept_graphs) == 1
+    assert kept_graphs.nbytes(gpu.torch) >= 3 * UNIT
+    assert kept_graphs.nbytes(torch.device("cpu")) == 0
     pull(jnp.float32(1))[0].block_until_ready()
-    assert autograd._kept.nbytes(gpu.torch) == 0
+    assert kept_graphs.nbytes(gpu.torch) == 0
 
 
 def test_a_recording_without_memory_frees_the_graphs_that_wait(little):
@@ -76,7 +76,7 @@ def test_a_recording_without_memory_frees_the_graphs_that_wait(little):
     x = jnp.linspace(-1, 1, N)
     expected = jax.grad(saves_in_jnp)(x)
     pulls = [jax.vjp(f, x)[1] for _ in range(6)]  # 3 units each
-    assert 0 < len(autograd._kept) < 6
+    assert 0 < len(kept_graphs) < 6
     assert "recording failed" not in f.explain()
     for pull in reversed(pulls):
         np.testing.assert_allclose(pull(jnp.float32(1))[0], expected, rtol=1e-4, atol=1e-5)

@@ -31,7 +31,6 @@ def test_numbers_of_examples(first):
 
 
 def test_a_number_that_comes_again_is_skipped():
-    kept = store.KeptGraphs()
-    kept._numbers = iter([5, 5, 7])
+    kept = store.GraphStore(lambda device: 100, iter([5, 5, 7]))
     shelf = store.Shelf(kept)
-    assert [kept.keep(shelf, object(), {}, lambda device: 100) for _ in range(2)] == [5, 7]
+    assert [kept.keep(shelf, object(), {}) for _ in range(2)] == [5, 7]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from t2j_autodiff import PerformanceWarning, clear_residuals, torch2jax
 from t2j_autodiff._base import config
-from t2j_autodiff._residuals import autograd, store
+from t2j_autodiff._residuals.store import GraphStore, Shelf, kept_graphs
 from t2j_core import last_error
 
 N = 5000
@@ -38,12 +38,12 @@ def nothing_kept():
 
 def keep(kept, shelf, **sizes):
     nbytes = {{"cpu": CPU, "first": GPUS[0], "second": GPUS[1]}[name]: size for name, size in sizes.items()}
-    return kept.keep(shelf, object(), nbytes, lambda device: 100)
+    return kept.keep(shelf, object(), nbytes)
 
 
 def test_each_device_has_a_limit_of_its_own():
-    kept = store.KeptGraphs()
-    shelf = store.Shelf(kept)
+    kept = GraphStore(lambda device: 100)
+    shelf = Shelf(kept)
     numbers = [keep(kept, shelf, **{name: 60}) for name in ("first", "second", "cpu")]
     assert list(shelf) == numbers
     newer = keep(kept, shelf, second=60)
@@ -52,8 +52,8 @@ def test_each_device_has_a_limit_of_its_own():
 
 
 def test_a_graph_on_two_devices_counts_on_both():
-    kept = store.KeptGraphs()
-    shelf = store.Shelf(kept)
+    kept = GraphStore(lambda device: 100)
+    shelf = Shelf(kept)
     both, first = keep(kept, shelf, first=10, cpu=70), keep(kept, shelf, first=10)
     assert [kept.nbytes(device) for device in (CPU, *GPUS)] == [70, 20, 0]
     host = keep(kept, shelf, cpu=70)
@@ -63,8 +63,8 @@ def test_a_graph_on_two_devices_counts_on_both():
 
 
 def test_the_graphs_of_one_device_are_freed():
-    kept = store.KeptGraphs()
-    shelf, other = store.Shelf(kept), store.Shelf(kept)
+    kept = GraphStore(lambda device: 100)
+    shelf, other = Shelf(kept), Shelf(kept)
     keep(kept, shelf, first=10)
     keep(kept, other, first=10, cpu=10)
     second = keep(kept, other, second=10)
@@ -155,7 +155,7 @@ def test_a_recording_without_memory_frees_the_graphs_that_wait_and_is_repeated(e
     _, pull = jax.vjp(f, X)
     assert short.recorded == 2
     assert short.allocated[0]() is None
-    assert len(autograd._kept) == 1
+    assert len(kept_graphs) == 1
     check(pull(jnp.float32(1))[0])
     assert short.runs == 2
     for k, late in enumerate(waiting):
@@ -167,7 +167,7 @@ def test_a_call_without_memory_keeps_no_graph_and_the_next_one_does():
     short = Short(1)
     f = torch2jax(short)
     _, pull = jax.vjp(f, X)
-    assert not autograd._kept
+    assert not kept_graphs
     check(pull(jnp.float32(1))[0])  # runs the forward again
     assert short.runs == 3
     assert "except in calls that ran out of memory (1)" in explained(f)[0]
@@ -182,14 +182,15 @@ def test_a_second_recording_without_memory_keeps_no_graph():
     f = torch2jax(short)
     _, pull = jax.vjp(f, X)
     assert (short.recorded, short.runs) == (3, 3)  # the value alone is recorded too, and keeps nothing
-    assert not autograd._kept
+    assert not kept_graphs
     check(pull(jnp.float32(1))[0])
     check(waiting(jnp.float32(1))[0])
 
 
-def test_graphs_of_other_devices_wait_on():
-    shelf = store.Shelf(autograd._kept)
-    number = autograd._kept.keep(shelf, object(), {GPUS[0]: 10}, lambda device: 100)
+def test_graphs_of_other_devices_wait_on(monkeypatch):
+    monkeypatch.setattr(kept_graphs, "limit", lambda device: 1 << 30)
+    shelf = Shelf(kept_graphs)
+    number = kept_graphs.keep(shelf, object(), {GPUS[0]: 10})
     short = Short(1)
     _, pull = jax.vjp(torch2jax(short), X)
     assert (short.recorded, short.runs) == (2, 2)  # there was nothing to free: the second is the value alone
@@ -226,7 +227,7 @@ def test_a_backward_without_memory_frees_the_graphs_that_wait_and_runs_the_forwa
     runs = short.runs
     np.testing.assert_allclose(pull(jnp.float32(1))[0], expected, rtol=1e-4, atol=1e-5)
     assert short.runs == runs + 1
-    assert not autograd._kept
+    assert not kept_graphs
     assert "except in calls that ran out of memory (1)" in explained(f)[0]
     np.testing.assert_allclose(waiting(jnp.float32(1))[0], expected, rtol=1e-4, atol=1e-5)
     runs = short.runs

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from t2j_autodiff import checkpoint_policy, clear_residuals, module2jax, torch2jax
-from t2j_autodiff._residuals import autograd
+from t2j_autodiff._residuals.store import kept_graphs
 from t2j_core._run import orphans
 from t2j_core.testing import collect, counters, live_functions
 
@@ -88,11 +88,11 @@ def test_a_dropped_function_frees_the_graphs_that_wait_for_its_pullbacks():
     clear_residuals()
     f = torch2jax(lambda t: Linear(64, 64).requires_grad_(False)(t).sin().sum())
     pullback = jax.vjp(f, X)[1]
-    assert len(autograd._kept) == 1
+    assert len(kept_graphs) == 1
     del f, pullback
     collect(passes=2)
-    assert len(autograd._kept) == 0
-    assert autograd._kept.nbytes(torch.device("cpu")) == 0
+    assert len(kept_graphs) == 0
+    assert kept_graphs.nbytes(torch.device("cpu")) == 0
 
 
 def test_a_pullback_outlives_its_wrapper():

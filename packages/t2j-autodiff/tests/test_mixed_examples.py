@@ -11,7 +11,7 @@ import pytest
 import torch
 from jax import lax
 from t2j_autodiff import checkpoint_policy, clear_residuals, torch2jax
-from t2j_autodiff._residuals import autograd
+from t2j_autodiff._residuals.store import kept_graphs
 
 X = 0.1 * jnp.arange(1.0, 5.0)
 SQUARE = 0.1 * jnp.arange(1.0, 5.0).reshape(2, 2)
@@ -134,7 +134,7 @@ def test_experts_that_are_chosen_by_example():
     weights, k = jnp.array([0.3, -0.5, 0.9]), jnp.array([2, 0, 1, 2])
     per_example = lambda f: jax.jit(jax.vmap(jax.grad(functools.partial(loss, f), (0, 2)), (None, 0, 0)))
     close(per_example(in_torch())(weights, k, X), per_example(in_jnp)(weights, k, X))
-    assert not autograd._kept
+    assert not kept_graphs
 
 
 @pytest.mark.parametrize("pattern", [["some"], ["all"], ["all", "none"], ["some", "all", "some", "none"]])
@@ -144,7 +144,7 @@ def test_many_gradients_of_a_selection_leave_few_graphs_behind(selection, patter
     left = []
     for name in pattern * (60 // len(pattern)):
         jax.block_until_ready(gradients(P[name], X))
-        left.append(len(autograd._kept))
+        left.append(len(kept_graphs))
     assert max(left[30:]) <= max(left[:30])
     if pattern == ["some"] and selection is not two_functions:
         assert not max(left)
@@ -275,7 +275,7 @@ def test_a_pullback_of_mixed_examples(mix, jit):
     mine, other = jit(lambda: MIXES[mix](f)), jax.jit(lambda: MIXES[mix](in_jnp))()
     for _ in range(2):
         close(mine(), other)
-        assert not autograd._kept
+        assert not kept_graphs
 
 
 def test_a_pullback_with_its_residuals_scaled():
@@ -323,12 +323,12 @@ def test_batches_that_are_mixed_now_and_then_are_kept():
 
 def test_a_batch_of_nothing_leaves_nothing_behind():
     assert jax.vmap(jax.grad(in_torch()))(X[:0]).shape == (0,)
-    assert not autograd._kept
+    assert not kept_graphs
 
 
 def test_a_graph_that_waits_is_not_mixed_up_with_an_unbatched_one():
     f = in_torch()
     pulls, pull = pulls_of(f), jax.vjp(f, X[1])[1]
     close(pull(1.0)[0], jax.grad(in_jnp)(X[1]))
-    assert len(autograd._kept) == 1
+    assert len(kept_graphs) == 1
     close(pulled(pulls), jax.vmap(jax.grad(in_jnp))(X))

@@ -18,7 +18,11 @@ from _counted import Counted, in_jnp
 from t2j_autodiff import PerformanceWarning, T2jWarning, checkpoint_policy, clear_residuals, torch2jax
 from t2j_autodiff._base.decisions import Shared
 from t2j_autodiff._base.options import DiffOptions
-from t2j_autodiff._residuals import autograd, traced
+from t2j_autodiff._batching.batch_axes import NO_AXES
+from t2j_autodiff._residuals import tracing
+from t2j_autodiff._residuals.protocol import FlatFunction
+from t2j_autodiff._residuals.store import kept_graphs
+from t2j_autodiff._residuals.traced import TracedFunction
 from t2j_core import _compat
 from t2j_core.extend import Leaf
 from t2j_core.testing import assert_nothing_escaped, collect, live_functions
@@ -74,7 +78,7 @@ def test_how_often_the_forward_runs(name):
     for mine, other in zip(jax.tree.leaves(result), jax.tree.leaves(call(X, in_jnp)), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
     assert counted.runs == expected
-    assert not autograd._kept
+    assert not kept_graphs
 
 
 def test_many_cotangents_use_one_graph():
@@ -107,11 +111,13 @@ def test_a_traced_graph_runs_where_its_operands_are():
         return ((x * torch.arange(6.0, device=x.device)).sin().sum() + torch.zeros((), device=x.device),)
 
     vector, number = (Leaf(shape, np.dtype(np.float32), torch.float32) for shape in ((6,), ()))
-    graphs = traced.Graphs.make(f, [vector], [number], (0,), (0,), Shared("f", DiffOptions()), "f")
+    traced = TracedFunction.of(FlatFunction(f, [vector], [number], (0,), (0,), Shared("f", DiffOptions()), "f"))
+    forward = traced.forward(f, f, NO_AXES)
+    pullback = traced.pullback((0,), (0,), NO_AXES, recompute=None)
     for device in ("cpu", "meta"):  # in place of a GPU
         x, ct = torch.ones(6, device=device), torch.ones((), device=device)
-        y, *saved = graphs.forward(f, ())(x)
-        (g,) = graphs.backward((x,), saved, (0,), {0: ct}, ())
+        y, *saved = forward(x)
+        (g,) = pullback(x, *saved, ct)
         assert {t.device.type for t in (y, g, *saved)} == {device}
         if device == "cpu":
             torch.testing.assert_close(y, f(x)[0])
@@ -148,10 +154,10 @@ def test_graphs_are_freed_by_the_backward_and_by_request():
     f = torch2jax(lambda x: Saves.apply(x).sum())
     jax.grad(f)(X)
     collect(passes=2)
-    assert not autograd._kept
+    assert not kept_graphs
     assert saved[-1]() is None
     _, pull = jax.vjp(f, X)
-    assert len(autograd._kept) == 1
+    assert len(kept_graphs) == 1
     assert saved[-1]() is not None
     assert clear_residuals() == 1
     collect(passes=2)
@@ -160,11 +166,11 @@ def test_graphs_are_freed_by_the_backward_and_by_request():
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(autograd, "residual_limit", lambda device: 10 * 4 * N)
+    monkeypatch.setattr(kept_graphs, "limit", lambda device: 10 * 4 * N)
     f = torch2jax(lambda x: torch.tanh(x).exp().sum())
     pulls = [jax.vjp(f, X * k)[1] for k in range(20)]
-    assert autograd._kept.nbytes(CPU) <= 10 * 4 * N
-    assert 0 < len(autograd._kept) < 20
+    assert kept_graphs.nbytes(CPU) <= 10 * 4 * N
+    assert 0 < len(kept_graphs) < 20
     for k, pull in enumerate(pulls):
         expected = jax.grad(in_jnp)(X * k)
         np.testing.assert_allclose(pull(jnp.float32(1))[0], expected, rtol=1e-4, atol=1e-5)
@@ -175,7 +181,7 @@ def test_forward_mode_alone_stops_keeping():
     push = jax.jit(lambda x: jax.jvp(f, (x,), (x,)))
     for _ in range(3):
         jax.block_until_ready(push(X))
-    assert not autograd._kept
+    assert not kept_graphs
     assert float(push(X)[1]) == pytest.approx(float(jax.jvp(in_jnp, (X,), (X,))[1]), rel=1e-4)
     np.testing.assert_allclose(jax.grad(f)(X), jax.grad(in_jnp)(X), rtol=1e-4, atol=1e-6)
 
@@ -309,13 +315,13 @@ def test_jacrev_of_twelve_outputs_runs_once():
     expected = jax.jacrev(lambda x: jnp.tanh(x).reshape(12, -1).sum(1))(x)
     np.testing.assert_allclose(jacobian, expected, atol=1e-5)
     assert counted.runs == 1
-    assert not autograd._kept
+    assert not kept_graphs
 
 
 def test_the_value_alone_runs_once_and_keeps_nothing(monkeypatch):
     kept = []
-    keep = autograd._keep
-    monkeypatch.setattr(autograd, "_keep", lambda graph: kept.append(1) or keep(graph))
+    keep = kept_graphs.keep
+    monkeypatch.setattr(kept_graphs, "keep", lambda *graph: kept.append(1) or keep(*graph))
     counted = Counted()
     f = torch2jax(counted)
     jax.block_until_ready(jax.jit(lambda x: jax.value_and_grad(f)(x)[0])(X))
@@ -380,7 +386,7 @@ def test_how_often_the_forward_runs_in_programs(name):
         for mine, other in zip(jax.tree.leaves(result), jax.tree.leaves(call(X / k, in_jnp)), strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-2)
         assert counted.runs == k * expected
-        assert not autograd._kept
+        assert not kept_graphs
 
 
 def test_nothing_is_left_after_many_gradients():
@@ -390,8 +396,8 @@ def test_nothing_is_left_after_many_gradients():
         eager(X * k)
         jitted(X * k)
     jax.block_until_ready(batch(jnp.stack([X, X])))
-    assert not autograd._kept
-    assert autograd._kept.nbytes(CPU) == 0
+    assert not kept_graphs
+    assert kept_graphs.nbytes(CPU) == 0
     assert_nothing_escaped()
 
 
@@ -436,7 +442,7 @@ def test_every_use_frees_its_graphs(use):
     Watched.made = []
     jax.block_until_ready(use(torch2jax(lambda x: Watched.apply(x).sum())))
     assert Watched.made
-    assert not autograd._kept
+    assert not kept_graphs
     assert watched_alive() == 0
 
 
@@ -456,7 +462,7 @@ def test_a_failing_backward_frees_its_graph():
     f = torch2jax(lambda x: Fails.apply(x).sum())
     with pytest.raises(ZeroDivisionError, match="on purpose"):
         jax.grad(f)(X)
-    assert not autograd._kept
+    assert not kept_graphs
     assert watched_alive() == 0
 
 
@@ -464,9 +470,9 @@ def test_the_number_of_one_function_is_nothing_to_another():
     # Two pullbacks called in the other order, of two functions and of one function at two points.
     f, g = torch2jax(Counted()), torch2jax(lambda x: (x**3).sum().exp())
     pulls = [jax.vjp(h, x)[1] for h, x in ((f, X), (g, X), (f, 2 * X), (g, X / 2))]
-    assert len(autograd._kept) == 4
+    assert len(kept_graphs) == 4
     results = [pull(jnp.float32(1))[0] for pull in reversed(pulls)]
-    assert not autograd._kept
+    assert not kept_graphs
     same = [jax.grad(h)(x) for h, x in ((in_jnp, X), (g_in_jnp, X), (in_jnp, 2 * X), (g_in_jnp, X / 2))]
     for mine, other in zip(results, reversed(same), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
@@ -487,25 +493,25 @@ def test_a_forged_number_is_not_used():
 
 
 def test_a_bound_of_nothing_keeps_nothing_and_stays_right(monkeypatch):
-    monkeypatch.setattr(autograd, "residual_limit", lambda device: 0)
+    monkeypatch.setattr(kept_graphs, "limit", lambda device: 0)
     counted = Counted()
     f = torch2jax(counted)
     np.testing.assert_allclose(jax.jit(jax.grad(f))(X), jax.grad(in_jnp)(X), rtol=1e-4, atol=1e-5)
     assert counted.runs == 2
-    assert not autograd._kept
-    assert autograd._kept.nbytes(CPU) == 0
+    assert not kept_graphs
+    assert kept_graphs.nbytes(CPU) == 0
 
 
 def test_scan_beyond_the_bound(monkeypatch):
-    monkeypatch.setattr(autograd, "residual_limit", lambda device: 3 * 4 * N * 2)
+    monkeypatch.setattr(kept_graphs, "limit", lambda device: 3 * 4 * N * 2)
     f = torch2jax(Counted())
 
     def through(f):
         return jax.grad(lambda x: jax.lax.scan(lambda c, _: (c * 0.9 + f(c) / N, None), x, length=8)[0].sum())
 
     np.testing.assert_allclose(jax.jit(through(f))(X), through(in_jnp)(X), rtol=1e-4, atol=1e-4)
-    assert not autograd._kept
-    assert autograd._kept.nbytes(CPU) == 0
+    assert not kept_graphs
+    assert kept_graphs.nbytes(CPU) == 0
 
 
 def test_loop_invariant_gradients_and_equal_ones():
@@ -523,7 +529,7 @@ def test_loop_invariant_gradients_and_equal_ones():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(value, in_jnp(X), rtol=1e-5)
-    assert not autograd._kept
+    assert not kept_graphs
 
 
 def test_a_reverse_mode_after_forward_mode_keeps_graphs_again():
@@ -536,15 +542,15 @@ def test_a_reverse_mode_after_forward_mode_keeps_graphs_again():
     counted.runs = 0
     jax.block_until_ready(jax.grad(f)(X))
     assert counted.runs == 1
-    assert not autograd._kept
+    assert not kept_graphs
 
 
 def test_the_graph_refers_to_no_memory_of_jax():
     f = torch2jax(lambda x, y: (x * torch.sin(y) * x).sum() + (x.view(50, -1) @ y.view(50, -1).T).sum())
     x, y = jnp.linspace(-1, 1, N), jnp.linspace(0, 2, N)
     _, pull = jax.vjp(f, x + 0, y + 0)
-    (graph,) = autograd._kept.values()
-    assert not graph.operands
+    (graph,) = kept_graphs.values()
+    assert not graph.saved.operands
     weights = [weakref.ref(leaf) for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
     results = pull(jnp.float32(1))
     del pull, graph
@@ -638,7 +644,7 @@ def test_a_traced_graph_answers_as_a_kept_one(fn):
             np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-4)
         if residuals == "graph":
             assert "from a traced graph" in f.explain()
-            assert not autograd._kept
+            assert not kept_graphs
 
 
 def test_two_pulls_on_a_traced_graph_run_the_function_once():
@@ -777,7 +783,7 @@ def test_what_attention_without_dropout_saves_about_it_is_no_residual(operation,
         call = graph.call_function(operation, (), options)
         return [graph.call_function(operator.getitem, (call, k)) for k in range(len(operation._schema.returns))]
 
-    assert {k: True for k, node in enumerate(results()) if traced._is_of_no_dropout(node)} == place
+    assert {k: True for k, node in enumerate(results()) if tracing.is_of_no_dropout(node)} == place
     if place:
         with pytest.raises(NotImplementedError, match="dropout"):
-            traced._is_of_no_dropout(results(dropout_p=0.1)[max(place)])
+            tracing.is_of_no_dropout(results(dropout_p=0.1)[max(place)])

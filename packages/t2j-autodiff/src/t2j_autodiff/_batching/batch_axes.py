@@ -1,66 +1,94 @@
-"""Batch axes: how many examples, and which operands have them."""
+"""Batch axes: how many examples each has, and which operands have it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from t2j_core.extend import (
-    Leaf,
-)
+from t2j_core.extend import Leaf
 
-from .._derivatives.reverse_mode import Flat
-
-Dims = tuple[int | None, ...]  # per operand: 0, or None where it is the same for all examples
-Levels = tuple[tuple[int, Dims], ...]
-"""Batch axes, innermost first: how many examples, and which operands have the axis."""
+Dims = tuple[int | None, ...]
+"""For each operand 0, the place of its batch axis, or None where it is the same for all examples."""
 
 
-def with_levels(leaf: Leaf, index: int, levels: Levels) -> Leaf:
-    """The leaf of an operand with its batch axes."""
-    sizes = tuple(size for size, dims in reversed(levels) if dims[index] is not None)
-    return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
+class BatchAxis(NamedTuple):
+    """One batch axis, and which operands have it. Results always have it."""
+
+    size: int
+    dims: Dims
+
+    def has(self, operand: int) -> bool:
+        """Whether an operand has the axis."""
+        return self.dims[operand] is not None
 
 
-def with_all_levels(leaf: Leaf, levels: Levels) -> Leaf:
-    """The leaf of a result, which has every batch axis."""
-    sizes = tuple(size for size, _ in reversed(levels))
-    return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
+class BatchAxes(tuple[BatchAxis, ...]):
+    """All batch axes, outermost first: the order in which they lie in front of the axes of an example.
+
+    >>> axes = NO_AXES.within(3, (0, None)).within(2, (0, 0))
+    >>> axes.sizes, [axis.has(1) for axis in axes]
+    ((2, 3), [True, False])
+    """
+
+    __slots__ = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many examples each axis has."""
+        return tuple(axis.size for axis in self)
+
+    def within(self, size: int, dims: Dims) -> BatchAxes:
+        """These axes within one more, which is the outermost then."""
+        return BatchAxes((BatchAxis(size, dims), *self))
+
+    @property
+    def inner(self) -> BatchAxes:
+        """All but the outermost."""
+        return BatchAxes(self[1:])
+
+    # --- for other operands ----------------------------------------------------------------------------------------
+
+    def of_first(self, n: int) -> BatchAxes:
+        """The axes for the first `n` operands."""
+        return BatchAxes(BatchAxis(size, dims[:n]) for size, dims in self)
+
+    def with_full(self, k: int) -> BatchAxes:
+        """The axes for `k` operands more, which have all of them."""
+        return BatchAxes(BatchAxis(size, (*dims, *(0,) * k)) for size, dims in self)
+
+    def filled(self, operands: Collection[int]) -> BatchAxes:
+        """The axes where some operands have all of them."""
+        return BatchAxes(
+            BatchAxis(size, tuple(0 if i in operands else d for i, d in enumerate(dims))) for size, dims in self
+        )
+
+    # --- leaves and tensors ----------------------------------------------------------------------------------------
+
+    def of_operand(self, leaf: Leaf, operand: int) -> Leaf:
+        """The leaf of an operand with the batch axes that it has."""
+        sizes = tuple(axis.size for axis in self if axis.has(operand))
+        return replace(leaf, shape=(*sizes, *leaf.shape)) if sizes else leaf
+
+    def of_result(self, leaf: Leaf) -> Leaf:
+        """The leaf of a result with every batch axis."""
+        return replace(leaf, shape=(*self.sizes, *leaf.shape)) if self else leaf
+
+    def expanded(self, t: torch.Tensor, operand: int) -> torch.Tensor:
+        """An operand with every batch axis: along those that it lacks, it is expanded."""
+        if all(axis.has(operand) for axis in self):
+            return t
+        t = self.unsqueezed(t, operand)
+        return t.expand(*self.sizes, *t.shape[len(self) :])
+
+    def unsqueezed(self, t: torch.Tensor, operand: int) -> torch.Tensor:
+        """An operand with every batch axis: those that it lacks are of size 1."""
+        for position, axis in enumerate(self):
+            if not axis.has(operand):
+                t = t.unsqueeze(position)
+        return t
 
 
-def with_batch_axes(t: torch.Tensor, index: int, levels: Levels, *, expand: bool = True) -> torch.Tensor:
-    """An operand with all batch axes in front, outermost first; those it did not have are of size 1 unless `expand`."""
-    for position, (size, dims) in enumerate(reversed(levels)):
-        if dims[index] is None:
-            t = t.unsqueeze(position)
-            t = t.expand(*t.shape[:position], size, *t.shape[position + 1 :]) if expand else t
-    return t
-
-
-class LeadingAxes:
-    """A function that takes its batch axes itself, in front of its own."""
-
-    def __init__(self, f: Flat, levels: Levels, results: Sequence[Leaf], *, expand: bool) -> None:
-        self.f = f
-        self.levels = levels
-        self.results = results
-        self.expand = expand
-
-    def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        sizes = tuple(size for size, _ in reversed(self.levels))
-        if 0 in sizes:
-            return zeros_of(self.results, sizes, x[0].device)
-        n = len(sizes)
-        rows = (with_batch_axes(t, i, self.levels, expand=self.expand) for i, t in enumerate(x))
-        fits = lambda y: y.dim() >= n and all(have in (1, size) for have, size in zip(y.shape, sizes, strict=False))
-        return tuple(y.expand(*sizes, *y.shape[n:]) if fits(y) else y for y in self.f(*rows))
-
-    def over(self, size: int, dims: Dims) -> LeadingAxes:
-        """The function with one more batch axis, outside the others."""
-        return LeadingAxes(self.f, (*self.levels, (size, dims)), self.results, expand=self.expand)
-
-
-def zeros_of(results: Sequence[Leaf], sizes: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The results of a batch without examples."""
-    return tuple(torch.zeros((*sizes, *leaf.shape), dtype=leaf.torch_dtype, device=device) for leaf in results)
+NO_AXES = BatchAxes()
+"""One example."""

@@ -13,7 +13,7 @@ from .._base.decisions import Shared
 from .._base.errors import OUT_OF_MEMORY
 from .._derivatives.reverse_mode import Flat, first_line
 from .batch_axes import Dims
-from .vmap import in_turn
+from .in_turn import InTurn
 
 _KIND = "recorded"
 
@@ -23,7 +23,7 @@ def from_examples(
 ) -> Flat:
     """The pushforward ("jvp") or pullback ("vjp") of a batch; `f` is that of one example."""
     given: Dims = tuple(dims[i] for i in ins) if direction == "jvp" else (0,) * len(outs)
-    of_examples = in_turn(f, size, (*dims, *given), shared)
+    of_examples: Flat = InTurn(f, size, (*dims, *given), shared)
 
     def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(g.sum(0) if dims[i] is None else g for i, g in zip(ins, of_examples(*a), strict=True))
@@ -34,16 +34,16 @@ def from_examples(
 def unless_it_fails(at_once: Flat, one_by_one: Flat, shared: Shared) -> Flat:
     """`at_once`, a derivative of a batch, until it fails.
 
-    An operation may have a rule for batches that changes in place what its own derivative needs (`index_reduce_`), or
-    a gradient that no such rule takes (the sparse one of an embedding). And where the examples run one after another,
-    one of them may change what the derivative of another needs: a buffer of a module.
+    The batching rule of an operation may change in place what its derivative needs (`index_reduce_`), or not take the
+    gradient of another (a sparse one of an embedding). And where the examples run one after another, one of them may
+    change what the derivative of another needs, such as a buffer of a module.
     """
 
     def run(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if _runs_in_turn(shared):
             return one_by_one(*a)
         try:
-            answer = at_once(*a)
+            y = at_once(*a)
         except OUT_OF_MEMORY:
             raise
         except Exception as error:
@@ -51,15 +51,15 @@ def unless_it_fails(at_once: Flat, one_by_one: Flat, shared: Shared) -> Flat:
                 raise
             reason = first_line(error)
         else:
-            return one_by_one(*a) if _runs_in_turn(shared) else answer
-        answer = one_by_one(*a)
+            return one_by_one(*a) if _runs_in_turn(shared) else y
+        y = one_by_one(*a)
         shared.vmap_failures[_KIND] = reason
         warn(
             f"PyTorch cannot differentiate a batch of {shared.name} by `torch.func.vmap` ({reason}), so derivatives of "
             'its examples run one after another. Pass `vmap_method="sequential"` to choose that.',
             PerformanceWarning,
         )
-        return answer
+        return y
 
     return run
 

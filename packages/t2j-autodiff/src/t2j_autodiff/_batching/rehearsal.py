@@ -11,25 +11,25 @@ from .. import _compat
 from .._base.errors import OUT_OF_MEMORY
 from .._derivatives.forward_mode import ForwardMode
 from .._derivatives.reverse_mode import Flat
-from .batch_axes import Levels
+from .batch_axes import BatchAxes
 
 
-def rehearsed(f: Flat, alone: Callable[..., None], n: int, levels: Levels, known: ForwardMode) -> Flat:
-    """`f`, a batch of pushforwards. As long as it is not known how they go, `alone` is called with one example.
+def rehearsed(f: Flat, alone: Callable[..., None], n: int, axes: BatchAxes, known: ForwardMode) -> Flat:
+    """`f`, a batch of pushforwards. Until it is known how they are computed, `alone` is called with one example first.
 
-    The first `n` operands have the axes that `levels` tells, the tangents have all.
+    The first `n` arguments are operands; the others are tangents, which have all batch axes.
     """
 
     def run(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if not (known.is_settled or _compat.in_transform() or any(size == 0 for size, _ in levels)):
-            operands = [_first(t, sum(dims[i] is not None for _, dims in levels)) for i, t in enumerate(a[:n])]
+        if not (known.is_settled or _compat.in_transform() or 0 in axes.sizes):
+            operands = [_first(t, sum(axis.has(i) for axis in axes)) for i, t in enumerate(a[:n])]
             with contextlib.suppress(*OUT_OF_MEMORY):
-                alone(*operands, *(_first(t, len(levels)) for t in a[n:]))
+                alone(*operands, *(_first(t, len(axes)) for t in a[n:]))
         return f(*a)
 
-    return run if levels else f
+    return run if axes else f
 
 
-def _first(t: torch.Tensor, axes: int) -> torch.Tensor:
-    # Of its own memory, not a view: some operations read the memory from its beginning.
-    return t[(0,) * axes].clone() if axes else t
+def _first(t: torch.Tensor, n_axes: int) -> torch.Tensor:
+    # A copy, not a view: some operations ignore `storage_offset` and read from the start of the memory.
+    return t[(0,) * n_axes].clone() if n_axes else t

@@ -1,9 +1,10 @@
-"""The numbers of kept graphs, which JAX takes for residuals and does with what it does with any array.
+"""The numbers of kept graphs. They are residuals, and JAX transforms them like any other array.
 
 Under `jax.vmap` a `lax.cond` becomes a selection, row by row, between the residuals of its branches, with zeros where a
 branch has none. Users permute, stack and scale pullbacks, and send them to other processes. So each example of a batch
-has a number of its own, and a graph counts only for exactly the numbers that it was kept under, in their order.
-Numbers are scattered over all positive ones from a random beginning, because arithmetic on small ones makes others.
+has a number of its own, and a graph is used only for exactly the numbers that it was kept under, in their order.
+Numbers are scattered over all positive ones from a random start, because arithmetic on small numbers often gives
+another small number.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import itertools
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ _LARGEST = 2**31 - 1  # a prime
 def scattered() -> Iterator[int]:
     """Numbers from 1 to 2**31 - 2, each once before any comes again. They follow no order that arithmetic repeats."""
     first = secrets.randbits(31)
-    # Each step maps the numbers of 31 bits to themselves, one to one. `filter` is as atomic as `count` is.
+    # Each step is a bijection of the numbers of 31 bits. `filter`, `map` and `count` are atomic: all are written in C.
     return filter(lambda number: 0 < number < _LARGEST, map(_scatter, itertools.count(first)))
 
 
@@ -47,7 +47,7 @@ def of_examples(number: int, sizes: Sequence[int], device: torch.device | str = 
     return (number * places % _LARGEST).to(torch.int32).reshape(tuple(sizes))  # multiples modulo a prime differ
 
 
-def are_of_batch(numbers: Any, sizes: Sequence[int]) -> bool:
+def are_of_batch(numbers: np.ndarray, sizes: Sequence[int]) -> bool:
     """Whether numbers are those of one whole batch, in its order; without batch axes, whether it is a single one."""
     if numbers.shape != tuple(sizes):
         return False
@@ -66,8 +66,9 @@ def as_tensor(number: int, sizes: Sequence[int], device: torch.device) -> torch.
     return of_examples(number, sizes, device)
 
 
-def read(residual: torch.Tensor) -> Any:
+def read(residual: torch.Tensor) -> np.ndarray:
     """The numbers in a residual, on the host."""
     if not _compat.in_transform():
-        return residual.cpu().numpy()
+        numbers: np.ndarray = residual.cpu().numpy()
+        return numbers
     return np.asarray(numbers_in(residual), np.int32).reshape(residual.shape)

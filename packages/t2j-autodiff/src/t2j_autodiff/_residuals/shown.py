@@ -1,8 +1,8 @@
 """Values of a function that is being differentiated, where nothing is kept for a backward.
 
-PyTorch shows a function what it is differentiated by: `requires_grad`, `is_leaf`. A value that was computed without
-may belong to another function than the gradient. So these values come from runs that autograd records too, and each
-graph dies with its run. A function that never asks runs without: recording takes time and memory.
+A function can see that it is differentiated: `requires_grad`, `is_leaf`. It may compute another value when it is not.
+So these values come from runs that autograd records too, and each graph is freed after its run. A function that never
+looks runs unrecorded, because recording takes time and memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def recorded(f: Flat, ins: Sequence[int], shared: Shared) -> Flat:
             return tuple(y)
         with torch.enable_grad():
             y = f(*watched(x, ins))
-        if _compat.has_old_function(y):  # which may ask `ctx.needs_input_grad`
+        if _compat.has_old_function(y):  # its forward may read `ctx.needs_input_grad`
             shared.asks_for_gradients = True
         return tuple(t.detach() for t in y)
 
@@ -63,13 +63,13 @@ class Shown:
         except Exception as error:
             reason = first_line(error)
         else:
-            return self._told(x, y, questions)
-        y = self.plain(*x)  # if the function itself is at fault, it raises again, and that tells nothing
+            return self._noted(x, y, questions)
+        y = self.plain(*x)  # if the function itself is at fault, it raises again, and nothing is noted
         logger.info("%s cannot be recorded (%s)", self.shared.name, reason)
         self.shared.asks_for_gradients = False
         return y
 
-    def _told(
+    def _noted(
         self, x: Sequence[torch.Tensor], y: tuple[torch.Tensor, ...], questions: GradientQuestions
     ) -> tuple[torch.Tensor, ...]:
         asks = self.shared.asks_for_gradients or questions.decides is not None

@@ -1,42 +1,49 @@
 """The autograd graphs that wait for a backward: by number, bounded in bytes on each device, and freed with their owner.
 
-Without a lock: a signal handler, or a finalizer that a collection runs, may be in the middle of any of these methods
+There is no lock: a signal handler, or a finalizer that a garbage collection runs, may interrupt any of these methods
 and keep or take graphs itself. Each step is one operation on a `dict`, which is atomic.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
+import torch
+
+from .._base.config import residual_limit
 from . import example_numbers
+from .kept_graph import KeptGraph
 
 
-class KeptGraphs:
-    """All graphs of a process. Each lies on the shelf of its owner; this knows their numbers, and sizes by device."""
+class GraphStore:
+    """Graphs of many owners. Each lies on the shelf of its owner; the store knows their numbers and sizes.
 
-    def __init__(self) -> None:
-        self._numbers = example_numbers.scattered()
-        self._shelves: dict[int, weakref.ref[Shelf]] = {}  # of each graph, the oldest first
-        self._nbytes: dict[Any, dict[int, int]] = {}  # on each device: of each graph, the oldest first
+    `limit` is how many bytes all graphs together may hold on a device.
+    """
+
+    def __init__(self, limit: Callable[[torch.device], int], numbers: Iterator[int] | None = None) -> None:
+        self.limit = limit
+        self._numbers = numbers or example_numbers.scattered()
+        self._shelves: dict[int, weakref.ref[Shelf]] = {}  # by number, the oldest first
+        self._nbytes: dict[torch.device, dict[int, int]] = {}  # by device and number, the oldest first
 
     def __len__(self) -> int:
         return len(self._shelves)
 
-    def nbytes(self, device: Any) -> int:
+    def nbytes(self, device: torch.device) -> int:
         """How many bytes all graphs hold on a device."""
         return sum(list(self._nbytes.get(device, {}).values()))
 
-    def values(self) -> list[Any]:
+    def values(self) -> list[KeptGraph]:
         """The graphs, the oldest first."""
         shelves = [(number, self._shelf(number)) for number in list(self._shelves)]
         return [shelf[number] for number, shelf in shelves if shelf is not None and number in shelf]
 
-    def keep(self, shelf: Shelf, graph: Any, nbytes: Mapping[Any, int], limit: Callable[[Any], int]) -> int:
+    def keep(self, shelf: Shelf, graph: KeptGraph, nbytes: Mapping[torch.device, int]) -> int:
         """Keep a graph that holds `nbytes` on each device, and return its number.
 
-        The oldest go where those on a device together exceed its `limit`.
+        The oldest are freed where all on a device exceed its limit.
         """
         number = next(self._numbers)
         while number in self._shelves:  # all numbers have been used meanwhile
@@ -45,13 +52,13 @@ class KeptGraphs:
         self._shelves[number] = weakref.ref(shelf)
         for device, size in nbytes.items():
             self._nbytes.setdefault(device, {})[number] = size
-        if number not in shelf:  # somebody has freed it meanwhile
+        if number not in shelf:  # something has freed it meanwhile
             self.forget(number)
         for device in nbytes:
-            self._shrink(device, limit(device))
+            self._shrink(device, self.limit(device))
         return number
 
-    def take(self, shelf: Shelf, number: int) -> Any | None:
+    def take(self, shelf: Shelf, number: int) -> KeptGraph | None:
         """Remove a graph of this owner and return it; None if it is gone."""
         graph = shelf.pop(number, None)
         if graph is not None:
@@ -59,25 +66,25 @@ class KeptGraphs:
         return graph
 
     def clear(self) -> int:
-        """Free all graphs, and return how many they were."""
+        """Free all graphs, and return how many there were."""
         return sum(self._drop(number) for number in list(self._shelves))
 
-    def free(self, device: Any) -> int:
-        """Free all graphs that hold memory of a device, and return how many they were."""
+    def free(self, device: torch.device) -> int:
+        """Free all graphs that hold memory of a device, and return how many there were."""
         return sum(self._drop(number) for number in list(self._nbytes.get(device, ())))
 
     def forget(self, number: int) -> None:
-        """Remove a graph that lies on no shelf any more."""
+        """Remove a graph that no longer lies on a shelf."""
         for sizes in list(self._nbytes.values()):
             sizes.pop(number, None)
         self._shelves.pop(number, None)
 
-    def _shrink(self, device: Any, limit: int) -> None:
+    def _shrink(self, device: torch.device, limit: int) -> None:
         sizes = self._nbytes[device]
         while sizes and self.nbytes(device) > limit:
             try:
                 oldest = next(iter(sizes))
-            except (StopIteration, RuntimeError):  # somebody else has taken it
+            except (StopIteration, RuntimeError):  # something else has taken it
                 continue
             self._drop(oldest)
 
@@ -90,13 +97,29 @@ class KeptGraphs:
         return shelf is not None and shelf.pop(number, None) is not None
 
 
-class Shelf(dict[int, Any]):
-    """The graphs of one owner. They go with it: a function that is dropped frees what its pullbacks have not used."""
+class Shelf(dict[int, KeptGraph]):
+    """The graphs of one owner, by number. A function that is dropped frees what its pullbacks have not used."""
 
-    def __init__(self, kept: KeptGraphs) -> None:
+    def __init__(self, store: GraphStore) -> None:
         super().__init__()
-        self._kept = kept
+        self._store = store
 
     def __del__(self) -> None:
         for number in self:
-            self._kept.forget(number)
+            self._store.forget(number)
+
+
+kept_graphs = GraphStore(residual_limit)
+"""All graphs of the process that wait for a backward."""
+
+
+def clear_residuals() -> int:
+    """Free the autograd graphs that wait for a backward, and return how many there were.
+
+    Only a backward that never comes leaves one, such as that of a `jax.vjp` whose pullback is not called. Backwards
+    that come after all run the forward again.
+
+    >>> clear_residuals() >= 0
+    True
+    """
+    return kept_graphs.clear()

@@ -1,10 +1,10 @@
 """Where a GPU's forward leaves the number of its kept graph on the host, for the derivative that it makes a pair with.
 
-Reading the number from the device waits until all work before it is done. JAX lowers a forward and its derivative into
-one block of a program, where both get the number of their pair. But XLA inlines functions that are called twice and
-unrolls loops, so several forwards of a program may have the same pair, in any order with their derivatives. So a number
-left here counts only while a single forward of the pair has run in the execution. It must be that of the derivative
-then, whose own forward has run.
+To read the number from the device is to wait for all work before it. JAX lowers a forward and its derivative into one
+block of a program, where both get the number of their pair. But XLA inlines functions that are called twice and unrolls
+loops, so several forwards of a program may have the same pair, in any order with their derivatives. So a number is used
+only if a single forward of the pair has run in the execution: then it is that of the derivative, whose own forward has
+run before it.
 
 An execution runs on one thread for each device, so each thread has its own table. While a call of one execution runs, a
 signal handler or a finalizer may run others: the table remembers the last few.
@@ -48,7 +48,7 @@ def leave(number: int) -> None:
 
 
 def take() -> int:
-    """The number that this call's forward has left, once; then `NOTHING`. `UNKNOWN` if only the device can tell."""
+    """The number that this call's forward has left, then `NOTHING`. `UNKNOWN` if it must be read from the device."""
     if (call := current_pair()) is None:
         return UNKNOWN
     run, device, pair = call

@@ -11,8 +11,8 @@ from t2j_core.extend import TorchFn, apart, describe, warn
 
 from .. import _compat
 from .._base.decisions import Shared
-from .._batching.batch_axes import Levels, with_all_levels, with_batch_axes
-from .._batching.vmap import batched
+from .._batching.batch_axes import NO_AXES, BatchAxes, BatchAxis
+from .._batching.vmap import over_axes
 from .._derivatives.linearity import (
     FEW,
     MANY,
@@ -53,23 +53,23 @@ class LinearFunction(Linearized):
         self._is_confirmed = is_judged and len(ins) == len(self.operands)
         self._is_partly_confirmed = False  # on values with which the pullback was not all finite
 
-    def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
+    def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
         """As `Linearized.map_flat`. The first run judges the function on the values that the other operands have."""
-        flat = self._itself(ins, outs, levels) if direction == "jvp" else super().map_flat(direction, ins, outs, levels)
+        flat = self._itself(ins, outs, axes) if direction == "jvp" else super().map_flat(direction, ins, outs, axes)
         n, of_outs = len(self.operands), outs
 
         def run(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if not self._is_confirmed and not _compat.in_transform():
-                self._confirm(a[:n], of_outs, levels)
+                self._confirm(a[:n], of_outs, axes)
             return flat(*a)
 
         return run
 
-    def _itself(self, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
-        f, n = self._over(levels), len(self.operands)
+    def _itself(self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
+        f, n = self._over(axes), len(self.operands)
 
         def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            x = self._with_axes(a[:n], levels)
+            x = self._with_axes(a[:n], axes)
             for i, tangent in zip(ins, a[n:], strict=True):
                 x[i] = tangent
             y = f(*x)
@@ -77,23 +77,19 @@ class LinearFunction(Linearized):
 
         return push
 
-    def _over(self, levels: Levels) -> Flat:
+    def _over(self, axes: BatchAxes) -> Flat:
         """The function over batch axes, which all operands `ins` have; batched as derivatives are."""
-        flat = self.flat
-        for k, (size, dims) in enumerate(levels):
-            own = tuple(0 if i in self.ins else d for i, d in enumerate(dims[: len(self.operands)]))
-            leaves = [with_all_levels(leaf, levels[:k]) for leaf in self.results]
-            flat = batched(flat, leaves, size, own, self.shared, is_derivative=True)
-        return flat
+        axes = axes.of_first(len(self.operands)).filled(self.ins)
+        return over_axes(self.flat, self.results, axes, self.shared, is_derivative=True)
 
-    def _with_axes(self, x: Sequence[torch.Tensor], levels: Levels) -> list[torch.Tensor]:
-        return [with_batch_axes(t, i, levels) if i in self.ins else t for i, t in enumerate(x)]
+    def _with_axes(self, x: Sequence[torch.Tensor], axes: BatchAxes) -> list[torch.Tensor]:
+        return [axes.expanded(t, i) if i in self.ins else t for i, t in enumerate(x)]
 
-    def _confirm(self, x: Sequence[torch.Tensor], outs: tuple[int, ...], levels: Levels) -> None:
-        f, shared = self._over(levels), self.shared
-        results = [with_all_levels(leaf, levels) for leaf in self.results]
+    def _confirm(self, x: Sequence[torch.Tensor], outs: tuple[int, ...], axes: BatchAxes) -> None:
+        f, shared = self._over(axes), self.shared
+        results = [axes.of_result(leaf) for leaf in self.results]
         points = FEW if self._is_judged else MANY
-        x = self._with_axes([t.detach() for t in x], levels)
+        x = self._with_axes([t.detach() for t in x], axes)
         with apart(shared.name):
             if self._has_derivative:
                 reason = reason_not_linear(f, x, self.ins, outs, results, points=points, least=_OF_ILL_CONDITIONED)
@@ -113,13 +109,13 @@ class LinearFunction(Linearized):
 
     def pullback(self) -> Pull:
         """The transpose: PyTorch's pullback, or the columns of a function without one."""
-        vjp, (example, levels) = super().pullback(), _batch_of(self.source)
+        vjp, (example, axes) = super().pullback(), _batch_of(self.source)
 
         def pull(x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
             if self._has_derivative:
                 return vjp(x, ins, cotangents)
             self._check_columns(example)
-            return transposed_by_columns(self.flat, x, ins, cotangents, levels)
+            return transposed_by_columns(self.flat, x, ins, cotangents, axes)
 
         return pull
 
@@ -141,13 +137,13 @@ class LinearFunction(Linearized):
         return linear
 
 
-def _batch_of(fn: TorchFn) -> tuple[TorchFn, Levels]:
+def _batch_of(fn: TorchFn) -> tuple[TorchFn, BatchAxes]:
     """What a function is a batch of, and along which axes."""
-    levels: Levels = ()
+    axes = NO_AXES
     while fn.rules.batch_of is not None:
         fn, size, dims = fn.rules.batch_of
-        levels = ((size, dims), *levels)
-    return fn, levels
+        axes = BatchAxes((*axes, BatchAxis(size, dims)))
+    return fn, axes
 
 
 class Verdict(NamedTuple):

@@ -11,18 +11,19 @@ import torch
 from t2j_core.extend import Leaf, TorchFn, flat_signature, remember
 
 from .._base.decisions import Shared
-from .._batching.batch_axes import Levels, with_all_levels
+from .._batching.batch_axes import NO_AXES, BatchAxes
 from .._batching.from_examples import from_examples, unless_it_fails
 from .._batching.rehearsal import rehearsed
-from .._batching.vmap import batched
+from .._batching.vmap import over_axes
 from .._derivatives.adjoint import Adjoint
 from .._derivatives.forward_mode import ForwardMode, jvp, rehearse
 from .._derivatives.plain_operations import in_plain_operations
 from .._derivatives.pushforward import Pull, Pushforward
 from .._derivatives.reverse_mode import Flat, vjp
-from .._residuals.autograd import LiveGraphs, warn_if_random
+from .._residuals.choice import residuals_of
+from .._residuals.protocol import FlatFunction
+from .._residuals.random_check import warn_if_random
 from .._residuals.shown import Shown, recorded
-from .._residuals.traced import Graphs
 
 
 def is_inexact(leaf: Leaf) -> bool:
@@ -75,18 +76,10 @@ class Linearized:
         self.results = source.signature.outputs.leaves
         self.outs = tuple(i for i, leaf in enumerate(self.results) if is_inexact(leaf))
         self.linear = self._linear_operands()
-        self.residuals: LiveGraphs | Graphs | None = None
-        method = shared.options.residuals
         label = str(source.signature)
         self.forward_mode = ForwardMode(functools.partial(shared.forward_modes.__setitem__, label))
-        if method == "auto" and source.signature.outputs.is_quick:
-            remember(shared.residuals, label, "recompute (few operations on small tensors)")
-        elif keeps and self.outs and method != "recompute":
-            if method == "graph":
-                self.residuals = Graphs.make(flat, self.operands, self.results, ins, self.outs, shared, label)
-            self.residuals = self.residuals or LiveGraphs(ins, shared, label)
-        elif keeps:
-            shared.residuals[label] = "recompute" if self.outs else "no output can be differentiated"
+        function = FlatFunction(flat, self.operands, self.results, ins, self.outs, shared, label)
+        self.residuals = residuals_of(function, keeps=keeps, is_quick=source.signature.outputs.is_quick)
 
     def _linear_operands(self) -> tuple[int, ...]:
         """The operands that the function is linear in, if it is itself a derivative."""
@@ -96,44 +89,33 @@ class Linearized:
     @property
     def residual_leaves(self) -> tuple[Leaf, ...]:
         """What the forward returns beside the outputs."""
-        return tuple(self.residuals.leaves) if self.residuals else ()
+        return self.residuals.leaves
 
     @property
     def constants(self) -> tuple[Leaf, ...]:
         """The operands of a linear map that it is not linear in."""
         return (*self.operands, *self.residual_leaves)
 
-    def batched_flat(self, levels: Levels, *, is_record: bool = False) -> Flat:
+    def batched_flat(self, axes: BatchAxes, *, is_record: bool = False) -> Flat:
         """The function over batch axes. In one that autograd is to record, the inputs `ins` have every axis."""
-        flat, kind = self.flat, "record" if is_record else "value"
-        for k, (size, dims) in enumerate(levels):
-            dims = dims[: len(self.operands)]
-            if is_record:
-                dims = tuple(0 if i in self.ins else d for i, d in enumerate(dims))
-            leaves = [with_all_levels(leaf, levels[:k]) for leaf in self.results]
-            flat = batched(flat, leaves, size, dims, self.shared, is_derivative=False, kind=kind)
-        return flat
+        axes = axes.of_first(len(self.operands))
+        axes, kind = (axes.filled(self.ins), "record") if is_record else (axes, "value")
+        return over_axes(self.flat, self.results, axes, self.shared, is_derivative=False, kind=kind)
 
-    def value_call(self, levels: Levels) -> Flat:
+    def value_call(self, axes: BatchAxes) -> Flat:
         """The flat function that returns the outputs alone. It sees that it is differentiated."""
-        plain = self.batched_flat(levels)
+        plain = self.batched_flat(axes)
         if self.source.rules.is_derivative:  # which shows it anyway
             return plain
         if self.shared.options.has_leading_axes:
             return Shown(plain, recorded(plain, self.ins, self.shared), self.shared)
         flat = recorded(self.flat, self.ins, self.shared)
-        for k, (size, dims) in enumerate(levels):
-            leaves = [with_all_levels(leaf, levels[:k]) for leaf in self.results]
-            flat = batched(flat, leaves, size, dims, self.shared, is_derivative=True, kind="shown")
+        flat = over_axes(flat, self.results, axes, self.shared, is_derivative=True, kind="shown")
         return Shown(plain, flat, self.shared)
 
-    def forward_call(self, levels: Levels) -> Flat:
+    def forward_call(self, axes: BatchAxes) -> Flat:
         """The flat function that returns outputs and residuals."""
-        plain = self.value_call(levels)
-        if isinstance(self.residuals, Graphs):
-            return self.residuals.forward(plain, levels)
-        to_record = self.batched_flat(levels, is_record=True) if levels else self.flat
-        return self.residuals.forward(plain, to_record, levels)  # type: ignore[union-attr]
+        return self.residuals.forward(self.value_call(axes), self.batched_flat(axes, is_record=True), axes)
 
     # --- linear maps -----------------------------------------------------------------------------------------------
 
@@ -142,7 +124,7 @@ class Linearized:
         of_ins, of_outs = [self.operands[i] for i in ins], [self.results[i] for i in outs]
         return (of_ins, of_outs) if direction == "jvp" else (of_outs, of_ins)
 
-    def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
+    def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
         """A linear map without residuals: it runs the forward again, and torch can differentiate it."""
         f, n, shared = self.flat, len(self.operands), self.shared
         known, linear, adjoint, pullback = self.forward_mode, self.linear, self.source.rules.adjoint, self.pullback()
@@ -163,12 +145,10 @@ class Linearized:
         flat: Flat = warn_if_random(push if direction == "jvp" else pull, shared)
         if (example := self._of_example(direction, ins, outs)) is not None:
             flat = unless_it_fails(flat, example, shared)
-        for k, (size, dims) in enumerate(levels):
-            leaves = [with_all_levels(leaf, levels[:k]) for leaf in answered]
-            dims = (*dims[:n], *(0 for _ in taken))
-            flat = batched(flat, leaves, size, dims, shared, is_derivative=True, kind=direction)
+        of_map = axes.of_first(n).with_full(len(taken))
+        flat = over_axes(flat, answered, of_map, shared, is_derivative=True, kind=direction)
         if direction == "jvp":
-            flat = rehearsed(flat, lambda *a: rehearse(at(a), known), n, levels, known)
+            flat = rehearsed(flat, lambda *a: rehearse(at(a), known), n, axes, known)
         return flat
 
     def pullback(self) -> Pull:
@@ -181,7 +161,7 @@ class Linearized:
         if self.source.rules.batch_of is None or self.shared.options.vmap_method != "auto":
             return None
         fn, size, dims = self.source.rules.batch_of
-        of_one = self._like(fn, outs).map_flat(direction, ins, outs, ())
+        of_one = self._like(fn, outs).map_flat(direction, ins, outs, NO_AXES)
         return from_examples(of_one, direction, ins, outs, size, dims, self.shared)
 
     def _like(self, fn: TorchFn, outs: tuple[int, ...]) -> Linearized:
@@ -189,33 +169,17 @@ class Linearized:
         linearized: Linearized = fn.rules.linearized(fn, self.ins, keeps=False)
         return linearized
 
-    def adjoint(self, push: Flat, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Adjoint:
+    def adjoint(self, push: Flat, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Adjoint:
         """The pullback of the pushforward `push`."""
-        pull = in_plain_operations(self.map_flat("vjp", ins, outs, levels), self.shared)
-        return Adjoint(push, pull, len(self.operands), [with_all_levels(self.results[i], levels) for i in outs])
+        pull = in_plain_operations(self.map_flat("vjp", ins, outs, axes), self.shared)
+        return Adjoint(push, pull, len(self.operands), [axes.of_result(self.results[i]) for i in outs])
 
-    def map_call(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels) -> Flat:
+    def map_call(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
         """A linear map with residuals: it uses them if they are there, else it runs the forward again."""
-        flat, residuals = self.map_flat(direction, ins, outs, levels), self.residuals
-        if residuals is None:
-            return flat
-        n, m = len(self.operands), len(self.constants)
-        if direction == "vjp":
-            residuals.is_reversed = True
-
-        def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            residuals.drop(a[n:m])
-            return flat(*a[:n], *a[m:])
-
-        def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            cotangents = dict(zip(outs, a[m:], strict=True))
-            answer = residuals.backward(a[:n], a[n:m], ins, cotangents, levels)
-            if answer is None:
-                answer = flat(*a[:n], *a[m:])
-                residuals.note_another_forward()  # type: ignore[union-attr]
-            return answer
-
-        return push if direction == "jvp" else pull
+        recompute = self.map_flat(direction, ins, outs, axes)
+        if direction == "jvp":
+            return self.residuals.pushforward(recompute)
+        return self.residuals.pullback(ins, outs, axes, recompute)
 
 
 def clones(f: Flat, indices: Sequence[int]) -> Flat:

@@ -16,12 +16,12 @@ from t2j_core.extend import TorchFn, call_primitive, describe, torch_call, torch
 from .. import _compat
 from .._base.decisions import Shared
 from .._base.errors import DepthError
-from .._batching.batch_axes import Dims, Levels, with_all_levels, with_levels
-from .._batching.vmap import batched, over_devices
+from .._batching.batch_axes import NO_AXES, BatchAxes, Dims
+from .._batching.over_devices import over_devices
+from .._batching.vmap import batched
 from .._derivatives.adjoint import Adjoint
 from .._derivatives.plain_operations import in_plain_operations
 from .._derivatives.reverse_mode import Flat
-from .._residuals.autograd import LiveGraphs
 from .linear_function import LinearFunction, Verdict, judged, not_linear
 from .linearize import Linearized, Memo, derived, is_inexact
 
@@ -61,16 +61,16 @@ class Rules:
 
     def over_batch(self, fn: TorchFn, size: int, dims: Dims) -> TorchFn:
         """The function for `size` examples, with the examples along axis 0 of all results."""
-        level: Levels = ((size, dims),)
+        axis = NO_AXES.within(size, dims)
 
         def make() -> TorchFn:
             results = fn.signature.outputs.leaves
             flat = batched(self.flat, results, size, dims, self.shared, is_derivative=self.is_derivative)
-            operands = [with_levels(leaf, i, level) for i, leaf in enumerate(fn.signature.operands)]
+            operands = [axis.of_operand(leaf, i) for i, leaf in enumerate(fn.signature.operands)]
             rules = Rules(flat, self.depth, self.shared, linear_from=self.linear_from)
             rules.unbatched = self.unbatched or fn
             rules.batch_of = fn, size, dims
-            answered = [with_all_levels(leaf, level) for leaf in results]
+            answered = [axis.of_result(leaf) for leaf in results]
             made = derived("vmap", fn, flat, operands, answered, _outputs(fn), rules)
             made.has_side_effect = fn.has_side_effect
             return made
@@ -131,7 +131,7 @@ class Rules:
         if not outs or not ins:
             return answers
         primals = [jnp.zeros(x.aval.shape, x.aval.dtype) if i in ins else x for i, x in enumerate(operands)]
-        pull = linear_map(self.as_linear(fn, ins, outs), "vjp", ins, outs, (), self.depth)
+        pull = linear_map(self.as_linear(fn, ins, outs), "vjp", ins, outs, NO_AXES, self.depth)
         for i, answer in zip(ins, _linear(*primals, *(cotangents[o] for o in outs), fn=pull), strict=True):
             answers[i] = answer
         return answers
@@ -167,10 +167,10 @@ class Rules:
 class ForwardRules(Rules):
     """Rules of a forward. It returns residuals after its outputs, if there are any and somebody needs them."""
 
-    def __init__(self, linearized: Linearized, levels: Levels, depth: float, *, keeps: bool) -> None:
-        super().__init__(linearized.batched_flat(levels), depth, linearized.shared)
+    def __init__(self, linearized: Linearized, axes: BatchAxes, depth: float, *, keeps: bool) -> None:
+        super().__init__(linearized.batched_flat(axes), depth, linearized.shared)
         self.linearized_source = linearized
-        self.levels = levels
+        self.axes = axes
         self.keeps = keeps  # it returns residuals
 
     def plain(self, fn: TorchFn) -> TorchFn:
@@ -178,7 +178,7 @@ class ForwardRules(Rules):
         source = self.linearized_source
 
         def make() -> TorchFn:
-            if not self.levels:
+            if not self.axes:
                 return source.source
             operands, results = fn.signature.operands, fn.signature.outputs.leaves[: len(source.results)]
             rules = Rules(self.flat, self.depth, self.shared)
@@ -205,8 +205,8 @@ class ForwardRules(Rules):
         size, operands, dims = _batch_in_front(operands, dims)
 
         def call(size: int, operands: Sequence[Any]) -> list[Any]:
-            levels = (*self.levels, (size, dims))
-            return torch_call(*operands, fn=forward(self.linearized_source, self.depth, levels, keeps=self.keeps))
+            axes = self.axes.within(size, dims)
+            return torch_call(*operands, fn=forward(self.linearized_source, self.depth, axes, keeps=self.keeps))
 
         results = over_devices(call, size, operands, dims)
         return results, [0] * len(results)
@@ -221,7 +221,7 @@ class ForwardRules(Rules):
         source = self.linearized_source
         if not self.keeps or any(used[len(source.results) :]):
             return None
-        return forward(source, self.depth, self.levels, keeps=False)
+        return forward(source, self.depth, self.axes, keeps=False)
 
 
 class LinearRules(Rules):
@@ -233,14 +233,14 @@ class LinearRules(Rules):
         direction: str,
         ins: tuple[int, ...],
         outs: tuple[int, ...],
-        levels: Levels,
+        axes: BatchAxes,
         depth: float,
     ) -> None:
-        flat = in_plain_operations(linearized.map_flat(direction, ins, outs, levels), linearized.shared)
-        adjoint = linearized.adjoint(flat, ins, outs, levels) if direction == "jvp" else None
+        flat = in_plain_operations(linearized.map_flat(direction, ins, outs, axes), linearized.shared)
+        adjoint = linearized.adjoint(flat, ins, outs, axes) if direction == "jvp" else None
         super().__init__(flat, depth, linearized.shared, linear_from=len(linearized.operands), adjoint=adjoint)
         self.source = linearized
-        self.direction, self.ins, self.outs, self.levels = direction, ins, outs, levels
+        self.direction, self.ins, self.outs, self.axes = direction, ins, outs, axes
         self.n_operands, self.n_constants = len(linearized.operands), len(linearized.constants)
 
     def plain(self, fn: TorchFn) -> TorchFn:
@@ -292,7 +292,7 @@ class LinearRules(Rules):
             direction, ins, outs = "vjp", _choose(self.ins, wanted), _choose(self.outs, given)
         else:
             direction, ins, outs = "jvp", _choose(self.ins, given), _choose(self.outs, wanted)
-        fn = linear_map(self.source, direction, ins, outs, self.levels, self.depth)
+        fn = linear_map(self.source, direction, ins, outs, self.axes, self.depth)
         results = _linear(*operands[:m], *_choose(cotangents, given), fn=fn)
         for position, result in zip(_choose(range(len(operands) - m), wanted), results, strict=True):
             answers[m + position] = result
@@ -308,8 +308,8 @@ class LinearRules(Rules):
                 x if d == 0 else jnp.broadcast_to(x, (size, *jnp.shape(x)))
                 for x, d in zip(operands[m:], dims[m:], strict=True)
             ]
-            levels = (*self.levels, (size, dims[:m]))
-            fn = linear_map(self.source, self.direction, self.ins, self.outs, levels, self.depth)
+            axes = self.axes.within(size, dims[:m])
+            fn = linear_map(self.source, self.direction, self.ins, self.outs, axes, self.depth)
             return _linear(*operands[:m], *moved, fn=fn)
 
         results = over_devices(call, size, operands, dims)
@@ -332,46 +332,46 @@ def _outputs(fn: TorchFn) -> str:
 # --- the functions that the rules bind -----------------------------------------------------------------------------
 
 
-def forward(linearized: Linearized, depth: float, levels: Levels = (), *, keeps: bool = True) -> TorchFn:
+def forward(linearized: Linearized, depth: float, axes: BatchAxes = NO_AXES, *, keeps: bool = True) -> TorchFn:
     """The forward of a linearized function: its outputs, then the residuals if it `keeps` any."""
     source = linearized.source
-    keeps = keeps and linearized.residuals is not None
-    if source.rules.is_derivative and not keeps and not levels:  # it shows that it is differentiated anyway
+    keeps = keeps and bool(linearized.residual_leaves)
+    if source.rules.is_derivative and not keeps and not axes:  # it shows that it is differentiated anyway
         return source
 
     def make() -> TorchFn:
-        operands = [with_levels(leaf, i, levels) for i, leaf in enumerate(linearized.operands)]
+        operands = [axes.of_operand(leaf, i) for i, leaf in enumerate(linearized.operands)]
         kept = linearized.residual_leaves if keeps else ()
-        results = [with_all_levels(leaf, levels) for leaf in (*linearized.results, *kept)]
-        call = linearized.forward_call(levels) if keeps else linearized.value_call(levels)
+        results = [axes.of_result(leaf) for leaf in (*linearized.results, *kept)]
+        call = linearized.forward_call(axes) if keeps else linearized.value_call(axes)
         outputs = "copy" if keeps else _outputs(source)
-        rules = ForwardRules(linearized, levels, depth, keeps=keeps)
+        rules = ForwardRules(linearized, axes, depth, keeps=keeps)
         fn = derived("forward", source, call, operands, results, outputs, rules)
         fn.has_side_effect = source.has_side_effect
         fn.hidden = len(linearized.residual_leaves)
         return fn
 
-    return linearized.memo.get(("forward", depth, levels, keeps), make)
+    return linearized.memo.get(("forward", depth, axes, keeps), make)
 
 
 def linear_map(
-    linearized: Linearized, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], levels: Levels, depth: float
+    linearized: Linearized, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, depth: float
 ) -> TorchFn:
     """A pushforward or pullback of a linearized function, for `torch_linear`."""
 
     def make() -> TorchFn:
         taken, answered = linearized.map_leaves(direction, ins, outs)
-        constants = [with_levels(leaf, i, levels) for i, leaf in enumerate(linearized.constants)]
-        operands = [*constants, *(with_all_levels(leaf, levels) for leaf in taken)]
-        results = [with_all_levels(leaf, levels) for leaf in answered]
-        rules = LinearRules(linearized, direction, ins, outs, levels, depth)
-        call = linearized.map_call(direction, ins, outs, levels)
+        constants = [axes.of_operand(leaf, i) for i, leaf in enumerate(linearized.constants)]
+        operands = [*constants, *(axes.of_result(leaf) for leaf in taken)]
+        results = [axes.of_result(leaf) for leaf in answered]
+        rules = LinearRules(linearized, direction, ins, outs, axes, depth)
+        call = linearized.map_call(direction, ins, outs, axes)
         fn = derived(direction, linearized.source, call, operands, results, _outputs(linearized.source), rules)
-        if isinstance(linearized.residuals, LiveGraphs):
+        if linearized.residuals.leaves_tickets:
             fn.ticket = len(linearized.operands)
         return fn
 
-    return linearized.memo.get((direction, ins, outs, levels, depth), make)
+    return linearized.memo.get((direction, ins, outs, axes, depth), make)
 
 
 def push(
@@ -382,7 +382,7 @@ def push(
     answer = [_compat.zero_tangent(yi) for yi in y]
     if outs:
         dx = [_compat.ad.instantiate_zeros(tangents[i]) for i in ins]
-        fn = linear_map(linearized, "jvp", ins, outs, (), depth)
+        fn = linear_map(linearized, "jvp", ins, outs, NO_AXES, depth)
         for i, dy in zip(outs, _linear(*primals, *residuals, *dx, fn=fn), strict=True):
             answer[i] = dy
     return answer

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import _compat
-from .._batching.batch_axes import Levels
+from .._batching.batch_axes import BatchAxes
 from .._derivatives.linearity import (
     NOT_FINITE,
     NOT_IN_PROPORTION,
@@ -81,24 +81,24 @@ def n_columns(like: Sequence[Any]) -> int:
 
 
 def transposed_by_columns(
-    f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor], levels: Levels
+    f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor], axes: BatchAxes
 ) -> tuple[torch.Tensor, ...]:
-    """The transpose of `f`, a function over the batch axes `levels`, each example of which moves on its own."""
+    """The transpose of `f`, a function over the batch axes `axes`, each example of which moves on its own."""
     x = [torch.zeros_like(t) if i in ins else t for i, t in enumerate(x)]
 
     def product(i: int, direction: torch.Tensor) -> torch.Tensor:
         """The sum of cotangent times column, for each example."""
         y = f(*x[:i], direction.expand(x[i].shape).clone(), *x[i + 1 :])
-        terms = [(ct.to(y[o].dtype) * y[o]).flatten(len(levels)).sum(-1) for o, ct in cotangents.items()]
+        terms = [(ct.to(y[o].dtype) * y[o]).flatten(len(axes)).sum(-1) for o, ct in cotangents.items()]
         return torch.stack([t.real if t.is_complex() else t for t in terms]).sum(0)
 
-    return tuple(_pulled(lambda direction, i=i: product(i, direction), x[i], i, levels) for i in ins)
+    return tuple(_pulled(lambda direction, i=i: product(i, direction), x[i], i, axes) for i in ins)
 
 
-def _pulled(product: Any, like: torch.Tensor, i: int, levels: Levels) -> torch.Tensor:
+def _pulled(product: Any, like: torch.Tensor, i: int, axes: BatchAxes) -> torch.Tensor:
     """The cotangent of operand `i`. Only the real part of sum(g t) = sum(r dy) holds for complex numbers."""
-    has_axis = [dims[i] is not None for _, dims in reversed(levels)]
-    lacking = [axis for axis, has in enumerate(has_axis) if not has]
+    has_axis = [axis.has(i) for axis in axes]
+    lacking = [k for k, has in enumerate(has_axis) if not has]
     shape = like.shape[sum(has_axis) :]
 
     def column(j: int, weight: Any) -> torch.Tensor:

@@ -1,0 +1,105 @@
+"""A batch in one run of `torch.func.vmap`, which is watched for what it gets wrong."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from t2j_core import dtype_t2j
+from t2j_core.extend import Leaf, as_written, canonical
+
+from .. import _compat
+from .._base.decisions import Shared
+from .._derivatives.reverse_mode import Flat
+from .._mends.batch_mends import BatchMends
+from .._mends.gradient_questions import GradientQuestions
+from .._mends.wrong_in_batches import WrongInBatches
+from .batch_axes import Dims
+
+
+class NotFaithfulError(Exception):
+    """`torch.func.vmap` would compute something else than the examples one after another."""
+
+
+class HiddenGradientError(NotFaithfulError):
+    """A function that autograd records asks for what `torch.func.vmap` hides from it."""
+
+
+class AtOnce:
+    """`torch.func.vmap`. Its first run is watched for operations that it gets wrong without an error."""
+
+    def __init__(
+        self, f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool
+    ) -> None:
+        self.results, self.size, self.shared = results, size, shared
+        self.shows_gradients = is_derivative  # inside, `torch.func.vjp` shows what `vmap` hides, except for hooks
+        randomness = shared.options.vmap_randomness or ("same" if shared.has_key else "error")
+        chunk = shared.options.vmap_chunk_size
+        self.run = torch.func.vmap(f, dims, randomness=randomness, chunk_size=chunk)
+        # (is recorded by autograd, is in forward mode) -> the mends that such runs need, once one was watched.
+        self.mends: dict[tuple[bool, bool], BatchMends | None] = {}
+
+    def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        how = is_recorded(x), _compat.in_forward_mode()
+        with _compat.silent_loops():
+            y = self._run(x, how)
+        return tuple(self._as_declared(t, leaf) for t, leaf in zip(y, self.results, strict=True))
+
+    def _run(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:
+        if how not in self.mends:
+            with as_written():
+                return self._first(x, how)
+        mends = self.mends[how]
+        if mends is None:
+            return self.run(*x)
+        with as_written(), mends:
+            return self.run(*x)
+
+    def _first(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:
+        """The first run, which shows what mends are needed."""
+        mends = BatchMends(differentiates=any(how) and not self.shows_gradients)
+        with mends:
+            y = self._watched(x, how[0])
+        if mends.wrong is not None:
+            raise HiddenGradientError(f"`torch.func.vmap` changes the derivative of {mends.wrong} of equal numbers")
+        needed = mends if mends.is_needed else None
+        if mends.changes_course:
+            with needed or contextlib.nullcontext():
+                y = self.run(*x)
+        self.mends[how] = needed
+        return y
+
+    def _watched(self, x: Sequence[torch.Tensor], recorded: bool) -> tuple[torch.Tensor, ...]:
+        questions = GradientQuestions()
+        wrong = WrongInBatches(differentiated=recorded and self.shows_gradients)
+        with questions if recorded else contextlib.nullcontext(), wrong:
+            y = self.run(*x)
+        if self.shows_gradients:
+            asked = "register_hook" if questions.hooks else None
+        else:
+            asked = questions.decides or questions.hidden or (wrong.attention if recorded else None)
+        if asked is not None:
+            raise HiddenGradientError(f"`torch.func.vmap` hides `requires_grad`, and the function uses {asked}")
+        if wrong.found is not None:
+            raise NotFaithfulError(f"it batches {wrong.found} wrongly")
+        return y
+
+    def _as_declared(self, y: torch.Tensor, leaf: Leaf) -> torch.Tensor:
+        """A result in the dtype of one example: rules of torch may promote, and autocast does not reach them all."""
+        if y.shape != (self.size, *leaf.shape):
+            raise NotFaithfulError(f"an example is of shape {tuple(y.shape[1:])}, not {leaf.shape}")
+        if y.dtype == leaf.torch_dtype or canonical(dtype_t2j(y.dtype)) == leaf.dtype:
+            return y
+        if _kind_of(y.dtype) != _kind_of(leaf.torch_dtype):
+            raise NotFaithfulError(f"an example is {y.dtype}, not {leaf.torch_dtype}")
+        return y.to(leaf.torch_dtype)
+
+
+def is_recorded(x: Sequence[torch.Tensor]) -> bool:
+    """Whether autograd records what is done with the tensors."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in x)
+
+
+def _kind_of(dtype: torch.dtype) -> str:
+    return "complex" if dtype.is_complex else "float" if dtype.is_floating_point else "integer"

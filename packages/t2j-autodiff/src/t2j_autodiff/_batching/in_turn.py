@@ -1,0 +1,48 @@
+"""A batch as one example after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from t2j_core.extend import Lending, check_example, storage_uses
+
+from .. import _compat
+from .._base.decisions import Shared
+from .._derivatives.reverse_mode import Flat
+from .batch_axes import Dims
+
+
+class InTurn:
+    """`f` for `size` examples, one after another; every result has the examples along axis 0."""
+
+    def __init__(self, f: Flat, size: int, dims: Dims, shared: Shared) -> None:
+        self.f, self.size, self.dims, self.shared = f, size, dims, shared
+
+    def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = [self._run(x, i) for i in range(self.size)]
+        return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+    def _run(self, x: Sequence[torch.Tensor], i: int) -> tuple[torch.Tensor, ...]:
+        # A copy, not a view: some operations ignore `storage_offset` and read from the start of the memory.
+        example = [t if d is None else t[i].clone() for t, d in zip(x, self.dims, strict=True)]
+        lending = self.shared.lending
+        if lending is None or _compat.in_transform():
+            return self.f(*example)
+        return self._checked(lending, x, i, example)
+
+    def _checked(
+        self, lending: Lending, x: Sequence[torch.Tensor], i: int, example: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """As `f(*example)`, checked as a call is: `f` may neither write into an example nor keep it."""
+        is_watched = [t.requires_grad for t in example]
+        copies = [t.untyped_storage() for t in example]
+        uses = list(map(storage_uses, copies))
+        y = self.f(*example)
+        example.clear()
+        own = {t.untyped_storage()._cdata for t in y}  # results may lie in the memory of an example
+        for k in range(len(self.shared.paths)):
+            if self.dims[k] is not None:  # the call itself checks what has no batch axis
+                counts = not is_watched[k] and copies[k]._cdata not in own
+                check_example(lending, k, copies[k], x[k][i], uses[k] - 1 if counts else None)
+        return y

@@ -1,0 +1,27 @@
+"""Which way to get residuals a function takes, by the option `residuals`."""
+
+from __future__ import annotations
+
+from .autograd import AutogradGraphs
+from .protocol import FlatFunction, Residuals
+from .recompute import Recompute
+from .traced import TracedFunction
+
+
+def residuals_of(function: FlatFunction, *, keeps: bool, is_quick: bool) -> Residuals:
+    """How the backward of a function gets what its forward has computed.
+
+    `keeps` says whether there is a forward that may keep something; `is_quick` that another run costs little.
+    """
+    method = function.shared.options.residuals
+    if method == "auto" and is_quick:
+        function.explain("recompute (few operations on small tensors)")
+    elif keeps and not function.outs:
+        function.explain("no output can be differentiated")
+    elif keeps and method == "graph":
+        return TracedFunction.of(function) or AutogradGraphs(function)
+    elif keeps and method == "auto":
+        return AutogradGraphs(function)
+    elif keeps:
+        function.explain("recompute")
+    return Recompute(function)

@@ -1,0 +1,55 @@
+"""A recorded autograd graph, and runs of its backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.autograd.graph import GradientEdge
+
+from .._batching.batch_axes import BatchAxes
+from .saved_tensors import SavedTensors
+
+_LEAST_BYTES = 4096  # what a graph takes at least
+
+Pairs = Sequence[tuple[GradientEdge, torch.Tensor]]
+"""Where a backward begins, and with what."""
+
+Gradients = Sequence[torch.Tensor | None]
+"""The gradient of each input; None where no result depends on it."""
+
+
+@dataclass(eq=False)
+class KeptGraph:
+    """The autograd graph of one forward. It refers to no memory of XLA: the backward brings the operands again."""
+
+    axes: BatchAxes
+    device: torch.device  # of the operands
+    saved: SavedTensors
+    in_edges: dict[int, GradientEdge] = field(default_factory=dict)  # by operand
+    out_edges: dict[int, tuple[GradientEdge, torch.dtype]] = field(default_factory=dict)  # by result, with its dtype
+    round: int = 0  # see `Waiting`
+
+    def nbytes(self) -> dict[torch.device, int]:
+        """How many bytes it holds on each device."""
+        sizes = {self.device: 0}
+        for device, size in self.saved.storages.values():
+            sizes[device] = sizes.get(device, 0) + size
+        return {device: max(size, _LEAST_BYTES) for device, size in sizes.items()}
+
+    def gradients(self, ins: Sequence[int], pairs: Pairs, **options: Any) -> Gradients:
+        """The gradients of the inputs `ins`, by `torch.autograd.grad` with `options`."""
+        edges, cotangents = zip(*pairs, strict=True)
+        return torch.autograd.grad(edges, [self.in_edges[i] for i in ins], cotangents, allow_unused=True, **options)
+
+    def gradients_at_once(self, ins: Sequence[int], pairs: Pairs) -> Gradients:
+        """The gradients for many cotangents, along axis 0 of each: one batched run of the backward."""
+        return self.gradients(ins, pairs, retain_graph=True, is_grads_batched=True)
+
+    def gradients_in_turn(self, ins: Sequence[int], pairs: Pairs) -> Gradients:
+        """The gradients for many cotangents, along axis 0 of each: one run of the backward after another."""
+        count = len(pairs[0][1])
+        rows = [self.gradients(ins, [(edge, ct[k]) for edge, ct in pairs], retain_graph=True) for k in range(count)]
+        return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]

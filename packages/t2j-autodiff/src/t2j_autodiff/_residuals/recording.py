@@ -1,0 +1,84 @@
+"""Running a function so that its autograd graph can be kept."""
+
+from __future__ import annotations
+
+import collections
+import operator
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from t2j_core.extend import modules_in_use, storage_uses
+
+from .._batching.batch_axes import BatchAxes
+from .._derivatives.reverse_mode import Flat
+from .kept_graph import KeptGraph
+from .saved_tensors import SavedTensors
+
+
+class Recording(NamedTuple):
+    """A recorded run."""
+
+    graph: KeptGraph
+    results: tuple[torch.Tensor, ...]
+    reason_not_kept: str | None  # what is wrong with graphs of this function
+
+
+def record(f: Flat, x: Sequence[torch.Tensor], ins: Sequence[int], axes: BatchAxes) -> Recording:
+    """Run `f` with the operands `ins` requiring gradients, with every batch axis."""
+    graph = KeptGraph(axes, x[0].device, SavedTensors(x))
+    uses = [storage_uses(t.untyped_storage()) for t in x]
+    y, runs_a_module = _run(f, x, ins, graph)
+    if _are_kept(x, uses, y):
+        return Recording(graph, y, "the function keeps its arguments in the graph")
+    return Recording(graph, y, "the backward runs code of a module" if runs_a_module else None)
+
+
+def _run(
+    f: Flat, x: Sequence[torch.Tensor], ins: Sequence[int], graph: KeptGraph
+) -> tuple[tuple[torch.Tensor, ...], bool]:
+    """The results, and whether the graph refers to a module; fills the edges of `graph`."""
+    handles = [
+        t.detach() for t in x
+    ]  # tensors of their own: `x.requires_grad_()` would put those of XLA into the graph
+    for i in ins:
+        handles[i] = graph.axes.expanded(x[i], i).detach().requires_grad_()
+        graph.in_edges[i] = torch.autograd.graph.get_gradient_edge(handles[i])
+    known = list(map(sys.getrefcount, handles))
+    with (
+        graph.saved.lent(x),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(graph.saved.pack, graph.saved.unpack),
+        modules_in_use(until_the_end=False) as use,
+    ):
+        y = f(*handles)
+    graph.out_edges = {i: (_edge_to(t), t.dtype) for i, t in enumerate(y) if t.requires_grad}
+    results = tuple(t.detach() for t in y)
+    del y  # which may be handles
+    is_kept = list(map(operator.gt, map(sys.getrefcount, handles), known))
+    for t, is_one_kept in zip(handles, is_kept, strict=True):
+        if t.requires_grad and t.is_leaf and not is_one_kept:
+            t.data = t.new_empty(0)  # its edge keeps the tensor alive, but not the memory of XLA
+    return results, use.is_kept
+
+
+def _are_kept(x: Sequence[torch.Tensor], uses: Sequence[int], results: Sequence[torch.Tensor]) -> bool:
+    """Whether more refers to the memory of the operands than before, beside the results."""
+    of_results = collections.Counter(t.untyped_storage()._cdata for t in results)
+    return any(
+        storage_uses(t.untyped_storage()) - of_results[t.untyped_storage()._cdata] > before
+        for t, before in zip(x, uses, strict=True)
+    )
+
+
+def _edge_to(t: torch.Tensor) -> torch.autograd.graph.GradientEdge:
+    """Where the backward of a result begins.
+
+    torch 2.6: the edge of an `autograd.Function` does not keep the C++ node alive, which dies with the result. The edge
+    of a view does: its node is torch's own, and refers to that one. Later versions have `GradientEdge.ownership_token`.
+    """
+    if isinstance(t.grad_fn, torch.autograd.function.BackwardCFunction):
+        with torch.enable_grad():
+            t = t.view_as(t)
+    return torch.autograd.graph.get_gradient_edge(t)

@@ -1,0 +1,90 @@
+"""What an autograd graph saves for its backward, without a reference to memory of XLA."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class _InOperand(NamedTuple):
+    """A saved tensor that lies in the memory of an operand: the backward makes it again from that operand."""
+
+    operand: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    is_conj: bool
+
+
+class _Own(NamedTuple):
+    """Any other saved tensor, and its version then."""
+
+    tensor: torch.Tensor
+    version: int
+
+
+class SavedTensors:
+    """The tensors that one graph saves: hooks for `torch.autograd.graph.saved_tensors_hooks`.
+
+    The nodes of a graph refer to these hooks. So the hooks may not refer to the graph: Python's garbage collector does
+    not look into the C++ nodes (https://github.com/pytorch/pytorch/issues/84711), and would never find such a cycle.
+    """
+
+    def __init__(self, x: Sequence[torch.Tensor]) -> None:
+        self._lent = {t.untyped_storage().data_ptr(): i for i, t in enumerate(x) if t.numel()}
+        self._dtypes = [t.dtype for t in x]
+        self._offsets = [t.storage_offset() for t in x]
+        self.operands: list[torch.Tensor] = []  # only while the forward or the backward runs
+        self.storages: dict[int, tuple[torch.device, int]] = {}  # memory of its own -> device, bytes
+
+    @contextlib.contextmanager
+    def lent(self, x: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Give the operands for a run of the forward or the backward."""
+        self.operands.extend(x)
+        try:
+            yield
+        finally:
+            self.operands.clear()
+
+    def pack(self, t: torch.Tensor) -> _InOperand | _Own:
+        """What the graph holds in place of a tensor."""
+        if not t.numel():  # an empty operand has no memory to keep, but its tensor would count as kept
+            t = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+        storage = t.untyped_storage()
+        index = self._lent.get(storage.data_ptr())
+        if index is None or t.dtype != self._dtypes[index]:
+            if not _is_parameter(t):
+                self.storages[storage._cdata] = t.device, storage.nbytes()
+            # Detached: a result that its own node saves has that node as `grad_fn` here, another such cycle
+            # (https://github.com/pytorch/pytorch/pull/189025).
+            return _Own(t.detach(), t._version)
+        offset = int(t.storage_offset() - self._offsets[index])
+        return _InOperand(index, tuple(t.shape), t.stride(), offset, t.is_conj())
+
+    def unpack(self, saved: _InOperand | _Own) -> torch.Tensor:
+        """The tensor, for the backward."""
+        if isinstance(saved, _Own):
+            return _unchanged(saved)
+        base = self.operands[saved.operand]
+        view = base.as_strided(saved.shape, saved.strides, base.storage_offset() + saved.offset)
+        return view.conj() if saved.is_conj else view
+
+
+def _unchanged(saved: _Own) -> torch.Tensor:
+    t = saved.tensor
+    if t._version != saved.version:  # torch checks this only where a tensor is saved without hooks
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"a {t.dtype} of shape {tuple(t.shape)} is at version {t._version}, not {saved.version}. "
+            "Clone it before the operation."
+        )
+    return t
+
+
+def _is_parameter(t: torch.Tensor) -> bool:
+    """Whether a saved tensor is one that the function refers to anyway, or a view of it."""
+    base = t if t._base is None else t._base
+    return base.is_leaf and base.requires_grad
