@@ -249,7 +249,7 @@ def test_only_compat_asks_what_a_version_has(module):
 @every_module
 def test_only_the_lowering_imports_the_extension(module):
     uses = any("_native" in [target.split(".")[-1], *names] for target, names, _ in imports(module))
-    assert uses <= (str(module) == "t2j_core._lowering.primitive")
+    assert uses <= (str(module) == "t2j_core._lowering.native")
 
 
 FORBIDDEN = (

@@ -33,7 +33,7 @@ from t2j_core import (
     t2j,
     torch2jax,
 )
-from t2j_core._lowering import primitive
+from t2j_core._lowering import native
 from t2j_core._run import comparing
 from t2j_core._run.comparing import digest
 from t2j_core.testing import assert_nothing_escaped, collect, counters, live_functions
@@ -1197,6 +1197,6 @@ def test_results_that_are_copied_together_keep_their_bits():
     names = ("float32", "float8_e5m2", "uint16", "uint32", "uint64", "bool", "complex64", "bfloat16", "int64")
     sources = [torch.arange(6).to(getattr(torch, name)).reshape(2, 3) for name in names for _ in range(2)]
     destinations = [torch.zeros_like(source) for source in sources]
-    primitive._copy_all(destinations, [s.requires_grad_() if s.dtype == torch.float32 else s for s in sources])
+    native._copy_all(destinations, [s.requires_grad_() if s.dtype == torch.float32 else s for s in sources])
     for mine, other in zip(destinations, sources, strict=True):
         assert mine.detach().view(torch.uint8).tolist() == other.detach().view(torch.uint8).tolist()

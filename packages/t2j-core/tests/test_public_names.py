@@ -38,7 +38,7 @@ def test_the_public_names():
 def test_the_names_for_sister_packages():
     assert public(t2j_core.extend) == sorted(
         [
-            *("TorchFn", "Signature", "Leaf", "Outputs", "flat_signature", "CallTree", "canonical", "CLONE"),
+            *("TorchFn", "Rules", "Signature", "Leaf", "Outputs", "flat_signature", "CallTree", "canonical", "CLONE"),
             *("Lending", "check_example"),
             *("declared_outputs", "leaves_of", "split", "explicit_spec", "manual_axes", "reshard", "Tracer"),
             *("TorchFunction", "Options", "argument_numbers", "are_at", "functional"),

@@ -32,7 +32,7 @@ from t2j_core.extend import hide_frames as _hide_frames
 from ._base.errors import DepthError as DepthError
 from ._base.errors import NonDifferentiableError as NonDifferentiableError
 from ._residuals.store import clear_residuals as clear_residuals
-from ._rules.rules import checkpoint_policy as checkpoint_policy
+from ._rules.checkpoint import checkpoint_policy as checkpoint_policy
 from ._wrap.function import DifferentiableFunction as DifferentiableFunction
 from ._wrap.module import module2jax as module2jax
 from ._wrap.torch2jax import torch2jax as torch2jax

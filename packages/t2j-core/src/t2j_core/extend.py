@@ -26,14 +26,15 @@ from ._compat import varying_axes as varying_axes
 from ._infer.apart import apart as apart
 from ._infer.apart import as_written as as_written
 from ._infer.draws import generator_states as generator_states
+from ._lowering.native import current_pair as current_pair
 from ._lowering.primitive import call_primitive as call_primitive
-from ._lowering.primitive import current_pair as current_pair
 from ._lowering.primitive import torch_call as torch_call
 from ._lowering.primitive import torch_call_p as torch_call_p
 from ._modules.in_use import modules_in_use as modules_in_use
 from ._run.escapes import check_example as check_example
 from ._run.lending import CLONE as CLONE
 from ._run.lending import Lending as Lending
+from ._run.rules import Rules as Rules
 from ._run.torch_fn import TorchFn as TorchFn
 from ._signature.call_tree import CallTree as CallTree
 from ._signature.call_tree import split as split

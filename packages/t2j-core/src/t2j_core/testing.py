@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ._base.garbage import collect as collect
-from ._lowering.primitive import abi_layout as abi_layout
-from ._lowering.primitive import counters as counters
-from ._lowering.primitive import nothing as noop
+from ._lowering.native import abi_layout as abi_layout
+from ._lowering.native import counters as counters
+from ._lowering.native import nothing as noop
 from ._run.registry import live_count as live_functions
 
 __all__ = ["abi_layout", "assert_nothing_escaped", "collect", "counters", "live_functions", "noop"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from t2j_core import PerformanceWarning, TransformError
-from t2j_core.extend import TorchFn, apart, describe, warn
+from t2j_core.extend import TorchFn, apart, describe, transposing_call, warn
 
 from .. import _compat
 from .._base.decisions import Shared
@@ -29,6 +29,7 @@ from .._derivatives.linearity import (
 )
 from .._derivatives.pushforward import Pull
 from .._derivatives.reverse_mode import Flat, Tensors, first_line
+from .function_rules import rules_of
 from .linearize import Linearized
 from .values_alone import COLUMNS, is_cut_off, n_columns, reason_values_are_not_linear, transposed_by_columns
 
@@ -42,10 +43,8 @@ class LinearFunction(Linearized):
     Its pushforward is the function, its pullback is its transpose. Operands `ins` of its maps are zeros.
     """
 
-    def __init__(
-        self, source: TorchFn, flat: Flat, ins: tuple[int, ...], shared: Shared, *, verdict: Verdict, asked_by: str
-    ) -> None:
-        super().__init__(source, flat, ins, shared, keeps=False)
+    def __init__(self, source: TorchFn, ins: tuple[int, ...], *, verdict: Verdict, asked_by: str) -> None:
+        super().__init__(source, ins, keeps=False)
         self._asked_by = asked_by
         self._is_judged = is_judged = verdict.is_linear is True  # on made-up values of the other operands
         self._has_derivative = verdict.has_derivative
@@ -53,34 +52,37 @@ class LinearFunction(Linearized):
         self._is_confirmed = is_judged and len(ins) == len(self.operands)
         self._is_partly_confirmed = False  # on values with which the pullback was not all finite
 
-    def map_flat(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
-        """As `Linearized.map_flat`. The first run judges the function on the values that the other operands have."""
-        flat = self._itself(ins, outs, axes) if direction == "jvp" else super().map_flat(direction, ins, outs, axes)
+    def recomputing_map(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
+        """As of `Linearized`. The first run judges the function on the values that the other operands have."""
+        if direction == "jvp":
+            linear_map = self._itself(ins, outs, axes)
+        else:
+            linear_map = super().recomputing_map(direction, ins, outs, axes)
         n, of_outs = len(self.operands), outs
 
         def run(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if not self._is_confirmed and not _compat.in_transform():
                 self._confirm(a[:n], of_outs, axes)
-            return flat(*a)
+            return linear_map(*a)
 
         return run
 
     def _itself(self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
         f, n = self._over(axes), len(self.operands)
 
-        def push(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def pushforward(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             x = self._with_axes(a[:n], axes)
             for i, tangent in zip(ins, a[n:], strict=True):
                 x[i] = tangent
             y = f(*x)
             return tuple(y[i] for i in outs)
 
-        return push
+        return pushforward
 
     def _over(self, axes: BatchAxes) -> Flat:
         """The function over batch axes, which all operands `ins` have; batched as derivatives are."""
         axes = axes.of_first(len(self.operands)).filled(self.ins)
-        return over_axes(self.flat, self.results, axes, self.shared, is_derivative=True)
+        return over_axes(self.flat_function, self.results, axes, self.shared, is_derivative=True)
 
     def _with_axes(self, x: Sequence[torch.Tensor], axes: BatchAxes) -> list[torch.Tensor]:
         return [axes.expanded(t, i) if i in self.ins else t for i, t in enumerate(x)]
@@ -111,13 +113,13 @@ class LinearFunction(Linearized):
         """The transpose: PyTorch's pullback, or the columns of a function without one."""
         vjp, (example, axes) = super().pullback(), _batch_of(self.source)
 
-        def pull(x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
+        def pullback(x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
             if self._has_derivative:
                 return vjp(x, ins, cotangents)
             self._check_columns(example)
-            return transposed_by_columns(self.flat, x, ins, cotangents, axes)
+            return transposed_by_columns(self.flat_function, x, ins, cotangents, axes)
 
-        return pull
+        return pullback
 
     def _check_columns(self, example: TorchFn) -> None:
         """Raise where the columns are too many. Solvers trace a transpose that they may never run."""
@@ -133,15 +135,27 @@ class LinearFunction(Linearized):
             )
 
     def _like(self, fn: TorchFn, outs: tuple[int, ...]) -> Linearized:
-        linear: Linearized = fn.rules.as_linear(fn, self.ins, outs)
-        return linear
+        return as_linear(fn, self.ins, outs)
+
+
+def as_linear(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> LinearFunction:
+    """`fn` as a function that is linear in the inputs `ins`. Raises `TransformError` if it is not."""
+    rules = rules_of(fn)
+    verdict = verdict_on(rules.unbatched or fn, ins, outs)
+    asked_by = transposing_call()
+    if verdict.is_linear is False:
+        raise not_linear(rules.shared, ins, verdict.reason, asked_by)
+    found: LinearFunction = rules.memo.get(
+        ("linear", ins, outs), lambda: LinearFunction(fn, ins, verdict=verdict, asked_by=asked_by)
+    )
+    return found
 
 
 def _batch_of(fn: TorchFn) -> tuple[TorchFn, BatchAxes]:
     """What a function is a batch of, and along which axes."""
     axes = NO_AXES
-    while fn.rules.batch_of is not None:
-        fn, size, dims = fn.rules.batch_of
+    while (batch := rules_of(fn).batch_of) is not None:
+        fn, size, dims = batch
         axes = BatchAxes((*axes, BatchAxis(size, dims)))
     return fn, axes
 
@@ -154,9 +168,16 @@ class Verdict(NamedTuple):
     has_derivative: bool = True  # PyTorch has that of its values
 
 
+def verdict_on(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
+    """Whether the outputs `outs` of `fn` are linear in the operands `ins`, found out once."""
+    found: Verdict = rules_of(fn).memo.get(("verdict", ins, outs), lambda: judged(fn, ins, outs))
+    return found
+
+
 def judged(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
     """Whether the outputs `outs` of `fn` are linear in the operands `ins`, on made-up values of the others."""
-    operands, results = fn.signature.operands, fn.signature.outputs.leaves
+    operands, results, rules = fn.signature.operands, fn.signature.outputs.leaves, rules_of(fn)
+    f = rules.flat_function
     if not all(is_inexact(leaf.torch_dtype) for leaf in (*(operands[i] for i in ins), *(results[i] for i in outs))):
         return Verdict(False, "PyTorch differentiates floating and complex numbers alone")
     has_others = len(ins) < len(operands)
@@ -165,13 +186,13 @@ def judged(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
         draw = generator()
         x = [zeros(leaf) if i in ins else make(leaf, draw) for i, leaf in enumerate(operands)]
         try:
-            with apart(fn.rules.shared.name):
-                reason = reason_not_linear(fn.rules.flat, x, ins, outs, results)
+            with apart(rules.shared.name):
+                reason = reason_not_linear(f, x, ins, outs, results)
                 if reason is NOT_FINITE and not has_others:
-                    reason = reason_not_linear_where_finite(fn.rules.flat, x, ins, outs, results)
-                is_known = reason not in _OF_CUT_OFF or not is_cut_off(fn.rules.flat, x, ins, outs)
+                    reason = reason_not_linear_where_finite(f, x, ins, outs, results)
+                is_known = reason not in _OF_CUT_OFF or not is_cut_off(f, x, ins, outs)
                 if not is_known:
-                    reason = reason_values_are_not_linear(fn.rules.flat, x, ins, outs)
+                    reason = reason_values_are_not_linear(f, x, ins, outs)
                     reason = None if reason is NOT_FINITE and not has_others else reason
         except Exception as error:
             if has_others:  # made-up values need not be valid: a real call tells

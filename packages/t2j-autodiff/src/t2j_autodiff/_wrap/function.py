@@ -24,8 +24,9 @@ from t2j_core.extend import (
 
 from .._base.decisions import Shared
 from .._base.options import DiffOptions
-from .._rules.linearize import clones
-from .._rules.rules import Rules
+from .._rules.clones import clones
+from .._rules.function_rules import rules_of
+from .._rules.torch_call import CallRules
 
 
 class DifferentiableFunction(TorchFunction[P]):
@@ -69,14 +70,14 @@ class DifferentiableFunction(TorchFunction[P]):
         return super().explain()
 
     def _explained(self, fn: TorchFn) -> list[str]:
-        return [*super()._explained(fn), *_explained(str(fn.signature), fn.rules.shared)]
+        return [*super()._explained(fn), *_explained(str(fn.signature), rules_of(fn).shared)]
 
     def _option_groups(self) -> tuple[Any, ...]:
         return (*super()._option_groups(), self.diff_options)
 
     def _build(self, signature: Signature) -> TorchFn:
         fn = super()._build(signature)
-        flat = fn.flat()
+        flat = fn.flat_function()
         if self.options.outputs == "out":
             flat = functools.partial(flat, out=None)
         paths = tuple(signature.operand_paths())
@@ -84,7 +85,7 @@ class DifferentiableFunction(TorchFunction[P]):
         shared.goes_one_way = fn.signature.outputs.needs_no_values
         shared.lending = fn.lending if self.options.arguments == "check" else None
         written = [i for i, how in enumerate(fn.passes) if how != 0]
-        fn.rules = Rules(clones(flat, written), self.diff_options.limit, shared)
+        fn.rules = CallRules(clones(flat, written), self.diff_options.limit, shared)
         return fn
 
     def _bind(self, arrays: list[Any], call_tree: CallTree, dtypes: Any, *, marked: bool = False) -> Any:

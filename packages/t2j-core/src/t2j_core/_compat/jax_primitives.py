@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.extend.core
+from jax.extend.core import Primitive
 from jax.interpreters import partial_eval
 
 try:
@@ -20,7 +21,7 @@ try:
     for _allowed in ("lowerable", "control_flow_allowed", "custom_derivatives_allowed", "remat_allowed"):
         getattr(_effects, f"{_allowed}_effects").add_type(_SideEffect)
     side_effects: frozenset[Any] = frozenset({_SideEffect()})
-except (ImportError, AttributeError):  # then XLA still runs every call that reaches it
+except (ImportError, AttributeError):  # JAX may then drop a call whose results are unused; XLA runs all that reach it
     side_effects = frozenset()
 
 
@@ -28,24 +29,27 @@ except (ImportError, AttributeError):  # then XLA still runs every call that rea
 XLA_ERRORS: tuple[type[Exception], ...] = (jax.errors.JaxRuntimeError, ValueError)
 
 
-def register_dce(primitive: Any, replace: Callable[[Sequence[bool], Any], Any]) -> None:
-    """Let `replace(used, fn)` choose a cheaper function where the last results of a call are not used."""
+def register_dce(primitive: Primitive, replace: Callable[[Sequence[bool], Any], tuple[object, int] | None]) -> None:
+    """Let `replace(used, fn)` choose a cheaper function where the last results of a call are not used.
+
+    It returns that function and how many results it has, or None.
+    """
 
     def rule(used: Sequence[bool], *rest: Any) -> tuple[list[bool], Any]:
-        eqn = rest[-1]  # jax 0.12 says which inputs are live before it
+        eqn = rest[-1]  # jax 0.12 passes which inputs are live before it
         if not any(used) and not eqn.effects:
             return [False] * len(eqn.invars), None
-        smaller = replace(used, eqn.params["fn"])
-        if smaller is not None:
-            count = len(smaller.signature.outputs.leaves)
+        replacement = replace(used, eqn.params["fn"])
+        if replacement is not None:
+            smaller, count = replacement
             eqn = eqn.replace(params={**eqn.params, "fn": smaller}, outvars=eqn.outvars[:count])
         return [True] * len(eqn.invars), eqn
 
     partial_eval.dce_rules[primitive] = rule
 
 
-def register_jet(primitive: Any, rule: Callable[..., Any]) -> None:
-    """Let `rule` tell what `jax.experimental.jet` makes of a primitive; by itself it raises a bare `KeyError`."""
+def register_jet(primitive: Primitive, rule: Callable[..., Any]) -> None:
+    """Register `rule` with `jax.experimental.jet`, which raises a bare `KeyError` for a primitive without one."""
     try:
         from jax.experimental import jet
     except ImportError:
@@ -54,7 +58,7 @@ def register_jet(primitive: Any, rule: Callable[..., Any]) -> None:
 
 
 class _Named:
-    """What checkify reads of a primitive to describe a NaN."""
+    """The attributes of a primitive that checkify reads to describe a NaN."""
 
     multiple_results = True
 
@@ -62,10 +66,11 @@ class _Named:
         self.name = name
 
 
-def register_checkify(primitive: Any, describe: Callable[[Any], tuple[str, int]]) -> None:
-    """Let `jax.experimental.checkify` find NaN in results. `describe(fn)` is the name of a call, and how many count.
+def register_checkify(primitive: Primitive, describe: Callable[[Any], tuple[str, int]]) -> None:
+    """Let `jax.experimental.checkify` find NaN in the results of calls, as of JAX's own primitives.
 
-    Without the rule it takes a primitive for one that makes none.
+    `describe(fn)` returns the name of a call and how many of its results count. Without a rule checkify does not look
+    at a primitive.
     """
     try:
         from jax._src.checkify import check_nans, error_checks
@@ -75,7 +80,7 @@ def register_checkify(primitive: Any, describe: Callable[[Any], tuple[str, int]]
     check: Any = check_nans
     head = len(inspect.signature(check).parameters) - 2
 
-    def rule(*given: Any, fn: Any) -> tuple[Any, Sequence[Any]]:
+    def rule(*given: Any, fn: object) -> tuple[Any, Sequence[Any]]:
         results = primitive.bind(*given[head:], fn=fn)
         name, count = describe(fn)
         return check(_Named(name), *given[:head], results[:count]), results

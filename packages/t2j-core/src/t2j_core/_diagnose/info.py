@@ -14,7 +14,7 @@ import jaxlib
 import numpy as np
 import torch
 
-from .._lowering import primitive
+from .._lowering import native
 from .._wrap.torch2jax import torch2jax
 from .clashes import clashes, installed
 
@@ -44,9 +44,9 @@ def environment_info() -> dict[str, Any]:
         "cuda": _cuda(),
         "gpu_wheels": {name: v for name, v in sorted(versions.items()) if name != "jaxlib" and "torch" not in name},
         "clashes": clashes(versions, needs),
-        "exchange_api": primitive.uses_exchange_api(),
-        "live_sites": primitive.counters()["live_sites"],
-        "escaped_calls": primitive.counters()["escaped_calls"],
+        "exchange_api": native.uses_exchange_api(),
+        "live_sites": native.counters()["live_sites"],
+        "escaped_calls": native.counters()["escaped_calls"],
     }
 
 

@@ -11,8 +11,9 @@ import torch
 from .. import _compat
 from .._base.dtypes import dtype_j2t
 from .._base.errors import OutputError
+from .crossing import wire
 from .results import check_output
-from .torch_fn import TorchFn, wire
+from .torch_fn import TorchFn
 from .weak_fn import WeakFn, strong
 
 _CPU = 1  # DLPack's number

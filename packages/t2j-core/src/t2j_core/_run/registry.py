@@ -5,21 +5,34 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .._signature import serialise
 from .._signature.signature import Signature
 
-if TYPE_CHECKING:
-    from .torch_fn import TorchFn
-    from .weak_fn import WeakFn
+
+class Callee(Protocol):
+    """What a call site can run: a `TorchFn`, or a `WeakFn`."""
+
+    id: int
+
+    def description(self) -> tuple[Any, ...]:
+        """What the native call site is built from."""
+        ...
+
+
+class NamedCallee(Callee, Protocol):
+    """A `TorchFn`, which other processes may find by name."""
+
+    serialised: str  # its name and signature as text; empty if it has no name
+
 
 _ids = itertools.count(1)
-# Without a lock: a signal handler or a finalizer may run in the middle of each of these functions and call them again.
-_by_id: weakref.WeakValueDictionary[int, TorchFn] = weakref.WeakValueDictionary()
-_weak_by_id: weakref.WeakValueDictionary[int, WeakFn] = weakref.WeakValueDictionary()
-_by_call: weakref.WeakValueDictionary[str, TorchFn] = weakref.WeakValueDictionary()
-_by_name: dict[str, Callable[[Signature], TorchFn]] = {}
+# No lock: a signal handler or a finalizer may run in the middle of each of these functions and call them again.
+_by_id: weakref.WeakValueDictionary[int, Callee] = weakref.WeakValueDictionary()
+_weak_by_id: weakref.WeakValueDictionary[int, Callee] = weakref.WeakValueDictionary()
+_by_call: weakref.WeakValueDictionary[str, Callee] = weakref.WeakValueDictionary()
+_by_name: dict[str, Callable[[Signature], Callee]] = {}
 
 
 def new_id() -> int:
@@ -27,12 +40,12 @@ def new_id() -> int:
     return next(_ids)
 
 
-def claim_weakly(weak: WeakFn) -> None:
+def claim_weakly(weak: Callee) -> None:
     """Let call sites that are compiled for `weak` find it."""
     _weak_by_id[weak.id] = weak
 
 
-def claim(fn: TorchFn) -> None:
+def claim(fn: NamedCallee) -> None:
     """Let call sites that are compiled next find `fn`, even if another function has its name and signature."""
     if fn.serialised:
         _by_call[fn.serialised] = fn
@@ -40,7 +53,7 @@ def claim(fn: TorchFn) -> None:
         _by_id[fn.id] = fn
 
 
-def register_name(name: str, build: Callable[[Signature], TorchFn]) -> None:
+def register_name(name: str, build: Callable[[Signature], Callee]) -> None:
     """Let programs from other processes find a function by name. The newest registration of a name counts."""
     _by_name[name] = build
     for key in _calls():
@@ -58,7 +71,7 @@ def _calls() -> list[str]:
 
 def resolve(number: int, call: str) -> tuple[Any, ...]:
     """What a compiled program's call site runs. Called by the native part, once per executable."""
-    fn: TorchFn | WeakFn | None = _by_call.get(call) if call else _by_id.get(number) or _weak_by_id.get(number)
+    fn: Callee | None = _by_call.get(call) if call else _by_id.get(number) or _weak_by_id.get(number)
     if fn is None and call:
         name = serialise.name_of(call)
         build = _by_name.get(name)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from .._signature import serialise
+from .redirect import Redirected
 from .registry import claim_weakly, new_id
 from .torch_fn import TorchFn
 
 
 class WeakFn:
-    """A `TorchFn` as the program for its eager binds knows it: by weak reference, because it owns that program.
+    """A `TorchFn` by weak reference.
 
     A program refers to its functions from C++, where Python's garbage collector sees no cycle. `in_flight` keeps the
     function alive until a program that has been started has run.
@@ -58,8 +59,9 @@ class WeakTarget:
 
     def give_up(self) -> None:
         """As `Redirected.give_up`."""
-        fn: Any = self._weak.fn
-        fn.target.give_up()
+        target = self._weak.fn.target
+        if isinstance(target, Redirected):
+            target.give_up()
 
 
 class WeakSignature:
@@ -69,7 +71,7 @@ class WeakSignature:
         self._weak = weak
         self.name = weak.fn.signature.name
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._weak.fn.signature, name)
 
 

@@ -118,10 +118,10 @@ def _written(fn: TorchFn, index: int, paths: Sequence[str]) -> str:
     for operand, result in fn.aliases.items():
         if result == index:
             return f"in the memory of {paths[operand]}, where the caller donates it"
-    if fn.outputs == "out":
+    if fn.options.outputs == "out":
         return "written in place by the function, which takes `out=`"
     if isinstance(fn.target, Redirected):
         return fn.target.explain(index)
-    if fn.outputs == "copy":
+    if fn.options.outputs == "copy":
         return 'copied (`outputs="copy"`)'
     return "copied (beside `mutable_argnums`)" if fn.aliases else f"copied (below {config.auto_output_bytes} bytes)"

@@ -7,6 +7,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, overload
 
 import jax
@@ -356,17 +357,11 @@ class TorchFunction(Generic[P]):
             call = warning_of_draws(call, self.__name__, self._told)
         if "keeps state" in self._told:  # that of one signature may be used by another
             call = refusing_kept(call, self.__name__)
-        return TorchFn(
-            with_long_indices(call) if needs_long else call,
-            signature,
-            outputs=self.options.outputs,
-            arguments=self.options.arguments,
-            told=self._told,
-            passes=passes,
-            aliases=aliases,
-            has_side_effect=self.options.has_side_effect or signature.outputs.is_doubtful,
-            name=self.options.name,
-        )
+        options = self.options.for_calls()
+        if signature.outputs.is_doubtful:
+            options = replace(options, has_side_effect=True)
+        call = with_long_indices(call) if needs_long else call
+        return TorchFn(call, signature, options, passes=passes, aliases=aliases, told=self._told)
 
     # --- examples --------------------------------------------------------------------------------------------------
 

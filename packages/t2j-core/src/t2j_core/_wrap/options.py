@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from .._base.errors import ArgumentError, describe
 from .._base.public import closest
+from .._run.call_options import CallOptions
 from .._signature.declared import declared_outputs
 
 _CHOICES = {"outputs": ("auto", "copy", "out"), "arguments": ("auto", "copy", "check")}
@@ -41,6 +42,10 @@ class Options:
         if self.output_shapes is not None:
             _check_tree("output_shapes", self.output_shapes)
             declared_outputs(self.output_shapes, ())
+
+    def for_calls(self) -> CallOptions:
+        """Those that calls need when they run."""
+        return CallOptions(**{field.name: getattr(self, field.name) for field in fields(CallOptions)})
 
 
 def check_choice(option: str, given: Any, choices: Sequence[str | None]) -> None:

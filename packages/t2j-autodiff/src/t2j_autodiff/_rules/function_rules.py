@@ -1,0 +1,50 @@
+"""`FunctionRules`: what the rules of JAX's transformations know of a function."""
+
+from __future__ import annotations
+
+from t2j_core.extend import Rules, TorchFn
+
+from .._base.decisions import Shared
+from .._base.memo import Memo
+from .._batching.batch_axes import Dims
+from .._derivatives.adjoint import Adjoint
+from .._derivatives.reverse_mode import Flat
+
+
+class FunctionRules(Rules[TorchFn]):
+    """A function as torch differentiates and batches it, and where it comes from."""
+
+    def __init__(
+        self,
+        flat_function: Flat,
+        depth: float,
+        shared: Shared,
+        *,
+        linear_from: int | None = None,
+        adjoint: Adjoint | None = None,
+        unbatched: TorchFn | None = None,
+        batch_of: tuple[TorchFn, int, Dims] | None = None,
+    ) -> None:
+        self.flat_function = flat_function
+        """The function that torch differentiates and batches."""
+        self.depth = depth
+        """How many more times it may be differentiated."""
+        self.shared = shared
+        self.linear_from = linear_from
+        """The first of the operands that it is linear in, if it is a linear map."""
+        self.is_derivative = linear_from is not None
+        self.adjoint = adjoint
+        """Its pullback, if it is a pushforward."""
+        self.unbatched = unbatched
+        """What it is a batch of, or a batch of batches."""
+        self.batch_of = batch_of
+        """What it is a batch of, how many examples there are, and which operands have the batch axis."""
+        self.memo = Memo()
+        """What was derived from it."""
+
+
+def rules_of(fn: TorchFn) -> FunctionRules:
+    """The rules of a function that can be differentiated."""
+    if not isinstance(fn.rules, FunctionRules):
+        raise TypeError(f"{fn} has {type(fn.rules).__name__}, not FunctionRules.")
+    return fn.rules

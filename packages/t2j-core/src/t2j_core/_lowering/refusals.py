@@ -1,0 +1,55 @@
+"""The errors for calls that a program cannot make."""
+
+from __future__ import annotations
+
+from .. import _compat
+from .._base.errors import ShardingError, TransformError, describe
+from .._run.torch_fn import TorchFn
+
+
+def sharded_operand(fn: TorchFn, index: int, operand: _compat.ShapedArray, spec: object) -> ShardingError:
+    """The error for an operand that is sharded over Explicit mesh axes."""
+    return ShardingError(
+        describe(
+            f"{fn.lending.path(index)} of {fn.lending.name} is sharded over Explicit mesh axes, but a torch "
+            "call runs on whole arrays.",
+            expected="a replicated operand, or a call inside `jax.shard_map`",
+            got=f"{operand.str_short(True)} with spec {spec}",
+            remedy="Call inside `jax.shard_map`, `jax.reshard` the operand first, or wrap with `t2j_dist.torch2jax`.",
+        )
+    )
+
+
+def partly_manual(fn: TorchFn) -> ShardingError:
+    """The error for a call with a side effect inside a `jax.shard_map` over some of the mesh axes."""
+    return ShardingError(
+        describe(
+            f"{fn.lending.name} has `has_side_effect=True` and is called inside a `jax.shard_map` over some of the "
+            "mesh axes.",
+            expected="a `jax.shard_map` over all axes of the mesh, or none, so that it is clear which devices run it",
+            remedy="Leave out `axis_names`, or wrap without `has_side_effect`.",
+        )
+    )
+
+
+def in_reducer(fn: TorchFn, caller: str) -> TransformError:
+    """The error for a call in the function of a reduction, which XLA compiles into a kernel."""
+    return TransformError(
+        describe(
+            f"{fn.lending.name} is called in the function of `{caller}`, which XLA applies to single numbers "
+            "inside of a kernel.",
+            expected="operations that XLA can compile there; a custom call, as of a torch function, ends the process",
+            remedy="Reduce with `jax.lax.associative_scan`, `jax.lax.scan` or `jnp.frompyfunc(f, 2, 1).reduce`, apply "
+            "`f` to `x[...]` and set the result, or call a torch function that reduces by itself.",
+        )
+    )
+
+
+def no_taylor_series(fn: TorchFn) -> TransformError:
+    """The error for `jax.experimental.jet` of a call."""
+    return TransformError(
+        describe(
+            f"{fn.lending.name} has no Taylor series: `jax.experimental.jet` does not know torch functions.",
+            remedy="Nest `jax.jvp` for higher derivatives along a direction, or use `jax.hessian`.",
+        )
+    )
