@@ -88,7 +88,9 @@ def _abstract(*operands: _compat.ShapedArray, fn: TorchFn | WeakFn) -> tuple[lis
 # --- lowering ------------------------------------------------------------------------------------------------------
 
 
-def _lower(ctx: _compat.mlir.LoweringRuleContext, *operands: object, fn: TorchFn | WeakFn) -> Sequence[Any]:
+def _lower(
+    ctx: _compat.mlir.LoweringRuleContext, *operands: _compat.mlir.ir.Value[Any], fn: TorchFn | WeakFn
+) -> Sequence[Any]:
     reducer_of = _compat.reducing_call()
     if reducer_of is not None:
         raise in_reducer(strong(fn), reducer_of)

@@ -1,4 +1,4 @@
-"""Whether the memory of an operand is what it was before the call."""
+"""Whether an operand has the same bytes after a call as before."""
 
 from __future__ import annotations
 
@@ -11,39 +11,37 @@ from .._compat import with_foreign_memory
 
 
 def private_copy(tensor: torch.Tensor) -> torch.Tensor | None:
-    """A copy for a call that is checked; None if memory is short. As a lent tensor's, its memory cannot be resized."""
+    """A copy for a checked call; None without enough memory. Like a lent tensor's, its memory cannot be resized."""
     try:
         return with_foreign_memory(tensor.clone())
     except torch.OutOfMemoryError:
         return None
 
 
-# --- operands that are written ------------------------------------------------------------------------------------
-
-
 Memory = torch.Tensor | torch.UntypedStorage
+"""A tensor that fills its memory, or the memory itself."""
 
 
 def has_same_bits(first: Memory, second: Memory) -> bool:
-    """Whether a copy still holds what the operand holds, or one digest what another does. On a GPU this waits."""
-    one, other = _bytes_of(first), _bytes_of(second)
+    """Whether an operand and its copy, or two digests, have the same bytes. On a GPU this waits."""
+    one, other = bytes_of(first), bytes_of(second)
     return bool(_are_same(one, other)) if one.is_cuda else torch.equal(one, other)
 
 
 class _Comparison(NamedTuple):
-    """Comparisons that a GPU makes."""
+    """Comparisons that run on a GPU."""
 
-    operands: list[tuple[int, bool]]
+    operands: list[tuple[int, bool]]  # as given to `compare_later`
     are_same: torch.Tensor  # bool, one for each operand, in memory of the host
     done: torch.cuda.Event
 
 
 def compare_later(pairs: Sequence[tuple[int, bool, Memory, Memory]]) -> _Comparison:
-    """Let the GPU compare pairs of memory, each of an operand, behind the work of the call.
+    """Have the GPU compare pairs of memory after the work of the call.
 
-    With each operand comes whether the call got a private copy of it.
+    Each is (operand, whether the call got a private copy of it, and the two pieces of memory).
     """
-    found = [_are_same(_bytes_of(first), _bytes_of(second)) for *_, first, second in pairs]
+    found = [_are_same(bytes_of(first), bytes_of(second)) for *_, first, second in pairs]
     are_same = torch.empty(len(found), dtype=torch.bool, pin_memory=True)
     are_same.copy_(torch.stack(found), non_blocking=True)
     done = torch.cuda.Event()
@@ -55,7 +53,7 @@ _BLOCK = 1 << 24
 
 
 def _are_same(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """As `torch.equal`, which returns a `bool` and therefore waits, and needs as much memory again on a GPU."""
+    """As `torch.equal`, which waits for its `bool`, and allocates as much memory again on a GPU."""
     if first.shape != second.shape:
         return torch.zeros((), dtype=torch.bool, device=first.device)
     blocks = zip(first.split(_BLOCK), second.split(_BLOCK), strict=True)
@@ -63,14 +61,15 @@ def _are_same(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def differing(comparison: _Comparison) -> tuple[tuple[int, bool], ...] | None:
-    """The operands whose bytes differ, as they came; None while the GPU has not come so far."""
+    """The operands whose bytes differ, as given to `compare_later`; None if the GPU has not compared them yet."""
     if not comparison.done.query():
         return None
     pairs = zip(comparison.operands, comparison.are_same.tolist(), strict=True)
     return tuple(operand for operand, is_same in pairs if not is_same)
 
 
-def _bytes_of(memory: Memory) -> torch.Tensor:
+def bytes_of(memory: Memory) -> torch.Tensor:
+    """All bytes of the memory behind a tensor, as a tensor of `uint8`."""
     storage = memory if isinstance(memory, torch.UntypedStorage) else memory.untyped_storage()
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
@@ -79,8 +78,8 @@ _WORDS = 1 << 21
 
 
 def digest(tensor: torch.Tensor) -> torch.Tensor:
-    """Numbers that tell whether the bytes of a tensor change, and where they move. For operands too large to copy."""
-    data = _bytes_of(tensor)
+    """Numbers that differ if bytes of a tensor change or change places. For operands that are too large to copy."""
+    data = bytes_of(tensor)
     end = len(data) // 8 * 8
     weights = torch.arange(1, 2 * _WORDS, 2, device=data.device)  # odd, so that no bit of a word is lost
     sums = [_weighted(words, weights[: len(words)]) for words in data[:end].view(torch.int64).split(_WORDS)]
@@ -89,5 +88,5 @@ def digest(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _weighted(words: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The sum of products of integers, in which overflow does no harm. Torch has no such `dot` for GPUs."""
+    """The sum of products of integers, which may overflow. On GPUs `torch.dot` does not take integers."""
     return torch.dot(words, weights) if words.device.type == "cpu" else (words * weights).sum()

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import collections
+from typing import NoReturn
+
 import torch
 
 from .._base.errors import PerformanceWarning, T2jWarning, TensorEscapeError, TensorMutationError, describe
 from .._base.garbage import collect
 from .._compat import storage_uses
-from .comparing import _bytes_of, has_same_bits
+from .comparing import bytes_of, has_same_bits
 from .lending import Lending
 from .pointers import has_pointers
 
 
 def operand_written(lending: Lending, index: int, is_private: bool, has_lent: bool) -> None:
-    """The function wrote into an operand: into a copy, or into the caller's array.
+    """Warn or raise: the function wrote into an operand, of which it had a private copy, or into the caller's array.
 
-    `has_lent` says that calls before this one lent the operand, and may have changed arrays unseen.
+    `has_lent` says that earlier calls were lent the operand, and may have changed arrays without being seen.
     """
     path, name = lending.path(index), lending.name
     lending.copy_from_now_on(index, "the function writes into it")
@@ -59,9 +62,9 @@ def operand_written(lending: Lending, index: int, is_private: bool, has_lent: bo
 
 
 def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) -> None:
-    """Something still refers to an operand (or to memory for a result), which has memory of its own by now.
+    """Warn or raise: something still refers to an operand or a result buffer. It has other memory by now.
 
-    `is_late` says that a check has found it, and that calls between may have gone unseen.
+    `is_late` says that earlier calls, which were not checked, may have kept something too.
     """
     path, name = lending.path(index, is_result=is_result), lending.name
     if not is_result:
@@ -75,7 +78,7 @@ def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) 
                 remedy="Store `tensor.clone()` instead (with `.detach()` if an autograd graph would keep it).",
             )
         )
-    if "keeps state" in lending.told:  # which was a warning of the same
+    if "keeps state" in lending.told:  # inference has warned of it
         return
     lending.warn_once(
         f"{name} keeps {path}, or something that refers to it, beyond the call. What it keeps has memory of its own, "
@@ -90,9 +93,9 @@ def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) 
 def check_example(
     lending: Lending, index: int, twin: torch.UntypedStorage, original: torch.Tensor, uses: int | None
 ) -> None:
-    """Raise where a function has written into an example of a batch, or keeps it. It got a copy in `twin`.
+    """Raise if a function has written into an example of a batch, or keeps it. It got a copy in `twin`.
 
-    `uses` is how often the memory of the copy may be referred to; None where that does not tell.
+    `uses` is how many tensors may refer to the memory of the copy; None if that is not known.
     """
     if not has_same_bits(twin, original.detach().clone().untyped_storage()):
         operand_written(lending, index, is_private=True, has_lent=False)
@@ -102,27 +105,39 @@ def check_example(
             argument_kept(lending, index, is_result=False, is_late=False)
 
 
-def collect_garbage() -> None:
-    """Free what nobody refers to any more, and what torch itself keeps.
+_held: collections.deque[object] = collections.deque(maxlen=16)
 
-    Within an autocast of the caller's, the casts that one inside the function remembers (`cache_enabled=True`) refer to
-    arguments until the caller's ends.
+
+def hold(arguments: object) -> None:
+    """Keep the arguments of an eager call that raised `TensorEscapeError` alive, those of the last 16 such calls.
+
+    What still refers to their memory, as a NumPy array does, could not be given other memory.
+    """
+    _held.append(arguments)
+
+
+def collect_garbage() -> None:
+    """Free what is garbage, and torch's cache of casts.
+
+    Inside an autocast of the caller, an autocast in the function adds its casts to a cache that torch empties when the
+    outermost one ends (`autocast.__exit__` in torch/amp/autocast_mode.py). Their graphs refer to arguments.
     """
     torch.clear_autocast_cache()
     collect()
 
 
 def operand_in_cycle(lending: Lending, index: int) -> None:
-    """Calls leave the operand in a reference cycle, or in a cache of torch's."""
+    """Copy an operand from now on, because calls leave it in a reference cycle or in torch's cache of casts."""
     lending.copy_from_now_on(index, "the function leaves it to the garbage collector")
 
 
 def movable_copy(
     can_move: bool, lending: Lending, index: int, is_result: bool, storage: torch.UntypedStorage
 ) -> torch.UntypedStorage:
-    """A copy of memory of XLA that something still refers to, to be put in its place.
+    """A copy of lent memory that something still refers to, for the native part to exchange the two.
 
-    Raises `TensorEscapeError` where something refers to the address itself, as a NumPy array does.
+    Raises `TensorEscapeError` if something refers to the address itself, as a NumPy array does. `can_move` says whether
+    this torch lets memory be exchanged.
     """
     if not can_move or has_pointers(storage):
         path = lending.path(index, is_result=is_result)
@@ -130,12 +145,12 @@ def movable_copy(
             lending.copy_from_now_on(index, "the function keeps it")
         raise _escaped(lending.name, path, "outputs" if is_result else "arguments")
     data = torch.empty(storage.nbytes(), dtype=torch.uint8, device=storage.device)
-    data.copy_(_bytes_of(storage))
+    data.copy_(bytes_of(storage))
     return data.untyped_storage()
 
 
-def raise_escaped(lending: Lending) -> None:
-    """Raise for memory that is still lent, and that no tensor leads to any more."""
+def raise_escaped(lending: Lending) -> NoReturn:
+    """Raise for memory that is still lent after the call, and that no tensor leads to."""
     raise _escaped(lending.name, "an argument or a result", "arguments")
 
 

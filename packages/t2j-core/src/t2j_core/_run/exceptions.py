@@ -1,19 +1,19 @@
-"""The exceptions of a torch function, as XLA takes them."""
+"""The exceptions of a torch function, as XLA takes them: a status code and a text."""
 
 from __future__ import annotations
 
-import collections
+import enum
 import logging
 import math
 import time
 import traceback
-from typing import Any
 
 import torch
 
 from .._base.bounded import remember
 from .._base.frames import chain_of, hide_own_frames
 from .._base.jax_inside import as_jax_inside
+from .._base.text import utf8
 from .._infer.notes import (
     note_cuda_graphs,
     note_jax_dtypes,
@@ -27,38 +27,41 @@ from .originals import keep, tag
 logger = logging.getLogger("t2j_core")
 
 
-_held: collections.deque[Any] = collections.deque(maxlen=16)
-
-
-def hold(arrays: Any) -> None:
-    """Keep the arrays of an eager call with an escape alive for a while: NumPy views of them cannot be moved."""
-    _held.append(arrays)
-
-
-# --- exceptions ---------------------------------------------------------------------------------------------------
-
 _on_several_devices: dict[str, None] = {}  # the names of functions in programs for several devices
 _logged: dict[str, float] = {}
 _LIMIT = 8000  # nested calls embed each other's text; without a limit it doubles with every level
 
-_CODES: tuple[tuple[type[BaseException], int], ...] = (
-    (KeyboardInterrupt, 1),
-    (NotImplementedError, 12),
-    (MemoryError, 8),
-    (torch.OutOfMemoryError, 8),
-    (IndexError, 11),
-    ((ValueError), 3),
-    ((TypeError), 3),
-)
+
+class _Status(enum.IntEnum):
+    """XLA's status codes (`XLA_FFI_Error_Code` in xla/ffi/api/c_api.h)."""
+
+    CANCELLED = 1
+    INVALID_ARGUMENT = 3
+    RESOURCE_EXHAUSTED = 8
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+
+
+_STATUS_OF: dict[type[BaseException], _Status] = {
+    KeyboardInterrupt: _Status.CANCELLED,
+    NotImplementedError: _Status.UNIMPLEMENTED,
+    MemoryError: _Status.RESOURCE_EXHAUSTED,
+    torch.OutOfMemoryError: _Status.RESOURCE_EXHAUSTED,
+    IndexError: _Status.OUT_OF_RANGE,
+    ValueError: _Status.INVALID_ARGUMENT,
+    TypeError: _Status.INVALID_ARGUMENT,
+}
+"""The status of an exception is that of the first class here that it is of; INTERNAL if it is of none."""
 
 
 def note_several_devices(name: str) -> None:
-    """Note that a function is in a program for several devices, which wait for each other."""
+    """Note that a function is in a program for several devices, so that its exceptions are also logged."""
     remember(_on_several_devices, name, None)
 
 
 def report(signature: Signature | None, error: BaseException, depth: int = 1) -> tuple[int, str]:
-    """Keep an exception for `last_error` and word it for XLA: (status code, message).
+    """Keep an exception for `last_error`, and return XLA's status code and a message.
 
     It was raised in a call inside of `depth - 1` others of this thread.
     """
@@ -71,20 +74,20 @@ def report(signature: Signature | None, error: BaseException, depth: int = 1) ->
     note_cuda_graphs(error)
     _clear_frames(error)
     hide_own_frames(error)
-    text, summary = _worded(error)
+    text, summary = _texts(error)
     number = keep(error, depth)
     if len(text) > _LIMIT:
         text = f"{text[: _LIMIT // 2]}\n  [...]\n{text[-_LIMIT // 2 :]}"
     name = signature.name if signature else "a torch function"
     if name in _on_several_devices:
         _log(name, text)
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), 13)
+    status = next((status for kind, status in _STATUS_OF.items() if isinstance(error, kind)), _Status.INTERNAL)
     message = f"{tag(number)} {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
-    return code, _plain_text(message)
+    return status, _plain_text(message)
 
 
-def _worded(error: BaseException) -> tuple[str, str]:
-    """An exception with its traceback, and without."""
+def _texts(error: BaseException) -> tuple[str, str]:
+    """An exception as text, with its traceback and without."""
     try:
         text = "".join(traceback.format_exception(error))
         return text, "".join(traceback.format_exception_only(error)).strip()
@@ -93,20 +96,20 @@ def _worded(error: BaseException) -> tuple[str, str]:
 
 
 def _plain_text(text: str) -> str:
-    """A text that C and XLA can take: lone surrogates and zeros as escapes."""
-    return text.encode("utf-8", "backslashreplace").replace(b"\0", b"\\0").decode()
+    """`text` without what C strings and UTF-8 cannot have: zeros and lone surrogates become escapes."""
+    return utf8(text).replace("\0", "\\0")
 
 
 def _log(name: str, text: str) -> None:
-    """Show an exception now: in a collective the other devices wait for this one, until XLA ends the process."""
+    """Log an exception at once: in a collective the other devices wait for this one, until XLA ends the process."""
     now = time.monotonic()
-    if now - _logged.get(name, -math.inf) > 1:  # all devices may raise at once
+    if now - _logged.get(name, -math.inf) > 1:  # all devices may raise at the same time
         _logged.pop(name, None)
         remember(_logged, name, now)
         logger.error("The torch function %s raised on one of several devices:\n%s", name, text)
 
 
 def _clear_frames(error: BaseException) -> None:
-    """Frames keep the argument tensors, and with them XLA's memory, alive. Those of the caller are left alone."""
+    """Clear the frames of an exception and of those behind it, which keep lent tensors alive."""
     for item in chain_of(error):
         traceback.clear_frames(item.__traceback__)

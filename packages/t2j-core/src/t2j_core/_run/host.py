@@ -19,7 +19,7 @@ from .weak_fn import WeakFn, strong
 _CPU = 1  # DLPack's number
 
 
-def host_call(fn: TorchFn | WeakFn, *operands: Any) -> Any:
+def host_call(fn: TorchFn | WeakFn, *operands: jax.Array) -> Any:
     """Call `fn` on NumPy copies of the operands through `jax.pure_callback`."""
     results = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in strong(fn).signature.outputs.leaves]
     return jax.pure_callback(lambda *arrays: _run(strong(fn), arrays), results, *operands)
@@ -30,8 +30,8 @@ def _run(fn: TorchFn, arrays: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:
     operands = [_to_torch(np.asarray(array)) for array in arrays]
     buffers = [torch.empty(leaf.shape, dtype=dtype_j2t(leaf.dtype)) for leaf in signature.outputs.leaves]
     with _compat.default_torch_state(("cpu",)):
-        answer = fn.target(*operands, *(buffers if fn.pass_results else ()))
-        tensors = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
+        results = fn.target(*operands, *(buffers if fn.pass_results else ()))
+        tensors = (results,) if isinstance(results, torch.Tensor) else tuple(results)
         if len(tensors) != len(buffers):
             raise OutputError(f"{signature.name} returned {len(tensors)} tensors, not {len(buffers)}.")
         for index, (buffer, tensor) in enumerate(zip(buffers, tensors, strict=True)):
@@ -42,7 +42,7 @@ def _run(fn: TorchFn, arrays: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:
 
 
 def _to_torch(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """A private tensor; by way of bytes, because NumPy and torch share fewer dtypes than JAX and torch."""
+    """A private tensor, made from bytes, because NumPy and torch share fewer dtypes than JAX and torch do."""
     data = torch.from_numpy(np.frombuffer(bytearray(array.tobytes()), np.uint8)) if array.size else torch.empty(0)
     dtype = dtype_j2t(array.dtype)
     return data.view(dtype).reshape(array.shape) if array.size else torch.empty(array.shape, dtype=dtype)

@@ -1,7 +1,7 @@
-"""Functions of eager programs that have been started but have not run yet, as XLA does with large or waiting ones.
+"""Functions of eager programs that JAX has started and XLA has not run yet.
 
-The program knows its function by weak reference. A caller who drops the function before it has run must not notice.
-Those that have run are let go of at the next eager program, and where a wrapper is dropped.
+The program knows its function by weak reference, so the function is kept here until the program has run, in case the
+caller drops it. Those that have run are released at the next eager program, and when a wrapper is dropped.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
-_waiting: collections.deque[tuple[Any, Any]] = collections.deque()
+import jax
+
+_waiting: collections.deque[tuple[object, jax.Array]] = collections.deque()
 
 
-def hold_until_ready(fn: Any, results: Sequence[Any]) -> None:
-    """Keep `fn` alive until `results`, which one program computes, are there."""
+def hold_until_ready(fn: object, results: Sequence[jax.Array]) -> None:
+    """Keep `fn` alive until `results`, which one program computes, are ready."""
     if _waiting:
         let_go()
     if results and not _is_ready(results[0]):
@@ -22,7 +24,7 @@ def hold_until_ready(fn: Any, results: Sequence[Any]) -> None:
 
 
 def let_go() -> None:
-    """Let go of the functions that have run. No lock: any thread may do it, in the middle of another's too."""
+    """Release the functions that have run. It takes no lock: any thread may call it, also while another does."""
     for _ in range(len(_waiting)):
         try:
             entry = _waiting.popleft()
@@ -35,5 +37,5 @@ def let_go() -> None:
 def _is_ready(array: Any) -> bool:
     try:
         return bool(array.is_ready())
-    except Exception:  # it was deleted or donated, which is the end of it as far as can be told
+    except Exception:  # the array was deleted or donated: there is nothing to wait for
         return True

@@ -1,4 +1,4 @@
-"""How operands are handed over, and what calls have shown about it."""
+"""`Lending`: how the operands of a function are handed over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from .._base.errors import warn
 from .._signature.signature import Signature
 
-BORROW, CLONE, MUTABLE = 0, 1, 2  # how an operand is handed over; `native/site.h` has the same numbers
+BORROW, CLONE, MUTABLE = 0, 1, 2
+"""How an operand is handed over: lent, copied, or lent to be written into. `native/site.h` has the same numbers."""
 
 
 class Lending:
@@ -17,21 +18,25 @@ class Lending:
 
     def __init__(self, signature: Signature, passes: Sequence[int] | None, arguments: str, told: set[str]) -> None:
         self.signature = signature
-        self.name: str = signature.name  # what the user calls the function, as below the operands
+        self.name: str = signature.name
+        """The name in messages: of the user's function, also in what is derived from it."""
         self.paths: tuple[str, ...] = ()
+        """The names of the first operands in messages, if they are not those of the signature."""
         self.arguments = arguments
-        self.told = told  # the warnings that the user's function has had; its derived functions share it
-        self.reasons: dict[int, str] = {}  # why an operand is copied, where a call has shown it
+        self.told = told
+        """The warnings that were given for the user's function. Derived functions share it."""
+        self.reasons: dict[int, str] = {}
+        """Why an operand is copied, if that became known in a call."""
         self._passes = list(passes or (BORROW,) * len(signature.operands))
         if arguments == "copy":
             self._passes = [CLONE if how == BORROW else how for how in self._passes]
 
     def speaks_of(self, source: Lending) -> None:
-        """Let messages name the function that this one is derived from, and its operands."""
+        """Name the function that this one is derived from, and its operands, in messages."""
         self.name, self.paths = source.name, source.paths or tuple(source.signature.operand_paths())
 
     def of(self, signature: Any) -> Lending:
-        """The same, with another object in the place of the signature."""
+        """The same with another object in place of the signature."""
         other = copy.copy(self)
         other.signature = signature
         return other
@@ -42,7 +47,7 @@ class Lending:
         return tuple(self._passes)
 
     def copy_from_now_on(self, index: int, reason: str) -> None:
-        """Hand over copies of an operand. Programs that run already learn it by themselves."""
+        """Hand over copies of an operand from now on. In programs that exist already the native part does so itself."""
         if self.arguments != "check":
             self._passes[index] = CLONE
             self.reasons[index] = reason
@@ -55,7 +60,7 @@ class Lending:
         return (signature.outputs.paths() if is_result else signature.operand_paths())[index]
 
     def warn_once(self, message: str, category: type[Warning], topic: str) -> None:
-        """Warn, unless the user's function has had this warning."""
+        """Warn, once for each topic and user's function."""
         if topic not in self.told:
             self.told.add(topic)
             warn(message, category)

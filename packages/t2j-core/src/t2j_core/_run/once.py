@@ -1,4 +1,4 @@
-"""A call with a side effect in a program of several devices: the first device runs it, and tells the others."""
+"""A call with a side effect in a program of several devices: the first device runs it and sends its results."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import jax.numpy as jnp
 from .._signature.signature import Leaf
 
 
-def on_first_device(call: Callable[..., Any], results: Sequence[Leaf], mesh: Any) -> Callable[..., Any]:
+def on_first_device(
+    call: Callable[..., Any], results: Sequence[Leaf], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> Callable[..., Any]:
     """`call` on whole operands, run by the first device of `mesh` alone.
 
     XLA refuses a custom call with a side effect that all devices would run ("side-effect HLO cannot have a replicated
-    sharding"), and its partitioner Shardy drops the sharding that puts one on a single device, unless it is a callback
-    of JAX's own. So the call goes into a program per device.
+    sharding"), and its partitioner Shardy drops a sharding that assigns one to a single device, except for JAX's own
+    callbacks. So the call goes into a `jax.shard_map`.
     """
     axes = tuple(mesh.axis_names)
 
-    def nothing(*_: Any) -> list[Any]:
+    def nothing(*_: jax.Array) -> list[jax.Array]:
         return [jnp.zeros(leaf.shape, leaf.dtype) for leaf in results]
 
-    def on_a_device(*operands: Any) -> tuple[Any, ...]:
+    def on_a_device(*operands: jax.Array) -> tuple[jax.Array, ...]:
         y = jax.lax.cond(jax.lax.axis_index(axes) == 0, call, nothing, *operands)
         return tuple(_sum(yi, axes) for yi in y)
 
@@ -31,8 +33,8 @@ def on_first_device(call: Callable[..., Any], results: Sequence[Leaf], mesh: Any
     return jax.shard_map(on_a_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
-def _sum(y: Any, axes: tuple[str, ...]) -> Any:
-    """The sum over devices of which one alone has something, to the bit: as integers, that XLA adds everywhere."""
+def _sum(y: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The sum over devices of which only one has bits that are set, exact: as integers, which XLA adds on all."""
     if jnp.iscomplexobj(y):
         return jax.lax.complex(_sum(y.real, axes), _sum(y.imag, axes))
     if y.dtype == jnp.bool_:

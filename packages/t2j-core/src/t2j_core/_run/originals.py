@@ -1,10 +1,10 @@
-"""The exceptions of torch functions on their way through XLA, which turns each into a text.
+"""The exceptions of torch functions, which XLA turns into texts.
 
-The text has a number by which whoever owns the call finds the exception again. An eager call can raise only what was
-raised on the thread of the caller. Such an exception waits in that thread's own table, which no other exception can
-push it out of. All others wait in a table of a few.
+The text has a number by which the owner of the call finds the exception again. An eager call raises only what was
+raised on the caller's thread. Such exceptions are kept in a table of that thread, so that those of other threads cannot
+displace them. All others are kept in a small table.
 
-On a CPU XLA raises the error in such a call. On a GPU it raises it where a result is awaited: `raise_late` does that.
+On a CPU, an eager call raises XLA's error itself. On a GPU, waiting for a result raises it: `raise_late` waits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .._base.frames import is_of_jax, is_users
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TAG = re.compile(r"\[t2j error (\d+)\]")
-_MOST_OF_THREAD = 16  # of eager calls that are nested, and of those whose caller has not come for it
+_MOST_OF_THREAD = 16  # enough for nested eager calls, and for exceptions that are never fetched
 
 _numbers = itertools.count(1)
 _kept: dict[int, BaseException] = {}
@@ -44,13 +44,13 @@ of_thread = _OfThread()
 
 
 def raises_originals(function: _F) -> _F:
-    """Mark a function that raises the exceptions of the torch functions that it calls as `original_of` finds them."""
+    """Mark a function that raises what `original_of` returns, in place of XLA's errors."""
     _eager.add(function.__code__)
     return function
 
 
 def keep(error: BaseException, depth: int = 1) -> int:
-    """Keep an exception for whoever owns the call, and for `last_error`: its number."""
+    """Keep an exception for the owner of the call and for `last_error`. Returns its number."""
     global _newest
     number = next(_numbers)
     _newest = error
@@ -63,7 +63,7 @@ def keep(error: BaseException, depth: int = 1) -> int:
 
 
 def _is_in_eager_call() -> bool:
-    """Whether it was an eager call that failed, and not a program that runs within one: from `flatten` of a pytree."""
+    """Whether an eager call has failed, not a program that the user's code runs inside of one (as in a `flatten`)."""
     frame: types.FrameType | None = sys._getframe()
     has_met_user = False
     while frame is not None and not (has_met_user and is_of_jax(frame)):
@@ -75,13 +75,13 @@ def _is_in_eager_call() -> bool:
 
 
 def tag(number: int) -> str:
-    """How a text says which exception it is of."""
+    """The part of a text that has the number of its exception."""
     return f"[t2j error {number}]"
 
 
 def original_of(error: BaseException) -> BaseException | None:
-    """The exception of the torch function behind an error of XLA, if it is still kept. It is not kept longer."""
-    # XLA's text begins with a status. The first tag is ours; what follows may quote older ones.
+    """The exception of the torch function behind an error of XLA, if it is still kept. Removes it from the table."""
+    # XLA's text begins with a status. The first tag counts: the text may quote those of nested calls.
     text = str(error)
     found = _TAG.search(text) if re.match(r"[A-Z_]+: ", text) else None
     if found is None:
@@ -91,10 +91,10 @@ def original_of(error: BaseException) -> BaseException | None:
     return table.pop(number, None)
 
 
-def raise_late(results: Any) -> None:
-    """Raise the error of an eager call that has kept an exception (`of_thread.newest` has changed) and returned."""
+def raise_late(results: object) -> None:
+    """Raise the error of an eager call that returned although its function raised (`of_thread.newest` has changed)."""
     jax.block_until_ready(results)
-    if not jax.tree.leaves(results):  # there is nothing to await
+    if not jax.tree.leaves(results):  # nothing to wait for
         error = of_thread.kept.pop(of_thread.newest, None)
         if error is not None:
             raise error

@@ -1,4 +1,4 @@
-"""Whether something refers to memory by its address, as NumPy arrays do, so that it cannot be moved."""
+"""Whether something refers to memory by its address, as NumPy arrays do, so that the memory cannot be replaced."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .. import _compat
 
 
 def has_pointers(storage: torch.UntypedStorage) -> bool:
-    """Whether something holds a tensor over `storage` that the garbage collector does not see, as NumPy arrays do.
+    """Whether something that the garbage collector does not see holds a tensor over `storage`.
 
-    `tensor.numpy()` refers to its tensor, and NumPy arrays do not tell the collector what they refer to. So a tensor
-    with more references than the collector and the running frames account for is held by one, or something like it.
+    The array of `tensor.numpy()` refers to its tensor, and NumPy arrays do not implement `tp_traverse`. So a tensor
+    with more references than the collector and the running frames account for is held by an array, or the like.
     """
-    if storage.device.type != "cpu":  # NumPy has no arrays there
+    if storage.device.type != "cpu":  # NumPy has no arrays on a GPU
         return False
     tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and _lies_in(t, storage)]
     return any(_unseen_references(tensors, i) > 0 for i in range(len(tensors)))
@@ -34,8 +34,8 @@ def _lies_in(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:
 
 
 def _unseen_references(tensors: list[torch.Tensor], index: int) -> int:
-    frames = list(_frames_of_other_threads())  # the collector does not know frames that run
-    owned = _compat.is_owned_by_torch(tensors[index])  # which comes first, as it may give up what it tells of
+    frames = list(_frames_of_other_threads())  # the collector does not see running frames
+    owned = _compat.is_owned_by_torch(tensors[index])  # before the count, which it may change
     count = sys.getrefcount(tensors[index]) - _REFERENCES_HERE - owned
     address = id(tensors[index])
     for holder in gc.get_referrers(tensors[index]):
@@ -45,7 +45,7 @@ def _unseen_references(tensors: list[torch.Tensor], index: int) -> int:
 
 
 def _frames_of_other_threads() -> Iterator[types.FrameType]:
-    """Those of this thread called the function, and cannot refer to what it kept by a local variable."""
+    """The running frames of other threads. Those of this thread do not refer to what the function keeps."""
     for thread, innermost in sys._current_frames().items():
         frame: types.FrameType | None = innermost if thread != threading.get_ident() else None
         while frame is not None:
@@ -54,13 +54,13 @@ def _frames_of_other_threads() -> Iterator[types.FrameType]:
 
 
 def _own_locals(frame: types.FrameType) -> list[Any]:
-    """The values that a frame itself refers to. Those shared with closures are in cells, which the collector sees."""
+    """The values that a frame itself refers to. Variables of closures are in cells, which the collector sees."""
     names = set(frame.f_code.co_varnames).difference(frame.f_code.co_cellvars)
     return [value for name, value in frame.f_locals.items() if name in names]
 
 
 def _count_references() -> int:
-    """What `sys.getrefcount` says of an element of a list, which differs between versions of Python."""
+    """The `sys.getrefcount` of an object that only a list refers to: it differs between versions of Python."""
     items = [object()]
     return sys.getrefcount(items[0])
 

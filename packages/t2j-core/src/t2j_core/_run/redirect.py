@@ -1,7 +1,8 @@
-"""`outputs="auto"`: let the operation that produces an output write into XLA's buffer instead of being copied there.
+"""`outputs="auto"`: the operation that produces an output writes into XLA's buffer, so that nothing is copied there.
 
-The first call records, under a dispatch mode, which operation produced which output. Later calls swap exactly that
-operation for its `.out` overload. Any mismatch leaves the ordinary result, which is then copied: values never differ.
+The first call records, under a dispatch mode, which operation produced which output. Later calls replace exactly that
+operation by its `.out` overload. Wherever a call differs from the record, the ordinary result is copied: values never
+differ.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as torch_tree
+from torch._ops import OpOverload
 
 from .. import _compat
 from .._signature.signature import Leaf
+from .producers import Producer, Recorder, kinds
 
 
 class _Seconds(NamedTuple):
@@ -31,17 +33,20 @@ _SECONDS = {"cpu": _Seconds(9e-6, 2e-6, 0.0, 0.25e-9), "cuda": _Seconds(28e-6, 5
 
 
 class _Swap(NamedTuple):
-    operation: Any
-    replacement: Any
+    """An operation that writes into a result buffer from now on."""
+
+    position: int  # how many operations run before it
+    operation: OpOverload
+    replacement: OpOverload
     out_name: str
     output: int
-    arguments: Any  # what `_kinds` said of the arguments when it was recorded
+    arguments: list[Any]  # `kinds` of the arguments when it was recorded
     shape: tuple[int, ...]  # how the operation's result lies in the memory of the output, which may be a view of it
     strides: tuple[int, ...]
 
 
 @functools.cache
-def _out_overload(operation: Any) -> tuple[Any, str] | None:
+def _out_overload(operation: OpOverload) -> tuple[OpOverload, str] | None:
     """The overload with the same arguments plus one `out`, and that argument's name."""
     schema = operation._schema
     if len(schema.returns) != 1 or schema.is_mutable or any(r.alias_info for r in schema.returns):
@@ -59,74 +64,21 @@ def _would_stop_compiler() -> bool:
     return _compat.dynamo_is_loaded() and not _compat.DispatchMode.compiler_works_inside
 
 
-def _kinds(args: Any, kwargs: Any) -> list[Any]:
-    """What decides on shape and dtype of a result: those of tensors, types of numbers, other arguments themselves."""
-    kinds: list[Any] = []
-    for leaf in torch_tree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, torch.Tensor):
-            kinds.append((leaf.shape, leaf.dtype, leaf.device))
-        else:
-            kinds.append(type(leaf) if isinstance(leaf, float) else leaf)
-    return kinds
-
-
-class _Producer(NamedTuple):
-    """The operation that made the memory of a tensor, and how that tensor lay in it."""
-
-    position: int
-    operation: Any
-    arguments: Any
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    numel: int
-
-
-class _Recorder(_compat.DispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-        self.producers: dict[int, _Producer] = {}  # by the address of the memory; the newest of an address counts
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = self.operate(func, args, kwargs)
-        if isinstance(result, torch.Tensor) and not any(r.alias_info for r in func._schema.returns):
-            self._note(func, args, kwargs or {}, result)
-        self.count += 1
-        return result
-
-    def _note(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
-        inputs = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        address = _address(result)
-        if address is not None and all(_address(t) != address for t in inputs):  # some views do not say so
-            self.producers[address] = _Producer(
-                self.count,
-                func,
-                _kinds(args, kwargs),
-                result.dtype,
-                tuple(result.shape),
-                result.stride(),
-                result.numel(),
-            )
-
-
-def _address(tensor: torch.Tensor) -> int | None:
-    """Where the memory of a tensor begins, if that is where the tensor begins."""
-    try:
-        return (tensor.untyped_storage().data_ptr() or None) if tensor.storage_offset() == 0 else None
-    except RuntimeError:  # no storage, or one without data: sparse tensors, torch's symbolic zeros
-        return None
-
-
 class _Redirector(_compat.DispatchMode):
     def __init__(self, plan: dict[int, _Swap], buffers: Sequence[torch.Tensor]) -> None:
         super().__init__()
         self.plan, self.buffers, self.count = plan, buffers, 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         swap = self.plan.get(self.count)
         self.count += 1
-        if swap is None or swap.operation is not func or swap.arguments != _kinds(args, kwargs or {}):
+        if swap is None or swap.operation is not func or swap.arguments != kinds(args, kwargs or {}):
             return self.operate(func, args, kwargs)
         place = self.buffers[swap.output].as_strided(swap.shape, swap.strides)
         return swap.replacement(*args, **(kwargs or {}), **{swap.out_name: place})
@@ -175,37 +127,53 @@ class Redirected:
         if _would_stop_compiler():
             self._copy_all("this torch cannot look into a function while its compiler is in use")
             return self._call(*tensors)
-        with _Recorder() as recorder:
+        with Recorder() as recorder:
             results = self._call(*tensors)
-        plan = {}
         seconds = _SECONDS.get(tensors[0].device.type if tensors else "cpu", _SECONDS["cpu"])
+        self._decide(recorder, results, seconds)
+        return results
+
+    def _decide(self, recorder: Recorder, results: Sequence[Any], seconds: _Seconds) -> None:
+        """Make the plan: replace what produced the results of a recorded call, if that costs less than copies."""
+        plan = {}
         saved = 0.0
         obstacles = dict.fromkeys(range(len(self._outputs)), f"below {self._minimum} bytes")
         for index, (result, leaf) in enumerate(zip(results, self._outputs, strict=False)):
-            producer = recorder.producers.get(_address(result) or 0)
-            overload = _out_overload(producer.operation) if producer is not None else None
             if leaf.nbytes < self._minimum:
                 continue
-            if producer is None:
-                obstacles[index] = "its memory is not new, or not all of an operation's"
-            elif overload is None:
-                obstacles[index] = f"{producer.operation} cannot write into given memory"
-            elif (
-                not result.is_contiguous()
-                or result.numel() != producer.numel
-                or not (result.dtype == producer.dtype == leaf.torch_dtype)
-            ):
-                obstacles[index] = f"it lies in memory otherwise than {producer.operation} left it"
-            else:
-                obstacles[index] = "it shares its memory with another output"
-                plan[producer.position] = _Swap(
-                    producer.operation, *overload, index, producer.arguments, producer.shape, producer.strides
-                )
-                saved += seconds.copy + leaf.nbytes * seconds.byte
+            found = _swap(index, result, leaf, recorder.producer_of(result))
+            if isinstance(found, str):
+                obstacles[index] = found
+                continue
+            plan[found.position] = found
+            saved += seconds.copy + leaf.nbytes * seconds.byte
+            obstacles[index] = "it shares its memory with another output"  # shown if another one takes its place
         worth_it = saved > seconds.mode + recorder.count * seconds.operation
         if not worth_it:
             too_dear = f"looking for what writes it among {recorder.count} operations costs more than the copy"
             obstacles.update((swap.output, too_dear) for swap in plan.values())
         self._obstacles = obstacles
         self.plan = plan if worth_it else {}
-        return results
+
+
+def _swap(index: int, result: torch.Tensor, leaf: Leaf, producer: Producer | None) -> _Swap | str:
+    """How the producer of a result can write into the buffer of the output; or why it cannot."""
+    if producer is None:
+        return "its memory is not new, or not all of an operation's"
+    overload = _out_overload(producer.operation)
+    if overload is None:
+        return f"{producer.operation} cannot write into given memory"
+    has_same_dtype = result.dtype == producer.dtype == leaf.torch_dtype
+    if not result.is_contiguous() or result.numel() != producer.numel or not has_same_dtype:
+        return f"it lies in memory otherwise than {producer.operation} left it"
+    replacement, out_name = overload
+    return _Swap(
+        producer.position,
+        producer.operation,
+        replacement,
+        out_name,
+        index,
+        producer.arguments,
+        producer.shape,
+        producer.strides,
+    )

@@ -1,4 +1,4 @@
-"""How a compiled program finds its function again: by number, or by name in another process."""
+"""How a compiled program finds its function: by number, or by name in another process."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ _by_name: dict[str, Callable[[Signature], Callee]] = {}
 
 
 def new_id() -> int:
-    """The number of a function that has no name, or of a `WeakFn`. It is never used again in this process."""
+    """A number for a function without a name, or for a `WeakFn`. No other one in this process has it."""
     return next(_ids)
 
 
 def claim_weakly(weak: Callee) -> None:
-    """Let call sites that are compiled for `weak` find it."""
+    """Have call sites that are compiled for `weak` find it."""
     _weak_by_id[weak.id] = weak
 
 
 def claim(fn: NamedCallee) -> None:
-    """Let call sites that are compiled next find `fn`, even if another function has its name and signature."""
+    """Have call sites that are compiled next find `fn`, even if another function has its name and signature."""
     if fn.serialised:
         _by_call[fn.serialised] = fn
     else:
@@ -54,7 +54,7 @@ def claim(fn: NamedCallee) -> None:
 
 
 def register_name(name: str, build: Callable[[Signature], Callee]) -> None:
-    """Let programs from other processes find a function by name. The newest registration of a name counts."""
+    """Have programs from other processes find a function by name. The newest registration of a name counts."""
     _by_name[name] = build
     for key in _calls():
         if serialise.name_of(key) == name:

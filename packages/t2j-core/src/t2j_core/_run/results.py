@@ -1,8 +1,8 @@
-"""Whether what a torch function returned is what JAX expects."""
+"""Whether the results of a torch function are what its signature says."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NoReturn
 
 import torch
 
@@ -15,13 +15,11 @@ from .._signature.signature import Leaf, Signature, named_avals
 
 _DEVICE_TYPES = {1: "cpu", 2: "cuda", 10: "cuda"}  # DLPack's numbers; torch calls ROCm "cuda"
 
-# --- results that are not plain ------------------------------------------------------------------------------------
 
-
-def check_results(signature: Signature, answer: object) -> None:
-    """Raise for an answer whose tree is not the one declared or inferred."""
+def refuse_results(signature: Signature, results: object) -> NoReturn:
+    """Raise for what a target returned in place of a tuple with one tensor per result."""
     n = len(signature.outputs.leaves)
-    got = f"{len(answer)} tensors" if isinstance(answer, (tuple, list)) else f"a {type(answer).__name__}"
+    got = f"{len(results)} tensors" if isinstance(results, (tuple, list)) else f"a {type(results).__name__}"
     raise OutputError(
         describe(
             f"{signature.name} did not return what it should.",
@@ -32,8 +30,11 @@ def check_results(signature: Signature, answer: object) -> None:
     )
 
 
-def check_output(signature: Signature, index: int, value: Any, device_type: int, device_id: int) -> torch.Tensor:
-    """Raise for an output that cannot be right; answer one that torch can copy into the result buffer."""
+def check_output(signature: Signature, index: int, value: object, device_type: int, device_id: int) -> torch.Tensor:
+    """A result as a tensor that torch can copy into the result buffer. Raises if it is not what the signature says.
+
+    `device_type` and `device_id` are DLPack's of the buffer.
+    """
     leaf = signature.outputs.leaves[index]
     path = signature.outputs.paths()[index]
     where = _DEVICE_TYPES[device_type]
@@ -67,8 +68,8 @@ def check_output(signature: Signature, index: int, value: Any, device_type: int,
 
 
 def _another_aval(signature: Signature, path: str, leaf: Leaf, value: torch.Tensor) -> Exception:
-    """The error for an output of another shape or dtype than the signature has."""
-    got, is_declared = _short(value), signature.outputs.is_declared
+    """The error for an output whose shape or dtype is not that of the signature."""
+    got, is_declared = _short(value), signature.outputs.is_declared  # None: neither declared nor inferred
     if is_declared:
         remedy = "Correct `output_shapes`, or the shape and dtype the function returns."
         return OutputError(_wrong(signature, path, str(leaf), got, remedy))

@@ -1,4 +1,4 @@
-"""CUDA streams: torch works on the stream XLA gave to the call, ordered after torch's own earlier work."""
+"""CUDA streams: torch works on the stream of XLA's call, ordered after torch's own earlier work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Stream(NamedTuple):
 
 
 class Entered(NamedTuple):
-    """What `leave` restores: torch's device and stream; and the stream of the call."""
+    """What `leave` restores, torch's device and stream; and the stream of the call."""
 
     device: int
     own: Stream
@@ -28,9 +28,9 @@ class Entered(NamedTuple):
 
 
 def enter(pointer: int, device: int) -> Entered:
-    """Make the stream at `pointer` torch's current stream on `device`. Nothing is synchronised.
+    """Make the stream at `pointer` torch's current stream on `device`, without synchronising.
 
-    Weights that torch is still writing on its own stream are waited for by an event on the GPU.
+    Work on that stream waits on the GPU, by an event, for what torch has queued on its own stream, such as weights.
     """
     if not torch.cuda.is_initialized():
         if not torch.cuda.is_available():
@@ -49,7 +49,7 @@ def enter(pointer: int, device: int) -> Entered:
 
 
 def leave(entered: Entered) -> None:
-    """Give torch its own stream back, ordered after the work of the call, whichever stream the function left behind."""
+    """Make torch's own stream current again, ordered after the work of the call."""
     device = entered.of_call.key[1]
     try:
         _order(entered.of_call, entered.own, device)
@@ -59,7 +59,7 @@ def leave(entered: Entered) -> None:
             torch.cuda.set_device(entered.device)
 
 
-# Streams are remembered: making an object takes longer than all the rest of `enter` and `leave`.
+# Streams are cached: making the object takes longer than the rest of `enter` and `leave`.
 
 
 @functools.lru_cache(maxsize=64)
@@ -70,18 +70,19 @@ def _stream_at(pointer: int, device: int) -> Stream:
 
 @functools.lru_cache(maxsize=64)
 def _own_stream(key: tuple[int, int, int]) -> Stream:
-    """A stream of torch's. Made from its pointer it would not equal the user's object for it."""
+    """A stream of torch. An `ExternalStream` of its pointer would not equal the user's object."""
     stream = torch.cuda.Stream(stream_id=key[0], device_index=key[1], device_type=key[2])
     return Stream(key, stream, stream.cuda_stream)
 
 
-# Events that are not in use, by device. Making one takes longer than recording it, and a thread of XLA's has no
-# memory of its own between calls. What waits for an event waits for what was recorded when it began to.
+# Events that are not in use, by device, because making one takes longer than recording it. They are not kept by thread:
+# XLA may run each call on another one. An event can be used again as soon as a stream waits for it: the stream waits
+# for what had been recorded by then (`cudaStreamWaitEvent`).
 _events: collections.defaultdict[int, collections.deque[Any]] = collections.defaultdict(collections.deque)
 
 
 def _order(earlier: Stream, later: Stream, device: int) -> None:
-    """Let what `later` is given next begin after what `earlier` was given."""
+    """Have what is queued on `later` from now on wait for what is queued on `earlier`."""
     if earlier.pointer == later.pointer:
         return
     free = _events[device]

@@ -28,7 +28,7 @@ from .._infer.notes import warn_of_no_arrays
 from .._infer.rng import seeded
 from .._infer.unkeyed import draws_without_key, warning_of_draws
 from .._lowering.primitive import outputs_of, torch_call
-from .._run.exceptions import hold
+from .._run.escapes import hold
 from .._run.originals import original_of, raises_originals
 from .._run.orphans import Signatures, let_go
 from .._run.registry import register_name

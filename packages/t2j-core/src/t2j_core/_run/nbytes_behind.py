@@ -1,0 +1,55 @@
+"""How much memory of tensors a function refers to."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from .._modules.parts import inside
+
+_MOST_PARTS = 10_000
+
+
+def nbytes_behind(call: Callable[..., Any]) -> int:
+    """The bytes of the tensors that are found among the first parts of a function and of what they refer to."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+    rest: list[object] = [call]
+    while rest and len(seen) < _MOST_PARTS:
+        part = rest.pop()
+        if id(part) in seen or isinstance(part, (type, types.ModuleType, str, int, float)):
+            continue
+        seen.add(id(part))
+        if isinstance(part, torch.Tensor):
+            storages.update(_storage_of(part))
+        else:
+            rest.extend(_leads_to(part))
+    return sum(storages.values())
+
+
+def _storage_of(tensor: torch.Tensor) -> dict[int, int]:
+    try:
+        storage = tensor.untyped_storage()
+        return {storage._cdata: 0 if tensor.is_meta else storage.nbytes()}
+    except Exception:  # tensors without storage
+        return {}
+
+
+def _leads_to(part: object) -> Iterable[object]:
+    if isinstance(part, types.FunctionType):  # not its globals, which it shares with its module
+        cells = [cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell)]
+        return [*cells, *(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
+    if isinstance(part, types.MethodType):
+        return [part.__func__, *inside(part)]
+    return inside(part)
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
