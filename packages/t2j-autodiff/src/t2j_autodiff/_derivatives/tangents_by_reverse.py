@@ -104,7 +104,7 @@ class ReverseMode:
         ]
         sides = ([p[0] for p in moved], [p[1] for p in moved], r, dy)
         if not agree(*sides):
-            self._refuse_not_linear()
+            self._refuse_not_linear(r, [gi.detach() for gi in sides[0]])
             if self._is_rounding(sides):
                 return tuple(dy)
             raise NonDifferentiableError("The derivative of the backward contradicts the backward (`detach`, NumPy).")
@@ -120,16 +120,19 @@ class ReverseMode:
         scaled = {k: factor * r.detach() for k, r in enumerate(cotangents)}
         return [g for g in self._pull(scaled, self.ins, create_graph=False) if g is not None]
 
-    def _refuse_not_linear(self) -> None:
-        """Raise for a pullback that is not linear, whose transpose or rows are those of one size of the cotangent."""
-        r = [normal(y, k) for k, y in enumerate(self.y)]
-        if not is_proportional(self._scaled(r, 1.0), self._scaled(r, LARGER), LARGER):
+    def _refuse_not_linear(self, cotangents: Sequence[torch.Tensor], pulled: Sequence[torch.Tensor]) -> None:
+        """Raise for a pullback that is not linear, whose transpose or rows are those of one size of the cotangent.
+
+        `pulled` is the pullback of `cotangents`.
+        """
+        if not is_proportional(pulled, self._scaled(cotangents, LARGER), LARGER):
             raise _NotLinearError("The backward is not linear: a hook clamps or normalises the gradient.")
 
     # --- rows ---
 
     def _rows(self) -> tuple[torch.Tensor, ...]:
-        self._refuse_not_linear()
+        r = [normal(y, k) for k, y in enumerate(self.y)]
+        self._refuse_not_linear(r, self._scaled(r, 1.0))
         return tuple(self._from_rows(k) if y.requires_grad else _zeros(y) for k, y in enumerate(self.y))
 
     def _from_rows(self, k: int) -> torch.Tensor:
