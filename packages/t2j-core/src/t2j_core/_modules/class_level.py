@@ -19,27 +19,27 @@ _MOST_PARTS = 1000
 _Holder = type | dict[Any, Any] | list[Any] | set[Any] | collections.deque[Any]
 
 
-class _Tries(threading.local):
+class _Trials(threading.local):
     depth = 0
 
 
-_tries = _Tries()
+_trials = _Trials()
 
 
 @contextlib.contextmanager
-def in_try() -> Iterator[None]:
+def trial() -> Iterator[None]:
     """Within, this thread tries functions out, perhaps on made-up data."""
-    _tries.depth += 1
+    _trials.depth += 1
     try:
         yield
     finally:
-        _tries.depth -= 1
+        _trials.depth -= 1
 
 
 class ClassLevel:
     """The attributes of a module's classes, the containers among them, and the `functools.lru_cache`s over methods.
 
-    Tensors with data that a try puts there are removed after it: the data may be made up. What a real call puts there
+    Tensors with data that a trial puts there are removed after it: the data may be made up. What a real call puts there
     stays, as in torch: other threads may use it. Caches over methods are emptied after each run that has filled them.
     """
 
@@ -47,14 +47,15 @@ class ClassLevel:
         classes = dict.fromkeys(cls for kind in set(map(type, parts)) for cls in kind.__mro__)
         own = [cls for cls in classes if not str(cls.__module__).startswith(("torch.", "builtins"))]
         self._classes = [cls for cls in own if issubclass(cls, torch.nn.Module)]
-        self._caches = [function for cls in own for value in vars(cls).values() for function in _cached(value)]
-        self._caches += filter(is_copied_cache, parts)  # `self.table = lru_cache(self._table)`
+        members = [_function_of(value) for cls in own for value in vars(cls).values()]
+        self._caches: list[Any] = list(filter(is_cache, members))
+        self._caches += [part for part in parts if is_copied_cache(part)]  # `self.table = lru_cache(self._table)`
         self._before: list[tuple[_Holder, dict[Any, Any]]] = []
 
     def begin(self) -> None:
-        """Remember the state, if this is a try."""
+        """Remember the state, if this is a trial."""
         self._before = []
-        if not _tries.depth:
+        if not _trials.depth:
             return
         self._before += [(cls, dict(vars(cls))) for cls in self._classes]
         seen: set[int] = set()
@@ -68,7 +69,7 @@ class ClassLevel:
                 todo += [value for value in values.values() if type(value) in PLAIN]
 
     def end(self) -> None:
-        """Remove the tensors of the try, and empty the caches over methods."""
+        """Remove the tensors of the trial, and empty the caches over methods."""
         for holder, before in self._before:
             now = _items(holder)
             new = [k for k, value in now.items() if before.get(k, self) is not value and _hold_data(_tensors(value))]
@@ -80,10 +81,9 @@ class ClassLevel:
                 cache.cache_clear()
 
 
-def _cached(value: object) -> list[Any]:
-    """The cache over a method or property, in a list; an empty list if there is none."""
-    function = value.fget if isinstance(value, property) else value
-    return [function] if is_cache(function) else []
+def _function_of(member: object) -> object:
+    """A member of a class; of a property, its function."""
+    return member.fget if isinstance(member, property) else member
 
 
 def _items(holder: _Holder) -> dict[Any, Any]:
@@ -128,11 +128,11 @@ def _tensors(value: object) -> list[torch.Tensor]:
 
 def _hold_data(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether there are tensors, with data. A real call that uses one without raises (`_infer/kept_tensors.py`)."""
-    return bool(tensors) and not any(map(_lies_nowhere, tensors))
+    return bool(tensors) and not any(map(_has_no_data, tensors))
 
 
-def _lies_nowhere(tensor: torch.Tensor) -> bool:
+def _has_no_data(tensor: torch.Tensor) -> bool:
     try:
-        return _compat.lies_nowhere(tensor)
+        return _compat.has_meta_storage(tensor)
     except NotImplementedError:  # sparse tensors have no storage
         return tensor.is_meta
