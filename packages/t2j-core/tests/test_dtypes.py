@@ -230,8 +230,9 @@ def test_a_dtype_that_only_torch_has_is_refused(dtype):
 
 
 def test_a_result_dtype_that_only_torch_has_is_refused_when_traced():
-    with pytest.raises(DTypeError, match=r"torch.complex32"):
-        jax.make_jaxpr(torch2jax(lambda t: t.to(torch.complex32)))(jnp.ones(3))
+    f = torch2jax(lambda t: {"a": t, "b": t.to(torch.complex32)}, name="pick")
+    with pytest.raises(DTypeError, match=r"^output\['b'\] of pick: `torch.complex32`"):
+        jax.make_jaxpr(f)(jnp.ones(3))
 
 
 def test_the_refusal_lists_what_would_do():

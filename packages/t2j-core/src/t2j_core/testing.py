@@ -12,7 +12,7 @@ __all__ = ["abi_layout", "assert_nothing_escaped", "collect", "counters", "live_
 
 
 def assert_nothing_escaped() -> None:
-    """Raise AssertionError if a finished call left a tensor over memory of XLA behind."""
+    """Raise `AssertionError` if tensors over XLA's memory outlive the calls that they were lent for."""
     collect(passes=2)
     left = counters()["escaped_calls"]
     if left:

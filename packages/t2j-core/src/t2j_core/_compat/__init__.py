@@ -63,7 +63,7 @@ from .torch_modes import DispatchMode as DispatchMode
 from .torch_modes import dynamo_is_loaded as dynamo_is_loaded
 from .torch_modes import fake_mode as fake_mode
 from .torch_modes import has_data as has_data
-from .torch_modes import lies_nowhere as lies_nowhere
+from .torch_modes import has_meta_storage as has_meta_storage
 from .torch_modes import without_addresses as without_addresses
 from .torch_modes import without_compilation as without_compilation
 from .torch_modes import without_log_of_fake_tensors as without_log_of_fake_tensors

@@ -85,7 +85,7 @@ def paired(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value[Any], target: s
     if parent is None or parent.operation != surrounding.operation:
         return {}
     attributes = maker.operation.attributes
-    if "call_target_name" not in attributes or ir.StringAttr(attributes["call_target_name"]).value != target:
+    if "call_target_name" not in attributes or attributes["call_target_name"] != ir.StringAttr.get(target):
         return {}
     items: Any = ir.DictAttr(attributes["mhlo.backend_config"])
     config = {item.name: item.attr for item in items}
@@ -93,7 +93,7 @@ def paired(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value[Any], target: s
         number = len(ctx.module_context.keepalives)
         config["pair"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
         attributes["mhlo.backend_config"] = ir.DictAttr.get(config)
-    return {"pair": np.int64(ir.IntegerAttr(config["pair"]).value)}
+    return {"pair": np.int64(int(ir.IntegerAttr(config["pair"])))}
 
 
 def named(ctx: mlir.LoweringRuleContext, name: str) -> contextlib.AbstractContextManager[Any]:

@@ -113,7 +113,7 @@ def without_addresses() -> Iterator[None]:
 _JITERATOR = "_cuda_jiterator_compile_and_launch_kernel"
 
 
-def lies_nowhere(tensor: torch.Tensor) -> bool:
+def has_meta_storage(tensor: torch.Tensor) -> bool:
     """Whether a tensor is a meta tensor or a fake one. Raises for tensors without a storage, such as sparse ones."""
     return tensor.untyped_storage().device.type == "meta"
 
@@ -121,14 +121,14 @@ def lies_nowhere(tensor: torch.Tensor) -> bool:
 def has_data(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds data, unlike meta and fake tensors, wrapper subclasses and those inside `torch.func`."""
     try:
-        is_nowhere = lies_nowhere(tensor)  # first: a fake tensor warns if asked for its address
-        return tensor.numel() == 0 or (not is_nowhere and tensor.data_ptr() != 0)
+        is_meta = has_meta_storage(tensor)  # first: a fake tensor warns if asked for its address
+        return tensor.numel() == 0 or (not is_meta and tensor.data_ptr() != 0)
     except Exception:  # from a subclass of the user's
         return False
 
 
 def _refuse_address(tensor: torch.Tensor) -> None:
-    if lies_nowhere(tensor):
+    if has_meta_storage(tensor):
         raise NotImplementedError("a tensor without data has no address")
 
 

@@ -1,1 +1,1 @@
-"""What is installed, whether it goes together, and whether it works."""
+"""What is installed, whether the versions fit together, and whether a call works."""

@@ -1,4 +1,4 @@
-"""Whether the GPU libraries of the installed PyTorch and JAX go together, told from versions alone."""
+"""Whether the GPU libraries of the installed PyTorch and JAX fit together, judged by their versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OF_GPUS = re.compile(r"nvidia-|cuda-|jax-(cuda|rocm)\d")
 
 
 def installed() -> tuple[dict[str, str | None], dict[str, list[str]]]:
-    """Versions of both frameworks and of the wheels of GPU libraries, and what those wheels and torch require."""
+    """The versions of both frameworks and of wheels with GPU libraries, and what those wheels and torch require."""
     versions: dict[str, str | None] = {
         "torch": torch.__version__,
         "cuda of torch": torch.version.cuda,
@@ -33,12 +33,12 @@ def installed() -> tuple[dict[str, str | None], dict[str, list[str]]]:
 
 
 def clashes(versions: Versions, needs: Needs | None = None) -> list[str]:
-    """What does not go together, each with what to do about it; empty where nothing clashes.
+    """What does not fit together, with what to do about it; empty if everything fits.
 
     Args:
       versions: by name: `torch`, `cuda of torch`, `rocm of torch`, `jaxlib`, and wheels such as `jax-cuda12-plugin`
         and `nvidia-cudnn-cu12`. What is missing or None is not installed.
-      needs: the requirements of wheels, as their metadata says them.
+      needs: the requirements of wheels, as in their metadata.
 
     >>> clashes({"torch": "2.13.0", "cuda of torch": "13.0", "jaxlib": "0.10.2", "jax-cuda13-plugin": "0.10.2"})
     []
@@ -86,7 +86,7 @@ def _within_jax(versions: Versions) -> Iterator[str]:
 
 
 def _plugins(versions: Versions) -> dict[str, tuple[str, int]]:
-    """JAX's plugins: kind and major version of the GPU library each is for."""
+    """JAX's plugins, with the kind and major version of the GPU library that each is for."""
     matches = {name: _OF_JAX.fullmatch(name) for name, version in versions.items() if version}
     # `rocm60` is ROCm 6.0, `cuda12` is CUDA 12
     return {name: (m[1], int(m[2][:1] if m[1] == "rocm" else m[2])) for name, m in matches.items() if m}
@@ -104,7 +104,7 @@ def _unmet(versions: Versions, needs: Needs) -> Iterator[str]:
 
 
 def _fits(found: str, wanted: str) -> bool:
-    """Whether a version will do. A newer one than was asked for with `==` does, within its major version."""
+    """Whether a version meets a requirement. For `==` any newer one does, within the same major version."""
     have = _numbers(found)
     for operator, text in re.findall(r"(==|~=|>=|<=|!=|<|>)\s*([\w.*+!-]+)", wanted):
         want = _numbers(text)

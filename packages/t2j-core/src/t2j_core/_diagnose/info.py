@@ -1,4 +1,4 @@
-"""What is installed and whether it works: `environment_info` and `python -m t2j_core`."""
+"""`environment_info` and the self-test of `python -m t2j_core`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ from .clashes import clashes, installed
 
 def environment_info() -> dict[str, Any]:
     """Versions, devices and settings that a bug report needs, and whether the GPU libraries clash.
+
+    Returns:
+      A dict with the keys `t2j_core`, `python`, `platform`, `jax`, `jaxlib`, `numpy`, `torch` and `xla_ffi` (versions);
+      `jax_devices`, `jax_x64` and `torch_threads` (settings); `cuda` and `gpu_wheels` (dicts of versions of GPU
+      libraries) and `clashes` (a list of sentences, empty if the libraries fit together); `exchange_api` (whether
+      tensors cross through DLPack's C functions), `live_sites` (compiled programs that call torch) and `escaped_calls`
+      (finished calls whose tensors over XLA's memory are still alive).
 
     >>> sorted(environment_info())[:3]
     ['clashes', 'cuda', 'escaped_calls']

@@ -12,7 +12,7 @@ from .. import _compat
 from .._base.errors import T2jWarning, warn
 from .._base.jax_inside import as_jax_inside, jax_inside
 from .._base.turns import turns
-from .._modules.class_level import in_try
+from .._modules.class_level import trial
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def apart(name: str) -> Iterator[None]:
         _compat.without_compilation(),
         _compat.without_log_of_fake_tensors(),
         _compat.refusing_jax(refuse),
-        in_try(),
+        trial(),
         np.errstate(all="ignore"),  # made-up values overflow, divide by zero
     ):
         try:

@@ -60,9 +60,7 @@ class Draws:
     def __init__(self, seed: int | None = None) -> None:
         self._seed = seed
         self._count = 0
-        self._drawn: dict[
-            int, torch.UntypedStorage
-        ] = {}  # memory that holds numbers drawn, or computed from them; kept alive
+        self._drawn: dict[int, torch.UntypedStorage] = {}  # kept alive; hold numbers drawn, or computed from them
         self._is_used = False  # returned, or read as a Python number
         self._others: list[bytes] = []
         if seed is not None:
@@ -99,9 +97,7 @@ class Draws:
     def _note_generator(self, generator: torch.Generator) -> None:
         if generator is torch.default_generator and torch.initial_seed() == self._seed:
             self._count += 1
-            with _compat.default_torch_state(
-                ("cpu",)
-            ):  # an operation on tensors without data does not advance the generator
+            with _compat.default_torch_state(("cpu",)):  # without data an operation does not advance the generator
                 torch.rand(())
         else:
             self._others.append(generator.get_state().numpy().tobytes())

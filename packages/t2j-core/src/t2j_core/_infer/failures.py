@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from .._base.frames import Place, users_place
 
-Kind = tuple[type[Exception], Place | None]
+FailureKind = tuple[type[Exception], Place | None]
 
 
-def kind_of(error: Exception) -> Kind:
+def kind_of(error: Exception) -> FailureKind:
     """The class of an exception, and where the function raised it. Unlike the exception it refers to no frame."""
     return type(error), users_place(error)
 
 
-def values_matter(without_data: Kind | None, with_data: Sequence[Exception]) -> bool:
+def values_matter(without_data: FailureKind | None, with_data: Sequence[Exception]) -> bool:
     """Whether a function that failed without data, and on made-up data, might work on real data.
 
     It would not if every run raises the same on the same line: shapes that do not fit, a missing argument.

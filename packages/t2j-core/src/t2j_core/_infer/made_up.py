@@ -1,4 +1,4 @@
-"""Values for the runs that infer outputs where a function needs data: the examples, then made-up ones.
+"""Values for runs on data: the examples, then made-up ones.
 
 Whether shapes depend on values shows only if runs differ in the values that decide. Most often these are single
 integers (`a.reshape(n, -1)`), few of which are valid: besides small ones, factors of the sizes of the arrays are tried.

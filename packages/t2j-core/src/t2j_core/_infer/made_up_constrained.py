@@ -13,13 +13,13 @@ import torch
 
 from .._signature.signature import Leaf
 
-Kind = Callable[[tuple[int, ...], int, int], torch.Tensor]
+Pattern = Callable[[tuple[int, ...], int, int], torch.Tensor]
 """Values of a shape, for an operand at a place, of so many operands."""
 
 
 def constrained(operands: Sequence[Leaf]) -> Iterator[Callable[[], list[torch.Tensor]]]:
     """Functions that make the values of each run. Square operands are diagonal matrices."""
-    kinds: tuple[tuple[float | None, Kind], ...] = (
+    patterns: tuple[tuple[float | None, Pattern], ...] = (
         (None, _scattered),  # and integers are classes: 0, 1, 0
         (1, _rising),
         (2, _falling),
@@ -30,11 +30,11 @@ def constrained(operands: Sequence[Leaf]) -> Iterator[Callable[[], list[torch.Te
         (1, _one_of_many),
         (2, _large),
     )
-    for diagonal, make in kinds:
+    for diagonal, make in patterns:
         yield functools.partial(_values, operands, diagonal, make)
 
 
-def _values(operands: Sequence[Leaf], diagonal: float | None, make: Kind) -> list[torch.Tensor]:
+def _values(operands: Sequence[Leaf], diagonal: float | None, make: Pattern) -> list[torch.Tensor]:
     rest = [i for i, leaf in enumerate(operands) if leaf.is_inexact and (diagonal is None or not _is_square(leaf))]
     values = []
     for i, leaf in enumerate(operands):

@@ -47,7 +47,7 @@ class OnMeta(_compat.DispatchMode):
 
     def _meta(self, value: object) -> object:
         if isinstance(value, torch.device):
-            return torch.device("meta")
+            return _META
         if not isinstance(value, torch.Tensor) or value.is_meta:
             return value
         if id(value) not in self._twins:
@@ -84,16 +84,9 @@ class OnMeta(_compat.DispatchMode):
         self._largest = max(self._largest, *(t.numel() for t in tensors), 0)
         self._is_random |= torch.Tag.nondeterministic_seeded in func.tags
         self.expands_indices |= expands_index(func, args)
-        writes = func._schema.is_mutable
-        makes = not writes and not any(r.alias_info for r in func._schema.returns)
-        if all(not t.is_meta for t in tensors) and (not writes or all(map(self._is_made, tensors))):
-            if kwargs.get("device") == _META:  # `device=x.device`
-                kwargs["device"] = _compat.torch_device()
-            result = self.operate(func, args, kwargs)
-            for leaf in torch_tree.tree_leaves(result):
-                if makes and isinstance(leaf, torch.Tensor):
-                    self._made[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage()
-            return result
+        may_write = not func._schema.is_mutable or all(map(self._is_made, tensors))
+        if may_write and not any(tensor.is_meta for tensor in tensors):
+            return self._on_data(func, args, kwargs)
         self._refuse_others(tensors)
         result = _from_zeros(func, tensors, args, kwargs)
         if result is None:
@@ -105,6 +98,16 @@ class OnMeta(_compat.DispatchMode):
         leaves = torch_tree.tree_leaves(result)
         self._refuse_others(leaves)
         self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return result
+
+    def _on_data(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("device") == _META:  # `device=x.device`
+            kwargs["device"] = _compat.torch_device()
+        result = self.operate(func, args, kwargs)
+        if not func._schema.is_mutable and not any(r.alias_info for r in func._schema.returns):
+            for leaf in torch_tree.tree_leaves(result):
+                if isinstance(leaf, torch.Tensor):
+                    self._made[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage()
         return result
 
     def _refuse_others(self, values: Sequence[object]) -> None:

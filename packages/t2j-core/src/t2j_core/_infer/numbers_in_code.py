@@ -1,4 +1,4 @@
-"""Numbers that may decide what a function does: its code names them where it asks a tensor for its value."""
+"""Numbers that may decide what a function does: those in the code that asked a tensor for its value."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from .allowance import Allowance, OverdrawnError
 from .apart import apart
 from .call import Call
 from .draws import Draws, WatchDraws, generator_states
-from .failures import Kind, values_matter
+from .failures import FailureKind, values_matter
 from .made_up import Examples, Make, enough, values
 from .made_up_further import further
 from .notes import note_inference, note_missing_width
@@ -39,7 +39,7 @@ class Runs:
         self._drew: Run | None = None  # the last one that drew random numbers
         self._failures: list[Exception] = []
 
-    def run(self, examples: Examples, without_data: Kind | None) -> None:
+    def run(self, examples: Examples, without_data: FailureKind | None) -> None:
         """Run on examples and made-up values, until it is clear whether shapes depend on values."""
         allowance = Allowance()
         for device in _devices():
@@ -122,7 +122,7 @@ class Runs:
     def _differ(self) -> bool:
         return any(not run.outputs.is_alike(self._succeeded[0].outputs) for run in self._succeeded)
 
-    def _may_work(self, without_data: Kind | None) -> bool:
+    def _may_work(self, without_data: FailureKind | None) -> bool:
         return bool(self._succeeded) or values_matter(without_data, self._failures)
 
     def outputs(self) -> Outputs:
@@ -131,7 +131,7 @@ class Runs:
         check_alike(self._call, first, last)
         return dataclasses.replace(first.outputs, is_doubtful=self._is_doubtful(), is_random=self._is_random())
 
-    def failure(self, without_data: Kind | None) -> Exception | None:
+    def failure(self, without_data: FailureKind | None) -> Exception | None:
         """The first exception of t2j, else the first one with notes; None if a run succeeded."""
         if self._succeeded:
             return None
@@ -144,7 +144,7 @@ class Runs:
         return failure
 
 
-def infer_from_data(runs: Runs, examples: Examples, without_data: Kind | None) -> Outputs:
+def infer_from_data(runs: Runs, examples: Examples, without_data: FailureKind | None) -> Outputs:
     """The outputs that runs on examples and made-up data have in common."""
     runs.run(examples, without_data)
     failure = runs.failure(without_data)

@@ -16,7 +16,7 @@ from .apart import apart
 from .call import Call
 from .dense import MET_OTHERS
 from .draws import Draws
-from .failures import Kind, first_line, kind_of
+from .failures import FailureKind, first_line, kind_of
 from .fake_mode import WatchFake
 from .kept_tensors import keeps_tensor
 from .meta_mode import NeedsDataError, OnMeta
@@ -34,7 +34,7 @@ class Obstacles:
     """What kept a function from running without data."""
 
     text: str = ""
-    failure: Kind | None = None
+    failure: FailureKind | None = None
     numbers: tuple[float, ...] = ()
 
     def note(self, reason: Exception) -> None:

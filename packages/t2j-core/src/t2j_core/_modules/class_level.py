@@ -1,7 +1,8 @@
-"""What a module keeps at its class, which the copies of the module and itself share."""
+"""State that modules keep at their classes, which a module and its copies share."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,46 +13,49 @@ import torch
 from .. import _compat
 from .deep_copy import is_cache, is_copied_cache
 from .parts import PLAIN, inside
+from .put_back import put_back_of
 
 _MOST_PARTS = 1000
+_Holder = type | dict[Any, Any] | list[Any] | set[Any] | collections.deque[Any]
 
 
-class _Tries(threading.local):
+class _Trials(threading.local):
     depth = 0
 
 
-_tries = _Tries()
+_trials = _Trials()
 
 
 @contextlib.contextmanager
-def in_try() -> Iterator[None]:
-    """Within, this thread runs functions to learn about them, perhaps on made-up data."""
-    _tries.depth += 1
+def trial() -> Iterator[None]:
+    """Within, this thread tries functions out, perhaps on made-up data."""
+    _trials.depth += 1
     try:
         yield
     finally:
-        _tries.depth -= 1
+        _trials.depth -= 1
 
 
 class ClassLevel:
-    """The attributes of classes, the containers among them, and the `functools.lru_cache`s over methods.
+    """The attributes of a module's classes, the containers among them, and the `functools.lru_cache`s over methods.
 
-    Tensors with data that a try puts there go with it: the data may be made up. What a real call puts there stays, as
-    in torch: others use it at the same time. Caches over methods are emptied after each run that has filled them.
+    Tensors with data that a trial puts there are removed after it: the data may be made up. What a real call puts there
+    stays, as in torch: other threads may use it. Caches over methods are emptied after each run that has filled them.
     """
 
-    def __init__(self, parts: Sequence[Any]) -> None:
+    def __init__(self, parts: Sequence[object]) -> None:
         classes = dict.fromkeys(cls for kind in set(map(type, parts)) for cls in kind.__mro__)
         own = [cls for cls in classes if not str(cls.__module__).startswith(("torch.", "builtins"))]
         self._classes = [cls for cls in own if issubclass(cls, torch.nn.Module)]
-        self._caches = [function for cls in own for value in vars(cls).values() for function in _cached(value)]
-        self._caches += filter(is_copied_cache, parts)  # `self.table = lru_cache(self._table)`
-        self._before: list[tuple[Any, dict[Any, Any]]] = []
+        members = [_function_of(value) for cls in own for value in vars(cls).values()]
+        self._caches: list[Any] = list(filter(is_cache, members))
+        self._caches += [part for part in parts if is_copied_cache(part)]  # `self.table = lru_cache(self._table)`
+        self._before: list[tuple[_Holder, dict[Any, Any]]] = []
 
     def begin(self) -> None:
-        """Look at it before a try."""
+        """Remember the state, if this is a trial."""
         self._before = []
-        if not _tries.depth:
+        if not _trials.depth:
             return
         self._before += [(cls, dict(vars(cls))) for cls in self._classes]
         seen: set[int] = set()
@@ -65,7 +69,7 @@ class ClassLevel:
                 todo += [value for value in values.values() if type(value) in PLAIN]
 
     def end(self) -> None:
-        """Take out the tensors of the try, and empty the caches over methods."""
+        """Remove the tensors of the trial, and empty the caches over methods."""
         for holder, before in self._before:
             now = _items(holder)
             new = [k for k, value in now.items() if before.get(k, self) is not value and _hold_data(_tensors(value))]
@@ -77,32 +81,27 @@ class ClassLevel:
                 cache.cache_clear()
 
 
-def _cached(value: Any) -> list[Any]:
-    """The cache over a method or property, if there is one."""
-    function = value.fget if isinstance(value, property) else value
-    return [function] if is_cache(function) else []
+def _function_of(member: object) -> object:
+    """A member of a class; of a property, its function."""
+    return member.fget if isinstance(member, property) else member
 
 
-def _items(holder: Any) -> dict[Any, Any]:
+def _items(holder: _Holder) -> dict[Any, Any]:
     if isinstance(holder, type):
         return dict(vars(holder))
     return dict(holder) if isinstance(holder, dict) else dict(enumerate(list(holder)))
 
 
-def _put_back(holder: Any, before: dict[Any, Any], keys: list[Any]) -> None:
-    """Undo what was written at `keys`; other threads may be writing at others."""
+def _put_back(holder: _Holder, before: dict[Any, Any], keys: list[Any]) -> None:
+    """Undo what was written at `keys`. In a class or dict other threads may be writing at other keys."""
     if isinstance(holder, (type, dict)):
         for key in keys:
             _put_back_one(holder, key, key in before, before.get(key))
-    elif isinstance(holder, set):
-        holder.clear()
-        holder.update(before.values())
-    else:
-        holder.clear()
-        holder.extend(before.values())
+    elif (put := put_back_of(holder)) is not None:
+        put(holder, before.values())
 
 
-def _put_back_one(holder: Any, key: Any, was_there: bool, value: Any) -> None:
+def _put_back_one(holder: type | dict[Any, Any], key: Any, was_there: bool, value: object) -> None:
     if isinstance(holder, dict):
         if was_there:
             holder[key] = value
@@ -114,7 +113,7 @@ def _put_back_one(holder: Any, key: Any, was_there: bool, value: Any) -> None:
         delattr(holder, key)
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def _tensors(value: object) -> list[torch.Tensor]:
     """The tensors among the parts of a value."""
     todo, seen, found = [value], set[int](), []
     while todo and len(seen) < _MOST_PARTS:
@@ -128,12 +127,12 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _hold_data(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether there are tensors, with data. A real call that uses one without raises (`_dataless.py`)."""
-    return bool(tensors) and not any(map(_lies_nowhere, tensors))
+    """Whether there are tensors, with data. A real call that uses one without raises (`_infer/kept_tensors.py`)."""
+    return bool(tensors) and not any(map(_has_no_data, tensors))
 
 
-def _lies_nowhere(tensor: torch.Tensor) -> bool:
+def _has_no_data(tensor: torch.Tensor) -> bool:
     try:
-        return _compat.lies_nowhere(tensor)
+        return _compat.has_meta_storage(tensor)
     except NotImplementedError:  # sparse tensors have no storage
         return tensor.is_meta

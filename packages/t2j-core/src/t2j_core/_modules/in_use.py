@@ -1,4 +1,4 @@
-"""Whether results refer to a module, whose code their backward may run once more."""
+"""Whether results refer to a module, so that their backward may run its code once more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ModuleUse:
         self.is_kept = False  # results refer to a module, whose code their backward may run
 
     def keep(self, take_back: Callable[[], None]) -> None:
-        """Note that results refer to a module, and let it have its variables for as long as the context allows."""
+        """Note that results refer to a module, which keeps its variables for as long as the context allows."""
         self.is_kept = True
         if self._until is None:
             take_back()
@@ -38,7 +38,7 @@ def current_use() -> ModuleUse | None:
 
 @contextlib.contextmanager
 def modules_in_use(*, until_the_end: bool) -> Iterator[ModuleUse]:
-    """Watch the modules that are called within. Those that results refer to keep their variables `until_the_end`.
+    """Watch the modules that are called within. Those that results refer to may keep their variables `until_the_end`.
 
     A backward may run code of a module once more (`torch.utils.checkpoint` does), and must find the variables there.
     """

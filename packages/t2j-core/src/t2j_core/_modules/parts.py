@@ -1,4 +1,4 @@
-"""What a module leads to: its submodules, and the containers, objects and tensors that these hold."""
+"""The parts of a module: its submodules, and the containers, objects and tensors that these refer to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import enum
 import functools
 import logging
 import types
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,12 +26,12 @@ PLAIN = frozenset((dict, list, set, collections.deque, collections.OrderedDict, 
 
 
 def parts(module: torch.nn.Module) -> Iterator[Any]:
-    """Every container, object and tensor that a module leads to, once: itself, its submodules, what those hold.
+    """Every container, object and tensor that a module refers to, once: itself, its submodules, what those refer to.
 
-    Not found is what lies behind a function (its closure) or a class (its attributes).
+    It does not look into functions (their closures) or classes (their attributes).
     """
-    seen: dict[int, Any] = {}  # refers to the parts, so that no other object gets the id of one
-    todo: list[Any] = list(module.modules())  # modules of TorchScript do not lead to their submodules
+    seen: dict[int, Any] = {}  # keeps the parts alive, so that no other object gets the id of one
+    todo: list[Any] = list(module.modules())  # modules of TorchScript do not refer to their submodules
     while todo:
         part = todo.pop()
         if type(part) in _SKIPPED or id(part) in seen or isinstance(part, _SHARED_KINDS):
@@ -41,26 +42,26 @@ def parts(module: torch.nn.Module) -> Iterator[Any]:
             todo.extend(inside(part))
 
 
-def inside(part: Any) -> Iterable[Any]:
-    """What an object itself refers to: the values of its attributes, and what it contains."""
+def inside(part: object) -> Iterable[Any]:
+    """What an object refers to directly: the values of its attributes, and what it contains."""
     found: list[Any] = list((attributes_of(part) or {}).values())
     if (slots := slots_of(part)) is not None:
         found += slots.values().values()
     if isinstance(part, dict):
         found += dict.values(part)
-    elif isinstance(part, _SEQUENCES):  # of the kind itself: a subclass may give others, or raise
+    elif isinstance(part, _SEQUENCES):  # not of the subclass, which may return others, or raise
         kind = next(kind for kind in _SEQUENCES if isinstance(part, kind))
         found.extend(kind.__iter__(part))
     elif isinstance(part, functools.partial):
         found += (part.func, part.args, part.keywords)
-    elif isinstance(part, types.MethodType):  # such as a hook of an object that records
+    elif isinstance(part, types.MethodType):  # such as a hook that is a method of a recorder
         found = [part.__self__]
     return found
 
 
-def attributes_of(part: Any) -> dict[str, Any] | None:
-    """The dictionary of an object's attributes, if it has one of its own."""
-    if type(part) in PLAIN or isinstance(part, types.MethodType):  # an `OrderedDict` has one, but no use for it
+def attributes_of(part: object) -> dict[str, Any] | None:
+    """The `__dict__` of an object, if it has one."""
+    if type(part) in PLAIN or isinstance(part, types.MethodType):  # an `OrderedDict` has one, which stays empty
         return None
     attributes = getattr(part, "__dict__", None)
     return attributes if type(attributes) is dict else None
@@ -69,9 +70,9 @@ def attributes_of(part: Any) -> dict[str, Any] | None:
 class Slots:
     """The attributes of an object that its class has named in `__slots__`."""
 
-    def __init__(self, part: Any, members: dict[str, Any]) -> None:
+    def __init__(self, part: object, members: dict[str, types.MemberDescriptorType]) -> None:
         self.part = part
-        self._members = members  # descriptors, which a frozen dataclass does not refuse
+        self._members = members  # unlike `setattr`, a frozen dataclass does not refuse them
 
     def values(self) -> dict[str, Any]:
         """Those that are set, by name."""
@@ -79,7 +80,7 @@ class Slots:
         found = ((name, _value_of(member, part)) for name, member in self._members.items())
         return {name: value for name, value in found if value is not _UNSET}
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         self._members[name].__set__(self.part, value)
 
     def put_back(self, before: dict[str, Any]) -> None:
@@ -95,22 +96,32 @@ class Slots:
 _UNSET = object()
 
 
-def _value_of(member: Any, part: Any) -> Any:
+def _value_of(member: types.MemberDescriptorType, part: object) -> Any:
     try:
         return member.__get__(part)
     except AttributeError:
         return _UNSET
 
 
-def slots_of(part: Any) -> Slots | None:
+_without_slots: weakref.WeakSet[type] = weakref.WeakSet()
+"""Classes that name no slots: most of them, and their outputs are looked through at every call."""
+
+
+def slots_of(part: object) -> Slots | None:
     """The slots of an object, if its classes name any."""
-    if type(part) in PLAIN or isinstance(part, torch.Tensor):
+    kind = type(part)
+    if kind in PLAIN or isinstance(part, torch.Tensor) or kind in _without_slots:
         return None
-    members = {
-        name: member
-        for cls in reversed(type(part).__mro__)
-        if "__slots__" in vars(cls)
-        for name, member in vars(cls).items()
-        if isinstance(member, types.MemberDescriptorType)
-    }
-    return Slots(part, members) if members else None
+    members = dict(_members_of(kind))
+    if members:
+        return Slots(part, members)
+    _without_slots.add(kind)
+    return None
+
+
+def _members_of(kind: type) -> Iterator[tuple[str, types.MemberDescriptorType]]:
+    for cls in reversed(kind.__mro__):
+        if "__slots__" in vars(cls):
+            for name, member in vars(cls).items():
+                if isinstance(member, types.MemberDescriptorType):
+                    yield name, member

@@ -1,6 +1,6 @@
-"""A snapshot of the attributes and containers of a module, which is put back after each call.
+"""A snapshot of the attributes and containers of a module, which are put back after each call.
 
-What is put back is never compared first: containers hold tensors, whose `==` computes.
+Values are not compared before they are put back: containers hold tensors, whose `==` computes.
 """
 
 from __future__ import annotations
@@ -18,56 +18,23 @@ import torch
 from .class_level import ClassLevel
 from .memory import Memory
 from .parts import PLAIN, Slots, attributes_of, parts, slots_of
-
-
-def _kind(container: Any) -> Any:
-    """The built-in class of a dict, whose methods do not do other things, as `Counter.update` does."""
-    return collections.OrderedDict if isinstance(container, collections.OrderedDict) else dict
-
-
-def _put_dict(container: Any, before: dict[Any, Any]) -> None:
-    kind = _kind(container)
-    kind.clear(container)
-    for key, value in before.items():
-        kind.__setitem__(container, key, value)
-
-
-def _put_list(container: list[Any], before: Any) -> None:
-    list.__setitem__(container, slice(None), before)
-
-
-def _put_deque(container: collections.deque[Any], before: Any) -> None:
-    collections.deque.clear(container)
-    collections.deque.extend(container, before)
-
-
-def _put_set(container: set[Any], before: Any) -> None:
-    set.clear(container)
-    set.update(container, before)
-
-
-_PUT: tuple[tuple[type, Callable[[Any, Any], None]], ...] = (
-    (dict, _put_dict),
-    (list, _put_list),
-    (collections.deque, _put_deque),
-    (set, _put_set),
-)
+from .put_back import PutBack, content_of, put_back_of
 
 
 class Snapshot:
     """The state of a module's attributes and containers at one time, without that of tensors.
 
-    A large model has thousands of containers, nearly all of them empty, and `restore` runs at every call. So containers
-    are sorted by kind, and each kind is put back by one loop in C.
+    A large model has thousands of containers, most of them empty, and `restore` runs at every call. So containers are
+    grouped by kind, and each kind is put back by one loop in C.
     """
 
     def __init__(self, module: torch.nn.Module, shared: frozenset[int] = frozenset()) -> None:
-        """Take a snapshot. What has an id in `shared` belongs to others, and is left alone."""
+        """Take a snapshot. Parts whose ids are in `shared` belong to other modules, and are left alone."""
         self._attributes: list[dict[str, Any]] = []
         self._empty: list[Any] = []
         self._dicts: list[dict[Any, Any]] = []
         self._lists: list[list[Any]] = []
-        self._others: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self._others: list[tuple[PutBack, Any, Any]] = []
         self._slots: list[tuple[Slots, dict[str, Any]]] = []
         self._tensors: list[torch.Tensor] = []
         self._memory = Memory()
@@ -83,7 +50,7 @@ class Snapshot:
         self._modules = list(module.modules())
         self._classes = list(map(type, self._modules))
 
-    def _add(self, part: Any) -> None:
+    def _add(self, part: object) -> None:
         if isinstance(part, torch.Tensor):
             if not part.is_meta and not part.is_inference():
                 self._tensors.append(part)
@@ -99,10 +66,8 @@ class Snapshot:
             self._dicts.append(part)
         elif type(part) is list:
             self._lists.append(part)
-        else:
-            for kind, put in _PUT:
-                if issubclass(type(part), kind):
-                    self._others.append((put, part, dict(_kind(part).items(part)) if kind is dict else tuple(part)))
+        elif (put := put_back_of(part)) is not None:
+            self._others.append((put, part, content_of(part)))
 
     @functools.cached_property
     def _ids(self) -> frozenset[int]:
@@ -111,12 +76,12 @@ class Snapshot:
         return frozenset(map(id, (*self._attributes, *self._empty, *self._dicts, *self._lists, *slotted, *others)))
 
     def places(self, ids: Iterable[int]) -> Iterator[tuple[Any, Any, int]]:
-        """Where objects with these ids lie in attributes, slots, dicts and lists: container, key, id."""
+        """Where objects with these ids are in attributes, slots, dicts and lists: container, key, id."""
         wanted = frozenset(ids)
         yield from ((container, key, id(value)) for container, key, value in self._values() if id(value) in wanted)
 
     def tuples(self, ids: Iterable[int]) -> Iterator[tuple[Any, Any, tuple[Any, ...]]]:
-        """Where tuples lie that hold objects with these ids, directly or in tuples: container, key, tuple."""
+        """Where there are tuples that hold objects with these ids, directly or in tuples: container, key, tuple."""
         wanted = frozenset(ids)
         yield from (place for place in self._values() if _leads_to(place[2], wanted))
 
@@ -130,7 +95,7 @@ class Snapshot:
                 yield from ((container, key, value) for key, value in items)
 
     def restore(self) -> bool:
-        """Put everything back. False if something has changed that cannot be: then the module is of no more use."""
+        """Put everything back. False if something has changed that cannot be put back; the module is then discarded."""
         _each(dict.update, self._attributes, self._attributes_before)
         if list(map(len, self._attributes)) != self._sizes:
             self._remove_attributes()
@@ -153,11 +118,11 @@ class Snapshot:
             for name in attributes.keys() - before.keys():
                 del attributes[name]
 
-    def apart(self, output: Any) -> Any:
+    def apart(self, output: object) -> object:
         """`output` with copies of those containers and objects that `restore` would change."""
         return output if isinstance(output, torch.Tensor) else self._apart(output, {}, 0)
 
-    def _apart(self, output: Any, done: dict[int, Any], depth: int) -> Any:
+    def _apart(self, output: object, done: dict[int, object], depth: int) -> object:
         if isinstance(output, (torch.Tensor, torch.nn.Module)) or depth > _DEEPEST:
             return output
         if id(output) in done:
@@ -168,7 +133,7 @@ class Snapshot:
         if id(output) in self._ids or (attributes is not None and id(attributes) in self._ids):
             own = copy.copy(output)
             attributes = attributes_of(own)
-        done[id(output)] = own  # before its parts, among which it may be itself
+        done[id(output)] = own  # before its parts, which may refer to it
         for container in (attributes, slots_of(own), own if isinstance(own, (dict, list)) else None):
             if container is not None:
                 for key, item in _items(container):
@@ -177,13 +142,15 @@ class Snapshot:
         return own
 
 
-def _leads_to(value: Any, ids: frozenset[int]) -> bool:
+def _leads_to(value: object, ids: frozenset[int]) -> bool:
     if not isinstance(value, tuple):
         return False
-    return any(id(part) in ids or _leads_to(part, ids) for part in tuple.__iter__(value))  # a subclass's may raise
+    return any(
+        id(part) in ids or _leads_to(part, ids) for part in tuple.__iter__(value)
+    )  # `__iter__` of a subclass may raise
 
 
-def _items(container: Any) -> list[tuple[Any, Any]]:
+def _items(container: Slots | dict[Any, Any] | list[Any]) -> list[tuple[Any, Any]]:
     if isinstance(container, Slots):
         return list(container.values().items())
     return list(container.items() if isinstance(container, dict) else enumerate(container))

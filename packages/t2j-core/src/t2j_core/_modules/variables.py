@@ -1,22 +1,22 @@
-"""The variables of a module: their names and shapes, and what is said of those that do not fit."""
+"""The variables of a module: their names, shapes and dtypes, and the errors for those that do not fit."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import jax
 import torch
 import torch.utils._pytree as torch_tree
 
 from .. import _compat
-from .._base.dtypes import canonical, dtype_j2t, dtype_t2j
+from .._base.dtypes import AnyDType, canonical, dtype_j2t, dtype_t2j
 from .._base.errors import ArgumentError, DTypeError, describe
 
 NUMBERS = (bool, int, float, complex)
+Number = bool | int | float | complex
 _WHAT = {"params": "parameter", "buffers": "buffer"}
 _MANY = 4
 _TREE = '{"params": {...}, "buffers": {...}}'
@@ -35,8 +35,8 @@ class Layout:
         first: dict[int, str] = {}
         self._tied = {name: first.setdefault(id(tensor), name) for name, tensor in every}
 
-    def check(self, variables: Any) -> None:
-        """Raise `ArgumentError` unless all variables are there, and fit."""
+    def check(self, variables: object) -> None:
+        """Raise `ArgumentError` if a variable is missing, unknown, or does not fit."""
         if not isinstance(variables, Mapping):
             what = f"The first argument of {self.module} must be its variables: `apply(variables, *args)`."
             raise _no_variables(what, variables)
@@ -51,8 +51,8 @@ class Layout:
                     got = str(given[name].dtype)
                     raise self._misfit(part, name, "of a wrong dtype", str(tensor.dtype), got, remedy)
 
-    def check_some(self, variables: Any) -> None:
-        """The same for variables among which some may be missing."""
+    def check_some(self, variables: object) -> None:
+        """Raise `ArgumentError` if a variable is unknown or does not fit; some may be missing."""
         if not isinstance(variables, Mapping):
             raise _no_variables(f"`variables` must be variables of {self.module}.", variables)
         for part, values in variables.items():
@@ -63,7 +63,7 @@ class Layout:
             if part not in self.tensors:
                 raise self._unknown(part, None)
 
-    def _check(self, part: str, name: Any, value: Any) -> None:
+    def _check(self, part: str, name: str, value: object) -> None:
         tensor = self.tensors.get(part, {}).get(name)
         if tensor is None:
             raise self._unknown(part, name)
@@ -74,7 +74,7 @@ class Layout:
             raise self._misfit(part, name, "neither an array nor a number", "an array or a number", _got(value))
         if is_number and not _holds(tensor.dtype, value):
             raise self._misfit(part, name, "a number of a wrong kind", f"{tensor.dtype}", type(value).__name__)
-        expected, got = tuple(tensor.shape), () if is_number else tuple(value.shape)
+        expected, got = tuple(tensor.shape), tuple(getattr(value, "shape", ()))
         if expected != got and not _may_be_shard(got, expected):
             remedy = "Pass variables of this module, as `module2jax` returns them."
             if got[1:] == expected:
@@ -91,7 +91,7 @@ class Layout:
             )
         )
 
-    def _unknown(self, part: Any, name: Any) -> ArgumentError:
+    def _unknown(self, part: str, name: str | None) -> ArgumentError:
         path = f"variables[{part!r}]" + ("" if name is None else f"[{name!r}]")
         return ArgumentError(
             describe(
@@ -108,7 +108,7 @@ class Layout:
         listed = ", ".join((names[:_MANY] if more else names) + more)
         return f"names of the module's {_WHAT[part]}s: {listed}" if names else f"no {_WHAT[part]}s"
 
-    def _advice(self, part: Any, name: Any) -> str:
+    def _advice(self, part: str, name: str | None) -> str:
         if name is not None and self._tied.get(name, name) != name:
             return f"It is tied to {self._tied[name]!r}: pass it under that name only."
         for other, tensors in self.tensors.items():
@@ -122,7 +122,7 @@ class Layout:
         return f"Use the name {close[0]!r}, or leave it out." if close else "Leave it out."
 
 
-def _without_data(named: Any) -> dict[str, torch.Tensor]:
+def _without_data(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in named}
 
 
@@ -135,18 +135,18 @@ def _may_be_shard(got: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return all(any(size * count == full for count in counts) for size, full in zip(got, whole, strict=True))
 
 
-def _may_stand_for(given: Any, expected: torch.Tensor) -> bool:
-    """Whether an array's dtype is of the kind of a variable's; of which width is the user's choice."""
+def _may_stand_for(given: AnyDType, expected: torch.Tensor) -> bool:
+    """Whether an array's dtype is of the kind of a variable's. Its width is the user's choice."""
     try:
         dtype = dtype_j2t(given)
-    except DTypeError:  # which is told with its own words
+    except DTypeError:  # which has an error of its own
         return True
     if dtype.is_complex or expected.is_complex():
         return expected.is_complex()
     return dtype.is_floating_point or not expected.is_floating_point() or expected.dim() == 0
 
 
-def _holds(dtype: torch.dtype, number: Any) -> bool:
+def _holds(dtype: torch.dtype, number: object) -> bool:
     """Whether a number is of the kind of a dtype, or of a lesser one."""
     if dtype.is_complex:
         return True
@@ -155,10 +155,10 @@ def _holds(dtype: torch.dtype, number: Any) -> bool:
     return isinstance(number, bool) if dtype == torch.bool else isinstance(number, int)
 
 
-def as_tensor(value: Any, dtype: torch.dtype, call: Any) -> torch.Tensor:
-    """A variable as its module expects it: a number on the device of the call, or an array that JAX has narrowed.
+def as_tensor(value: torch.Tensor | Number, dtype: torch.dtype, call: object) -> torch.Tensor:
+    """A variable in the dtype of its module, if it is a number or an array that JAX has narrowed.
 
-    Any other dtype is the user's choice; but a number arrives from `jax.jit` in a dtype of JAX's choice.
+    Any other dtype is the user's choice. But a number that passes a `jax.jit` has a dtype of JAX's choice.
     """
     if isinstance(value, NUMBERS):
         tensors = (leaf for leaf in torch_tree.tree_leaves(call) if isinstance(leaf, torch.Tensor))
@@ -181,7 +181,7 @@ def missing(part: str, name: str, module: str, got: str | None = None) -> Argume
     )
 
 
-def _no_variables(what: str, got: Any) -> ArgumentError:
+def _no_variables(what: str, got: object) -> ArgumentError:
     return ArgumentError(
         describe(
             what,
@@ -192,5 +192,5 @@ def _no_variables(what: str, got: Any) -> ArgumentError:
     )
 
 
-def _got(value: Any) -> str:
+def _got(value: object) -> str:
     return f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__

@@ -1,1 +1,1 @@
-"""What a call is, apart from its data: trees of arguments and outputs, shapes, dtypes, constants."""
+"""Everything about a call except its data: trees of arguments and outputs, shapes, dtypes, constants."""

@@ -1,4 +1,4 @@
-"""`CallTree`: which leaves of the arguments of a call are data, and everything else about them."""
+"""`CallTree`: the containers around the arguments of a call, and which leaves are data, which static."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import torch
+from jax.tree_util import PyTreeDef as PyTreeDef
 
 from .._base.errors import ArgumentError, describe
 
-PyTreeDef = Any
-
 _data_types: set[type] = {torch.Tensor, torch.nn.Parameter, np.ndarray}
-"""Exact types known to be data, up to a number; grows with the types seen: `isinstance` with `jax.Array` is slow."""
+"""Exact types that are data, as far as they were met: `isinstance` with `jax.Array` is slow."""
 _MOST_TYPES = 256
 
 
@@ -33,13 +32,16 @@ def is_data(leaf: object) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Static:
-    """A constant leaf: part of the signature. `1`, `1.0` and `True` differ, `0.0` and `-0.0` too; NaN equals itself."""
+    """A static leaf: a constant, part of the signature.
+
+    `1`, `1.0` and `True` differ, so do `0.0` and `-0.0`; NaN equals itself.
+    """
 
     kind: type
     identity: Hashable
     value: Any
 
-    def __eq__(self, other: object) -> bool:  # of tuples, to which any object equals itself
+    def __eq__(self, other: object) -> bool:  # compares tuples, in which an object equals itself even if it is NaN
         return isinstance(other, Static) and (self.kind, self.identity) == (other.kind, other.identity)
 
     def __hash__(self) -> int:
@@ -47,12 +49,12 @@ class Static:
 
     @classmethod
     def of(cls, value: Any) -> Static:
-        """The constant for a value."""
+        """The static leaf for a value."""
         return cls(type(value), repr(value) if isinstance(value, (float, complex)) else value, value)
 
 
 class CallTree(NamedTuple):
-    """What is constant about the arguments of a call: the containers around its leaves, and those that are no data."""
+    """The arguments of a call without the data: the containers around the leaves, and the static leaves."""
 
     structure: PyTreeDef  # of `(args, kwargs)`
     statics: tuple[Static | None, ...]  # one for each leaf; None for data
@@ -85,11 +87,11 @@ class CallTree(NamedTuple):
         return [path for path, static in self._named_leaves() if static is None]
 
     def constants(self) -> dict[str, Any]:
-        """The constants of the call by their names."""
+        """The static leaves by their names."""
         return {path: static.value for path, static in self._named_leaves() if static is not None}
 
     def numbers(self) -> dict[str, Any]:
-        """The constants that are numbers, by their names."""
+        """The static leaves that are numbers, by their names."""
         return {path: value for path, value in self.constants().items() if type(value) in (int, float, complex)}
 
     def _named_leaves(self) -> list[tuple[str, Static | None]]:
@@ -99,9 +101,9 @@ class CallTree(NamedTuple):
 
 
 def split(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], CallTree]:
-    """Flatten the arguments of a call, and part the data from what is constant.
+    """The data leaves of the arguments of a call, and its tree.
 
-    Raises `ArgumentError` naming the first constant that is not hashable.
+    Raises `ArgumentError` naming the first static leaf that is not hashable.
     """
     leaves, structure = jax.tree.flatten((tuple(args), dict(kwargs)))
     if _data_types.issuperset(map(type, leaves)):

@@ -1,4 +1,4 @@
-"""Torch's containers as trees that JAX knows."""
+"""Containers that JAX does not know, such as those in torch's registry, as ones that it knows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from .. import _compat
 
 
-def plain(output: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+def plain(output: object, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     """Turn containers that JAX does not know into ones it does.
 
     A dataclass or mapping that is not a registered pytree becomes a dict, and so does an object of a class that only
@@ -29,7 +29,7 @@ def plain(output: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     return jax.tree.map(functools.partial(_plain_leaf, is_leaf=is_leaf), output, is_leaf=is_leaf)
 
 
-def _plain_leaf(leaf: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+def _plain_leaf(leaf: object, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     if isinstance(leaf, torch.Tensor) or (is_leaf is not None and is_leaf(leaf)):
         return leaf
     if isinstance(leaf, tuple) and not isinstance(leaf, torch.Size):  # such as `torch.return_types.max`

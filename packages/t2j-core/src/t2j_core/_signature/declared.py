@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
@@ -24,14 +24,15 @@ class Size(tuple[int, ...]):
     True
     """
 
-    def __new__(cls, *sizes: Any) -> Size:
+    def __new__(cls, *sizes: SupportsIndex | Sequence[SupportsIndex]) -> Size:
+        given: Sequence[Any] = sizes
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-            (sizes,) = sizes
+            given = sizes[0]
         try:
-            return super().__new__(cls, map(operator.index, sizes))
+            return super().__new__(cls, map(operator.index, given))
         except TypeError:
             raise ArgumentError(
-                describe("`Size` takes integers.", got=repr(sizes)[:200], remedy="Pass a shape: `Size(3, 2)`.")
+                describe("`Size` takes integers.", got=repr(given)[:200], remedy="Pass a shape: `Size(3, 2)`.")
             ) from None
 
     def __repr__(self) -> str:
@@ -39,7 +40,7 @@ class Size(tuple[int, ...]):
 
 
 def same_tree(outputs: Outputs) -> str:
-    """What to do where a function returned another tree than its signature has."""
+    """The remedy for a function that returned a different tree than its signature has."""
     if outputs.is_declared:
         return "Correct `output_shapes`, or return the tree that it declares."
     return "Return the same tree for every input of a signature."
@@ -48,7 +49,7 @@ def same_tree(outputs: Outputs) -> str:
 # --- declared outputs ---------------------------------------------------------------------------------------------
 
 
-def declared_outputs(output_shapes: Any, operands: Sequence[Leaf]) -> Outputs:
+def declared_outputs(output_shapes: object, operands: Sequence[Leaf]) -> Outputs:
     """Read `output_shapes`: a pytree of `Size`, tuples of int, `ShapeDtypeStruct`s, arrays or tensors.
 
     A shape without a dtype takes the dtype of the first floating operand, float32 if there is none.
@@ -61,17 +62,17 @@ def declared_outputs(output_shapes: Any, operands: Sequence[Leaf]) -> Outputs:
     return replace(outputs, is_doubtful=has_empty(outputs.leaves, operands))
 
 
-def _is_shape(item: Any) -> bool:
+def _is_shape(item: object) -> bool:
     if isinstance(item, (Size, torch.Size)):
         return True
     return isinstance(item, (tuple, list)) and all(map(_is_integer, item))
 
 
-def _is_integer(n: Any) -> bool:
+def _is_integer(n: object) -> bool:
     return isinstance(n, (int, np.integer)) and not isinstance(n, bool)
 
 
-def _declared(item: Any, default: torch.dtype, path: str) -> Leaf:
+def _declared(item: object, default: torch.dtype, path: str) -> Leaf:
     shape, dtype = (item, default) if _is_shape(item) else (getattr(item, name, None) for name in ("shape", "dtype"))
     if not isinstance(shape, (tuple, list)) or dtype is None:
         raise _not_an_array(path, type(item).__name__ if not isinstance(item, type) else f"the type {item.__name__}")

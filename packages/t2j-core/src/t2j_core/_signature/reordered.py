@@ -1,4 +1,4 @@
-"""Outputs in other containers than declared: a list where a tuple came, an `OrderedDict` where a dict came."""
+"""Outputs in other containers than the signature has: a list for a tuple, an `OrderedDict` for a dict."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .signature import Signature
 
 
 def order(signature: Signature, found: PyTreeDef) -> tuple[int, ...]:
-    """For each leaf of the outputs, which leaf of the tree `found` takes its place.
+    """For each leaf of the outputs, the leaf of the tree `found` that takes its place.
 
-    Sequences count as alike, and so do mappings. Raises `OutputError` at the first node that differs.
+    All sequences count as alike, and so do all mappings. Raises `OutputError` at the first node that differs.
     """
     wanted = signature.outputs.tree
     places = [0] * wanted.num_leaves
@@ -27,19 +27,20 @@ def order(signature: Signature, found: PyTreeDef) -> tuple[int, ...]:
 
 
 class _Walk:
-    """Goes through both trees at once, whose leaves are numbered."""
+    """Goes through two trees at once, whose leaves are their numbers."""
 
     def __init__(self, signature: Signature, places: list[int]) -> None:
         self._signature, self._places = signature, places
 
-    def __call__(self, wanted: Any, found: Any, path: str = "output") -> None:
+    def __call__(self, wanted: object, found: object, path: str = "output") -> None:
         if type(wanted) is int:
             self._check(type(found) is int, path, wanted, found)
-            self._places[wanted] = found
+            if type(found) is int:
+                self._places[wanted] = found
             return
         children, others = _children(wanted), _children(found)
         self._check(_kind(wanted) == _kind(found) and len(children) == len(others), path, wanted, found)
-        if isinstance(wanted, Mapping):
+        if isinstance(wanted, Mapping) and isinstance(found, Mapping):
             for key, child in wanted.items():
                 self._check(key in found, f"{path}[{key!r}]", child, _Without(found))
                 self(child, found[key], f"{path}[{key!r}]")
@@ -47,7 +48,7 @@ class _Walk:
         for (step, child), (_, other) in zip(children, others, strict=True):
             self(child, other, path + step)
 
-    def _check(self, alike: bool, path: str, wanted: Any, found: Any) -> None:
+    def _check(self, alike: bool, path: str, wanted: object, found: object) -> None:
         if alike:
             return
         outputs = self._signature.outputs
@@ -69,13 +70,13 @@ class _Without:
         self.keys = ", ".join(map(repr, mapping))
 
 
-def _kind(node: Any) -> Any:
+def _kind(node: object) -> type:
     if isinstance(node, (tuple, list)) and not isinstance(node, torch.Size):
         return tuple
     return Mapping if isinstance(node, Mapping) else type(node)
 
 
-def _children(node: Any) -> list[tuple[str, Any]]:
+def _children(node: object) -> list[tuple[str, object]]:
     """The children of a node by the path to them."""
     if type(node) is int:
         return []
@@ -83,7 +84,7 @@ def _children(node: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), child) for path, child in pairs]
 
 
-def _described(node: Any) -> str:
+def _described(node: object) -> str:
     if type(node) is int:
         return "a tensor or a constant"
     if node is None:

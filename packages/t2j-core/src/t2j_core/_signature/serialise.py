@@ -1,4 +1,4 @@
-"""Named functions in compiled programs: a signature as text, and back in another process."""
+"""Signatures as text, by which compiled programs find named functions in another process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._base.dtypes import row_of_torch
+from .._base.dtypes import dtype_j2t, row_of_torch
 from .._base.errors import ExportError, describe
 from .call_tree import CallTree, PyTreeDef, Static
 from .signature import Leaf, Outputs, Signature, leaf_of
@@ -21,7 +21,7 @@ class _NotTextError(Exception):
 
 
 def encode(name: str, signature: Signature) -> tuple[str, str | None]:
-    """The signature as text that is the same in every process. Without one: an empty text and the reason."""
+    """The signature as text that is the same in every process. If there is none: an empty text, and the reason."""
     structure, statics = signature.call_tree
     try:
         content = {
@@ -56,8 +56,6 @@ def _leaf_to_json(leaf: Leaf) -> list[Any]:
 
 
 def _leaf_from_json(item: list[Any]) -> Leaf:
-    from .._base.dtypes import dtype_j2t
-
     shape, dtype, torch_dtype = item
     return leaf_of(shape, np.dtype(dtype), dtype_j2t(torch_dtype))
 
@@ -72,7 +70,7 @@ class _Leaf:
         self.static = static
 
 
-def _node_to_json(node: Any) -> Any:
+def _node_to_json(node: object) -> Any:
     if isinstance(node, _Leaf):
         if node.static is None:
             return "array"
@@ -81,7 +79,7 @@ def _node_to_json(node: Any) -> Any:
         return {"constant": node.static.value}
     if node is None:
         return None
-    if type(node) in (tuple, list):
+    if isinstance(node, (tuple, list)) and type(node) in (tuple, list):
         return {type(node).__name__: [_node_to_json(item) for item in node]}
     if type(node) is dict and all(isinstance(key, str) for key in node):
         return {"dict": {key: _node_to_json(value) for key, value in node.items()}}
@@ -133,7 +131,7 @@ def unregistered(name: str, call: str) -> ExportError:
 
 
 def forgotten(number: int) -> ExportError:
-    """The error for a program from another process, or whose function is gone."""
+    """The error for a program from another process, or for one whose function was freed."""
     return ExportError(
         describe(
             f"The compiled program calls the torch function number {number}, which this process does not have.",

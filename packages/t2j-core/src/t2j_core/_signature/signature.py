@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from jax.typing import DTypeLike
 
 from .._base.dtypes import aval_text, canonical, dtype_t2j, row_of_jax
 from .._base.errors import ArgumentError, describe, listed
@@ -17,7 +18,7 @@ from .call_tree import CallTree, PyTreeDef, Static
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of a signature: what JAX holds and the torch dtype the function sees."""
+    """One array of a signature: its shape, its dtype in JAX, and the dtype of the tensor that the function sees."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -47,16 +48,16 @@ class Outputs:
     mutated: tuple[int, ...] = ()  # operands the function writes into
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
     is_quick: bool = False  # few operations, on small tensors, none of them random
-    needs_no_values: bool = field(default=False, compare=False)  # a run without data ended: values decide no course
-    needs_long_indices: bool | None = field(default=None, compare=False)  # where torch has others; None: not known
-    origin: str = field(default="", compare=False)  # how they became known
+    needs_no_values: bool = field(default=False, compare=False)  # a run without data succeeded
+    needs_long_indices: bool | None = field(default=None, compare=False)  # indices must be int64; None: not known
+    origin: str = field(default="", compare=False)  # how they became known, for error texts
     is_random: bool = field(default=False, compare=False)  # the function draws from torch's default generators
-    keeps_state: bool = field(default=False, compare=False)  # a tensor without data, from inference
+    keeps_state: bool = field(default=False, compare=False)  # it keeps a tensor without data from inference
     is_declared: bool | None = field(default=None, compare=False)
-    """Whether the user declared them, or they were inferred; None of derived functions and those of other processes."""
+    """True if the user declared them, False if they were inferred; None for derived functions, and other processes."""
     is_doubtful: bool = field(default=False, compare=False)
-    """Whether one without elements was declared, or seen on made-up values only. XLA drops calls whose results have no
-    elements, and would not notice that it has some for real values."""
+    """Whether an output without elements was declared, or found on made-up values only. XLA drops calls whose results
+    have no elements, so nothing would show that there are some for real values."""
 
     @property
     def single(self) -> bool:
@@ -81,7 +82,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Signature:
-    """Everything about a call but its data."""
+    """Everything about a call except its data."""
 
     name: str
     call_tree: CallTree
@@ -98,7 +99,7 @@ class Signature:
 
 
 def has_empty(results: Sequence[Leaf], operands: Sequence[Leaf]) -> bool:
-    """Whether a result has no elements, although operands have some."""
+    """Whether a result has no elements although operands have some."""
     return any(0 in leaf.shape for leaf in results) and not all(0 in leaf.shape for leaf in operands)
 
 
@@ -112,8 +113,8 @@ def named_values(paths: Sequence[str], leaves: Sequence[Leaf]) -> str:
     return listed(f"{path}: {leaf}" for path, leaf in zip(paths, leaves, strict=True))
 
 
-def leaf_of(shape: Sequence[int], dtype: Any, torch_dtype: torch.dtype | None = None) -> Leaf:
-    """A `Leaf` from a JAX dtype. Raises for dtypes torch lacks and for symbolic sizes."""
+def leaf_of(shape: Sequence[int], dtype: DTypeLike, torch_dtype: torch.dtype | None = None) -> Leaf:
+    """A `Leaf` from a JAX dtype. Raises for dtypes that torch lacks, and for symbolic sizes."""
     row = row_of_jax(dtype)
     try:
         sizes = tuple(int(size) for size in shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .._modules.skeleton import Skeletons
+from .._modules.skeletons import Skeletons
 from .._modules.variables import Layout
 from .python_signature import signature_of
 
