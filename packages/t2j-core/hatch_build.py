@@ -1,4 +1,4 @@
-"""Build hook: one call of the C++ compiler makes the extension. Needs no CMake, torch, CUDA or jaxlib."""
+"""Build hook: compiles the extension with one call of the C++ compiler. Needs no CMake, torch, CUDA or jaxlib."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NativeBuildHook(BuildHookInterface):
         command = self._command(root, include, list(map(str, sources)), output)
         self.app.display_info(" ".join(command))
         try:
-            with tempfile.TemporaryDirectory() as scratch:  # where Microsoft's compiler leaves its object files
+            with tempfile.TemporaryDirectory() as scratch:  # Microsoft's compiler writes its object files there
                 subprocess.run(command, check=True, cwd=scratch)
         except FileNotFoundError:
             raise SystemExit(
@@ -41,25 +41,25 @@ class NativeBuildHook(BuildHookInterface):
         build_data["artifacts"].append(f"src/t2j_core/{output.name}")
 
     def _command(self, root: Path, include: list[str], sources: list[str], output: Path) -> list[str]:
-        """How the compiler of this platform is called."""
+        """The command that calls the compiler of this platform."""
         extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-        headers = [f"-I{path}" for path in include]  # every compiler takes this spelling
+        headers = [f"-I{path}" for path in include]  # all three compilers take `-I`
         if sys.platform == "win32":
             flags = [os.environ.get("CXX", "cl"), "/nologo", "/std:c++17", "/O2", "/DNDEBUG", "/EHsc", "/LD"]
             link = ["/link", f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}", f"/OUT:{output}"]
             return [*flags, *headers, *extra, *sources, *link]
         flags = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-shared"]
         flags += ["-fvisibility=hidden", "-Wno-invalid-offsetof"]
-        # No folder of this machine in the binary: the same sources and compiler make the same wheel anywhere.
+        # The binary names no folder of this machine: the same sources and compiler make the same wheel anywhere.
         flags += [f"-ffile-prefix-map={path}=." for path in (root, *include)]
-        if sys.platform == "darwin":  # Python itself has what is undefined; ARCHFLAGS names the wanted processor
+        if sys.platform == "darwin":  # the running Python has the undefined symbols; ARCHFLAGS names the processor
             flags += ["-undefined", "dynamic_lookup", *shlex.split(os.environ.get("ARCHFLAGS", ""))]
-        else:  # a program may bring another libstdc++, as conda's do
+        else:  # the process may have loaded another libstdc++, such as conda's
             flags += ["-static-libstdc++", "-static-libgcc"]
         return [*flags, *headers, *extra, *sources, "-o", str(output)]
 
     def clean(self, versions: list[str]) -> None:
-        """Remove what was compiled."""
+        """Remove compiled extensions."""
         for path in (Path(self.root) / "src" / "t2j_core").glob("_native.*"):
             if path.suffix != ".pyi":
                 path.unlink()

@@ -54,6 +54,7 @@ FLOORS = [
     {"_unkeyed", "_further"},
     {"_runs"},
     {"_export", "_redirect", "_faults", "_infer", "_arguments", "_lending", "_skeleton", "_once", "_options"},
+    {"_hooks"},
     {"_torchfn"},
     {"_host", "_explain", "_in_place"},
     {"_primitive"},

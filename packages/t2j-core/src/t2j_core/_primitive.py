@@ -18,6 +18,7 @@ from ._config import config
 from ._debug_nans import check_numbers, wanted_checks, without_checks
 from ._errors import ShardingError, TransformError, describe
 from ._export import refused
+from ._hooks import Hooks
 from ._host import host_call
 from ._in_flight import hold_until_ready
 from ._jax_inside import jax_inside
@@ -85,47 +86,46 @@ def _copy_all(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tens
 
 
 _can_move = _compat.learn_storage_layout(_native.learn_storage_layout, _native.exchange_memory)
-_native.setup(
-    {
-        "exchange": _compat.torch_exchange_api(),
-        "version": torch._C.TensorBase.__dict__["_version"],
-        "tensor_type": torch.Tensor,
-        "parameter_type": torch.nn.Parameter,
-        "from_dlpack": torch._C._from_dlpack,
-        "to_dlpack": torch._C._to_dlpack,
-        "is_conj": torch._C.TensorBase.is_conj,
-        "is_neg": torch._C.TensorBase.is_neg,
-        "clone": torch._C.TensorBase.clone,
-        "copy": _copy_into,
-        "copy_all": _copy_all,
-        "storage": _compat.storage_of,
-        "storage_uses": _compat.storage_uses,
-        "is_grad_enabled": torch.is_grad_enabled,
-        "set_grad_enabled": torch._C._set_grad_enabled,
-        "state_getters": _compat.state_getters(),
-        "enter_state": _enter_state,
-        "leave_state": contextlib.ExitStack.close,
-        "enter_stream": _streams.enter,
-        "leave_stream": _streams.leave,
-        "resolve": resolve,
-        "check_output": _faults.check_output,
-        "check_results": _faults.check_results,
-        "report": _faults.report,
-        "private_copy": _lending.private_copy,
-        "digest": _lending.digest,
-        "has_same_bits": _lending.has_same_bits,
-        "compare_later": _lending.compare_later,
-        "differing": _lending.differing,
-        "operand_written": _lending.operand_written,
-        "argument_kept": _lending.argument_kept,
-        "operand_in_cycle": _lending.operand_in_cycle,
-        "movable_copy": functools.partial(_lending.movable_copy, _can_move),
-        "raise_escaped": _lending.raise_escaped,
-        "stop_redirecting": operator.methodcaller("give_up"),
-        "collect_garbage": _lending.collect_garbage,
-        "most_checked_bytes": config.checked_bytes,
-    }
+HOOKS = Hooks(
+    exchange=_compat.torch_exchange_api(),
+    version=torch._C.TensorBase.__dict__["_version"],
+    tensor_type=torch.Tensor,
+    parameter_type=torch.nn.Parameter,
+    from_dlpack=torch._C._from_dlpack,
+    to_dlpack=torch._C._to_dlpack,
+    is_conj=torch._C.TensorBase.is_conj,
+    is_neg=torch._C.TensorBase.is_neg,
+    clone=torch._C.TensorBase.clone,
+    copy=_copy_into,
+    copy_all=_copy_all,
+    storage=_compat.storage_of,
+    storage_uses=_compat.storage_uses,
+    is_grad_enabled=torch.is_grad_enabled,
+    set_grad_enabled=torch._C._set_grad_enabled,
+    state_getters=_compat.state_getters(),
+    enter_state=_enter_state,
+    leave_state=contextlib.ExitStack.close,
+    enter_stream=_streams.enter,
+    leave_stream=_streams.leave,
+    resolve=resolve,
+    check_output=_faults.check_output,
+    check_results=_faults.check_results,
+    report=_faults.report,
+    private_copy=_lending.private_copy,
+    digest=_lending.digest,
+    has_same_bits=_lending.has_same_bits,
+    compare_later=_lending.compare_later,
+    differing=_lending.differing,
+    operand_written=_lending.operand_written,
+    argument_kept=_lending.argument_kept,
+    operand_in_cycle=_lending.operand_in_cycle,
+    movable_copy=functools.partial(_lending.movable_copy, _can_move),
+    raise_escaped=_lending.raise_escaped,
+    stop_redirecting=operator.methodcaller("give_up"),
+    collect_garbage=_lending.collect_garbage,
+    most_checked_bytes=config.checked_bytes,
 )
+_native.setup(HOOKS)
 _handlers = _native.handlers()
 for _handler, _platform in (("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")):
     stages = {"instantiate": _handlers["instantiate"], "execute": _handlers[_handler]}

@@ -14,6 +14,7 @@ from . import _compat, _export
 from ._config import config
 from ._dtypes import row_of_jax, row_of_torch
 from ._errors import OutputError, describe
+from ._hooks import BufferSpec, CallSite
 from ._lending import BORROW, Lending
 from ._orphans import Origin
 from ._pytree import PyTreeDef, Static, is_flat, merger, plain
@@ -143,19 +144,19 @@ class TorchFn:
             return run_out
         return Redirected(run, outputs.leaves, config.auto_output_bytes)
 
-    def description(self) -> tuple[Any, ...]:
+    def description(self) -> CallSite:
         """What the native call site is built from."""
-        operands = tuple(
-            (*_dlpack(leaf), leaf.shape, how) for leaf, how in zip(self.signature.operands, self.passes, strict=True)
+        return CallSite(
+            target=self.target,
+            signature=self.signature,
+            lending=self.lending,
+            operands=tuple(map(_buffer, self.signature.operands, self.passes)),
+            results=tuple(_buffer(leaf, BORROW) for leaf in self.signature.outputs.leaves),
+            returns_tensor=self.target is self.call and not self.is_flat,
+            pass_results=self.pass_results,
+            may_keep_results=self.outputs == "auto" and self.pass_results,
+            checks_always=self.lending.arguments == "check",
         )
-        results = tuple((*_dlpack(leaf), leaf.shape, BORROW) for leaf in self.signature.outputs.leaves)
-        flags = (
-            self.target is self.call and not self.is_flat,
-            self.pass_results,
-            self.outputs == "auto" and self.pass_results,
-            self.lending.arguments == "check",
-        )
-        return self.target, self.signature, self.lending, operands, results, *flags
 
 
 # --- programs that the function itself owns ------------------------------------------------------------------------
@@ -188,11 +189,10 @@ class WeakFn:
             raise _export.forgotten(self.id)
         return fn
 
-    def description(self) -> tuple[Any, ...]:
+    def description(self) -> CallSite:
         """As `TorchFn.description`, with a target and a signature that do not own the function."""
-        _, _, lending, *rest = self.fn.description()
-        signature = WeakSignature(self)
-        return WeakTarget(self), signature, lending.of(signature), *rest
+        site, signature = self.fn.description(), WeakSignature(self)
+        return site._replace(target=WeakTarget(self), signature=signature, lending=site.lending.of(signature))
 
 
 class WeakTarget:
@@ -265,9 +265,10 @@ def wire(leaf: Leaf) -> tuple[int, int] | None:
     return None
 
 
-def _dlpack(leaf: Leaf) -> tuple[int, int]:
+def _buffer(leaf: Leaf, how: int) -> BufferSpec:
     row = row_of_jax(leaf.dtype)
-    return wire(leaf) or (row.code, row.bits)
+    code, bits = wire(leaf) or (row.code, row.bits)
+    return BufferSpec(row.short, code, bits, leaf.shape, how)
 
 
 def _conversions(operands: Sequence[Leaf]) -> list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]]:
@@ -309,7 +310,7 @@ def _calls() -> list[str]:
             continue
 
 
-def resolve(number: int, call: str) -> tuple[Any, ...]:
+def resolve(number: int, call: str) -> CallSite:
     """What a compiled program's call site runs. Called by the native part, once per executable."""
     fn: TorchFn | WeakFn | None = _by_call.get(call) if call else _by_id.get(number)
     if fn is None and call:
