@@ -1,5 +1,6 @@
-// Makes and counts the tensors that a call lends; see `borrow.h` for the threads. Memory comes from `malloc`, so that a
-// deleter that runs after the interpreter has ended is harmless.
+// Makes and counts the tensors that a call lends; see `borrow.h`. `open`, `lend` and `close` run on the thread of the
+// call with the GIL; `release` on any thread, perhaps without it, so it may touch no Python object. Blocks come from
+// `malloc`: `release` may run after the interpreter has ended.
 #include "borrow.h"
 
 #include <cstdlib>

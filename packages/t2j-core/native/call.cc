@@ -1,5 +1,6 @@
-// One call of a torch function; see `call.h` for the thread and the GIL. The methods of `Call` return false with a
-// Python error set; `call_site` turns that into an error of XLA.
+// One call of a torch function; see `call.h`. Runs on the thread of the call, with the GIL held. The methods of `Call`
+// return false with a Python error set; `call_site` turns that into an error of XLA. No byte of a result buffer may be
+// written before every result has been read: the buffers may hold what results are made of.
 #include "call.h"
 
 #include <algorithm>
@@ -89,15 +90,15 @@ class Call {
   bool read_results() {
     PyObject* returned = returned_.get();
     size_t n = site_.results.size();
-    if (site_.single ? !PyObject_TypeCheck(returned, hooks.tensor_type.type)
-                     : !PyTuple_Check(returned) || PyTuple_GET_SIZE(returned) != static_cast<Py_ssize_t>(n)) {
+    if (site_.returns_tensor ? !PyObject_TypeCheck(returned, hooks.tensor_type.type)
+                             : !PyTuple_Check(returned) || PyTuple_GET_SIZE(returned) != static_cast<Py_ssize_t>(n)) {
       hooks.check_results(site_.signature, returned);
       if (!PyErr_Occurred()) PyErr_SetString(PyExc_SystemError, "the hook `check_results` did not raise");
       return false;
     }
     results_.resize(n);
     for (size_t i = 0; i < n; ++i)
-      if (!read_result(i, site_.single ? returned : PyTuple_GET_ITEM(returned, i))) return false;
+      if (!read_result(i, site_.returns_tensor ? returned : PyTuple_GET_ITEM(returned, i))) return false;
     return true;
   }
 

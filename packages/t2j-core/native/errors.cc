@@ -1,4 +1,6 @@
-// How Python errors become errors of XLA. Called on the thread on which XLA runs the call, with the GIL held.
+// How Python errors become errors of XLA; see `errors.h`. Runs on the thread of the call, with the GIL held. The hook
+// `report` runs while the tensors of the call still exist, so nothing here may keep the exception: its traceback refers
+// to them.
 #include "errors.h"
 
 #include "handler.h"

@@ -1,5 +1,6 @@
 // How Python errors become errors of XLA. Called by the handler and by what it calls, on the thread on which XLA runs
-// the call, with the GIL held. No function here leaves a Python error set, except `FirstError::restore`.
+// the call, with the GIL held. No Python error may stay set when a handler returns, so every path that fails ends in
+// `take_python_error` or `PyErr_Clear`. Only `FirstError::restore` sets an error.
 #pragma once
 #include <Python.h>
 

@@ -120,11 +120,10 @@ ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
   if (!error) {
     Pairing pairing(frame, site, device);
     error = without_exceptions(frame->api, [&] { return call_site(site, frame, device); });
+    PyErr_Clear();  // a C++ exception may have left one
     if (is_first && !error) site.called.store(true, std::memory_order_relaxed);
-    if (!state &&
-        !is_true(hooks.is_grad_enabled())) {  // the function turned them off for its thread, maybe the caller's
-      if (!hooks.set_grad_enabled(true)) PyErr_Clear();
-    }
+    // The function may have turned gradients off for this thread, which may be the caller's.
+    if (!state && !is_true(hooks.is_grad_enabled()) && !hooks.set_grad_enabled(true)) PyErr_Clear();
   }
   error = leave(hooks.leave_stream, stream, frame->api, site, error);
   error = leave(hooks.leave_state, state, frame->api, site, error);
@@ -154,10 +153,7 @@ class Admission {
 class Gil {
  public:
   Gil() : state_(PyGILState_Ensure()) {}
-  ~Gil() {
-    PyErr_Clear();  // set where a C++ exception passed
-    PyGILState_Release(state_);
-  }
+  ~Gil() { PyGILState_Release(state_); }
   Gil(const Gil&) = delete;
   Gil& operator=(const Gil&) = delete;
 

@@ -1,5 +1,6 @@
-// Reads the hooks that Python hands over, and lists them. Called by the functions of the module: at import, on the
-// importing thread, with the GIL held. The call path only reads the result, `hooks`.
+// Reads the hooks that Python hands over, and lists them. Called by functions of the module with the GIL held: at
+// import on the importing thread, and by tests. The call path only reads the result, `hooks`. Nothing here may change
+// `hooks` before every hook has been read.
 #include "hooks.h"
 
 namespace t2j {

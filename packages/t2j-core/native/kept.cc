@@ -1,4 +1,6 @@
-// Finds and moves memory that outlives its call; see `kept.h` for threads and the GIL.
+// Finds and moves memory that outlives its call; see `kept.h`. Runs on the thread of the call, with the GIL held. It
+// releases the GIL only in `wait_for_other_threads`. No method keeps a reference of its own to a storage beyond
+// `held_`: `is_held` counts references.
 #include "kept.h"
 
 #include <chrono>

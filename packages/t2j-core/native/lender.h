@@ -1,5 +1,7 @@
-// Lends the buffers of one call frame to torch: a tensor over each, made when it is asked for. A part of `Loans`, on
-// the thread on which XLA runs the call, with the GIL held. `check_frame` comes first: nothing here compares a buffer.
+// Lends the buffers of one call frame to torch: makes a tensor over one when it is asked for. A part of `Loans`, on the
+// thread on which XLA runs the call, with the GIL held. The handler has called `check_frame` before: nothing here
+// compares a buffer, and a tensor of the wrong size would read or write memory of others. Methods throw nothing; those
+// that fail set a Python error.
 #pragma once
 #include "borrow.h"
 #include "site.h"

@@ -1,4 +1,6 @@
-// Lends the buffers of a call and settles them after it; see `loans.h`. The GIL is held.
+// Lends the buffers of a call to torch, and settles what became of them; see `loans.h`. Runs on the thread of the call,
+// with the GIL held. Tensors may be dropped only after `note_referenced`: what a dropped tensor shared its memory with
+// cannot be found.
 #include "loans.h"
 
 #include "hooks.h"

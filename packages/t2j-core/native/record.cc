@@ -1,4 +1,6 @@
-// Reads the fields of a Python `NamedTuple`; see `record.h`. The GIL is held.
+// Reads the fields of a Python `NamedTuple`; see `record.h`. Runs while a call site is built, on a thread of XLA, with
+// the GIL held. Throws nothing. No field may be read after the last one: the caller passes the number of fields, and
+// `Record` checks it.
 #include "record.h"
 
 namespace t2j {
@@ -35,7 +37,7 @@ const char* Record::text(const char* field) {
 
 int64_t Record::integer(const char* field, int64_t lowest, int64_t highest) {
   PyObject* item = next();
-  int64_t value = item ? PyLong_AsLongLong(item) : lowest;  // -1 for what is no number
+  int64_t value = item ? PyLong_AsLongLong(item) : lowest;  // -1 for what is not an int
   if (item && (value < lowest || value > highest)) refuse(field, "an int that is not negative and not too large");
   return is_ok_ ? value : 0;
 }

@@ -1,5 +1,6 @@
-// Reads the fields of a Python `NamedTuple`, one after the other. Used where a call site is built, with the GIL held.
-// The first field of the wrong type sets a `TypeError` that names it; later reads then return zeros.
+// Reads the fields of a Python `NamedTuple`, one after the other. `site.cc` uses it to build call sites, on a thread of
+// XLA, with the GIL held. The first field of the wrong type sets a `TypeError` that names it; later reads then return
+// zeros, and must not set another error.
 #pragma once
 #include <Python.h>
 

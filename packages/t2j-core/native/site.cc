@@ -1,5 +1,6 @@
 // Builds call sites: reads the attributes of a frame and the `CallSite` (in `_hooks.py`) that Python returns for them.
-// Called by the handler on a thread of XLA, with the GIL held; every failure sets a Python error.
+// Called by the handler on a thread of XLA, with the GIL held. A failure sets a Python error, which the handler takes.
+// Nothing of a tuple from Python may be used before its `Record` is `ok`.
 #include "site.h"
 
 #include <cstring>
@@ -64,7 +65,7 @@ bool read_site(PyObject* call_site, Site* out) {
   out->lending = Ref::borrow(record.object("lending"));
   PyObject* operands = record.tuple("operands");
   PyObject* results = record.tuple("results");
-  out->single = record.flag("returns_tensor");
+  out->returns_tensor = record.flag("returns_tensor");
   out->pass_results = out->may_overlap = record.flag("pass_results");
   out->may_keep_results = record.flag("may_keep_results");
   out->checks_always = record.flag("checks_always");

@@ -38,7 +38,7 @@ struct Site {
   Ref lending;    // for the hooks that learn how operands are to be handed over
   std::vector<Operand> operands, results;
   int64_t pair = -1;              // the number of the pair of calls it belongs to, in the program: see `current_pair`
-  bool single = false;            // the target returns a tensor, not a tuple
+  bool returns_tensor = false;    // the target returns a tensor, not a tuple
   bool pass_results = false;      // the target gets tensors over the result buffers
   bool may_keep_results = false;  // ... without its knowledge, so it may keep them
   bool may_overlap = false;       // a returned tensor may lie in a result buffer

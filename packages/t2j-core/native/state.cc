@@ -1,5 +1,6 @@
 // The version handshake and the state of executables, for each version of the FFI ABI; see `state.h`. Called on any
-// thread, with or without the GIL; a mutex guards the one shared table, and nobody who holds it asks for the GIL.
+// thread, with or without the GIL, so nothing here may use a Python object. A mutex guards the one shared table;
+// nothing that waits for the GIL may run while it is held.
 #include "state.h"
 
 #include <algorithm>

@@ -1,4 +1,6 @@
-// Reads and exchanges memory of tensors by offsets that `learn_layout` has found; see `storage.h`. The GIL is held.
+// Reads and exchanges memory of tensors by the offsets that `learn_layout` has found; see `storage.h`. The GIL is held.
+// Nothing may be read through an offset while `layout.is_known` is false. Reads are of whole words, through `memcpy`.
+// Every function returns without a Python error set, and throws nothing.
 #include "storage.h"
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// Finds operands that the function has written; see `written.h`. All of it runs on the thread of the call, with the GIL
-// held; only the count of bytes in private copies is shared by all calls.
+// Finds operands that the function has written; see `written.h`. Runs on the thread of the call, with the GIL held.
+// Hooks may release it, and then other calls of the same site run: `site_.comparisons` may change during each hook.
+// Only the count of bytes in private copies is shared by all sites.
 #include "written.h"
 
 #include <atomic>

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import re
 import types
 import typing
@@ -137,3 +139,15 @@ def test_a_field_of_a_call_site_that_is_wrong_is_named(name, monkeypatch):
 def test_a_description_of_another_length_is_refused(wrong, monkeypatch):
     with pytest.raises(TypeError, match="Expected a `CallSite` with 9 fields, got"):
         call(wrong, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", [Hooks, CallSite, BufferSpec])
+def test_every_field_says_what_it_is(kind):
+    [tree] = ast.parse(inspect.getsource(kind)).body
+    fields = [place for place, node in enumerate(tree.body) if isinstance(node, ast.AnnAssign)]
+    assert len(fields) == len(typing.get_type_hints(kind))
+    for place in fields:
+        docstring = tree.body[place + 1]
+        assert isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant), ast.unparse(
+            tree.body[place]
+        )

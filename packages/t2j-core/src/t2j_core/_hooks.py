@@ -86,7 +86,7 @@ class Hooks:
     storage: Callable[[torch.Tensor], torch.UntypedStorage]
     """The memory behind a tensor, lent or not. Raises for a tensor without memory, which is then not watched."""
     storage_uses: Callable[[torch.UntypedStorage], int]
-    """How many tensors refer to memory. Called after the function returned. Raises: counts as one."""
+    """How many owners memory has. Called after the function returned. Raises: counts as one, which is not kept."""
     is_grad_enabled: Callable[[], bool]
     """Whether grad mode is on for this thread. Called before and after the function. Raises: counts as False."""
     set_grad_enabled: Callable[[bool], None]

@@ -150,7 +150,7 @@ class TorchFn:
             target=self.target,
             signature=self.signature,
             lending=self.lending,
-            operands=tuple(map(_buffer, self.signature.operands, self.passes)),
+            operands=tuple(_buffer(*pair) for pair in zip(self.signature.operands, self.passes, strict=True)),
             results=tuple(_buffer(leaf, BORROW) for leaf in self.signature.outputs.leaves),
             returns_tensor=self.target is self.call and not self.is_flat,
             pass_results=self.pass_results,
