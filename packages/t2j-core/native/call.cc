@@ -1,25 +1,19 @@
+// One call of a torch function; see `call.h`. Runs on the thread of the call, with the GIL held. The methods of `Call`
+// return false with a Python error set; `call_site` turns that into an error of XLA. No byte of a result buffer may be
+// written before every result has been read: the buffers may hold what results are made of.
 #include "call.h"
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "handler.h"
+#include "errors.h"
+#include "hooks.h"
 #include "loans.h"
-#include "state.h"
 
 namespace t2j {
 
-bool is_true(PyObject* owned) {
-  if (!owned) PyErr_Clear();
-  bool answer = owned == Py_True;
-  Py_XDECREF(owned);
-  return answer;
-}
-
 namespace {
-
-thread_local bool interrupted = false;  // a call of this thread met a KeyboardInterrupt
 
 // `copy_` runs on several threads and without the GIL; below this size its overhead is larger than the copy.
 constexpr int64_t kCopyInTorch = 1 << 17;
@@ -28,17 +22,16 @@ constexpr int64_t kCopyInTorch = 1 << 17;
 constexpr int64_t kCopyAlone = 1 << 20;
 
 bool is_torch_type(PyObject* object) {
-  auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  return type == hooks.tensor_type || type == hooks.parameter_type;
+  return Py_IS_TYPE(object, hooks.tensor_type.type) || Py_IS_TYPE(object, hooks.parameter_type.type);
 }
 
-// What torch says of a tensor, read without copying. `capsule` owns the answer on torch before 2.10.
-bool describe(PyObject* tensor, dl::Tensor* out, PyObject** capsule) {
+// The memory of a tensor, read without copying. On torch before 2.10 `capsule` owns the shape and strides in `out`.
+bool describe(PyObject* tensor, dl::Tensor* out, Ref* capsule) {
   if (hooks.exchange) return hooks.exchange->borrow_from_object(tensor, out) == 0;
-  *capsule = PyObject_CallOneArg(hooks.to_dlpack, tensor);
-  if (!*capsule) return false;
-  *out = static_cast<dl::Managed*>(PyCapsule_GetPointer(*capsule, "dltensor"))->tensor;
-  return true;
+  *capsule = hooks.to_dlpack(tensor);
+  void* managed = *capsule ? PyCapsule_GetPointer(capsule->get(), "dltensor") : nullptr;
+  if (managed) *out = static_cast<dl::Managed*>(managed)->tensor;
+  return managed != nullptr;
 }
 
 bool is_contiguous(const dl::Tensor& tensor) {
@@ -52,8 +45,8 @@ bool is_contiguous(const dl::Tensor& tensor) {
 
 // A lazily conjugated or negated view: its memory does not hold its values.
 bool is_lazy(PyObject* tensor, dl::DataType dtype) {
-  if (dtype.code == dl::kComplex && is_true(PyObject_CallOneArg(hooks.is_conj, tensor))) return true;
-  return dtype.code != dl::kBool && is_true(PyObject_CallOneArg(hooks.is_neg, tensor));
+  if (dtype.code == dl::kComplex && is_true(hooks.is_conj(tensor))) return true;
+  return dtype.code != dl::kBool && is_true(hooks.is_neg(tensor));
 }
 
 class Call {
@@ -62,95 +55,86 @@ class Call {
       : site_(site), frame_(frame), device_(device), loans_(site, frame, device, site.is_next_checked()) {}
 
   // False with a Python error set.
-  bool run() {
-    return matches_frame() && loans_.lend() && invoke() && read_results() && copy_results() && loans_.check_operands();
-  }
+  bool run() { return loans_.lend() && invoke() && read_results() && copy_results() && loans_.check_operands(); }
 
-  // Lets go of all tensors. False if one of them outlives the call and may not, with a Python error set.
+  // Drops all tensors. False if one of them outlives the call and may not, with a Python error set.
   bool finish(bool has_failed) {
     bool is_first = !site_.called.load(std::memory_order_relaxed);
-    for (Result& result : results_) {
-      if (is_first && site_.may_keep_results && result.tensor) loans_.watch_result(result.tensor);
-      Py_XDECREF(result.tensor);
+    if (is_first && site_.may_keep_results) {
+      for (const Result& result : results_)
+        if (result.tensor) loans_.watch_result(result.tensor.get());
     }
-    Py_XDECREF(answer_);
+    results_.clear();
+    returned_ = Ref();
     if (!has_failed) site_.calls.fetch_add(1, std::memory_order_relaxed);
     return loans_.settle(has_failed);
   }
 
  private:
   struct Result {
-    PyObject* tensor = nullptr;
+    Ref tensor;
     char* source = nullptr;
     enum { kInPlace, kCopyBytes, kCopyTogether, kCopyInTorch } how = kInPlace;
   };
 
   ffi::Buffer* result_buffer(size_t i) const { return frame_->rets.buffers[i]; }
 
-  // A program from another process may have been compiled for another signature than the registered one.
-  bool matches_frame() {
-    bool same = frame_->args.size == static_cast<int64_t>(site_.operands.size()) &&
-                frame_->rets.size == static_cast<int64_t>(site_.results.size());
-    for (size_t i = 0; same && i < site_.operands.size(); ++i) same = fits(site_.operands[i], frame_->args.buffers[i]);
-    for (size_t i = 0; same && i < site_.results.size(); ++i) same = fits(site_.results[i], result_buffer(i));
-    if (!same) PyErr_SetString(PyExc_RuntimeError, "the compiled program does not fit the signature it names");
-    return same;
-  }
-  static bool fits(const Operand& operand, const ffi::Buffer* buffer) {
-    return buffer->rank == operand.tensor.ndim &&
-           std::equal(buffer->dims, buffer->dims + buffer->rank, operand.tensor.shape);
-  }
-
   bool invoke() {
-    answer_ =
-        PyObject_Vectorcall(site_.target, loans_.tensors(), loans_.size() | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
-    return answer_ != nullptr;
+    const Arguments& tensors = loans_.tensors();
+    returned_ = Ref::steal(PyObject_Vectorcall(site_.target.get(), tensors.data(),
+                                               tensors.size() | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+    return static_cast<bool>(returned_);
   }
 
   // First pass over the results: everything is checked before the first byte is written.
   bool read_results() {
+    PyObject* returned = returned_.get();
     size_t n = site_.results.size();
-    if (site_.single ? !PyObject_TypeCheck(answer_, reinterpret_cast<PyTypeObject*>(hooks.tensor_type))
-                     : !PyTuple_Check(answer_) || PyTuple_GET_SIZE(answer_) != static_cast<Py_ssize_t>(n)) {
-      Py_XDECREF(PyObject_CallFunctionObjArgs(hooks.check_results, site_.label, answer_, nullptr));
+    if (site_.returns_tensor ? !PyObject_TypeCheck(returned, hooks.tensor_type.type)
+                             : !PyTuple_Check(returned) || PyTuple_GET_SIZE(returned) != static_cast<Py_ssize_t>(n)) {
+      hooks.check_results(site_.signature, returned);
+      if (!PyErr_Occurred()) PyErr_SetString(PyExc_SystemError, "the hook `check_results` did not raise");
       return false;
     }
     results_.resize(n);
     for (size_t i = 0; i < n; ++i)
-      if (!read_result(i, site_.single ? answer_ : PyTuple_GET_ITEM(answer_, i))) return false;
+      if (!read_result(i, site_.returns_tensor ? returned : PyTuple_GET_ITEM(returned, i))) return false;
     return true;
   }
 
   bool read_result(size_t i, PyObject* tensor) {
     Result& result = results_[i];
     const Operand& wanted = site_.results[i];
-    result.tensor = Py_NewRef(tensor);
-    dl::Tensor found{};
-    PyObject* capsule = nullptr;
-    bool regular = is_torch_type(tensor) && describe(tensor, &found, &capsule) && is_wanted(found, wanted);
-    char* source = static_cast<char*>(found.data) + found.byte_offset;
-    bool plain = regular && (wanted.bytes == 0 || (is_contiguous(found) && !is_lazy(tensor, found.dtype)));
-    Py_XDECREF(capsule);
-    PyErr_Clear();
-    if (!regular) {  // the hook raises, or answers a tensor that `copy_` can take
-      PyObject* mended = PyObject_CallFunction(hooks.check_output, "OnOii", site_.label, static_cast<Py_ssize_t>(i),
-                                               tensor, static_cast<int>(device_.type), static_cast<int>(device_.id));
-      if (!mended) return false;
-      Py_SETREF(result.tensor, mended);
-      source = nullptr;
+    bool is_plain = false;
+    if (reads_as(wanted, tensor, &result.source, &is_plain)) {
+      result.tensor = Ref::borrow(tensor);
+    } else {  // the hook raises, or returns a tensor that `copy_` can take
+      result.tensor = hooks.check_output(site_.signature, i, tensor, device_.type, device_.id);
+      if (!result.tensor) return false;
     }
     if (wanted.bytes == 0) return true;
-    result.source = source;
-    if (plain && source == result_buffer(i)->data) {
-      result.how = Result::kInPlace;
-    } else if (plain && device_.type == dl::kCPU && wanted.bytes < kCopyInTorch) {
-      result.how = Result::kCopyBytes;
-    } else if (plain && device_.type != dl::kCPU && wanted.bytes < kCopyAlone) {
-      result.how = Result::kCopyTogether;
-    } else {
-      result.how = Result::kCopyInTorch;
-    }
+    result.how = how_to_copy(result.source, is_plain, result_buffer(i)->data, wanted.bytes);
     return !site_.may_overlap || result.how == Result::kInPlace || detach_from_results(&result);
+  }
+
+  // Whether a result is a tensor as wanted, and where its memory is; also whether its bytes, in order, are its values.
+  bool reads_as(const Operand& wanted, PyObject* tensor, char** source, bool* is_plain) const {
+    dl::Tensor found{};
+    Ref capsule;
+    bool is_regular = is_torch_type(tensor) && describe(tensor, &found, &capsule) && is_wanted(found, wanted);
+    if (is_regular && wanted.bytes > 0) {
+      *source = static_cast<char*>(found.data) + found.byte_offset;
+      *is_plain = is_contiguous(found) && !is_lazy(tensor, found.dtype);
+    }
+    PyErr_Clear();  // of `describe`: the hook `check_output` says what is wrong
+    return is_regular;
+  }
+
+  decltype(Result::how) how_to_copy(const char* source, bool is_plain, const void* buffer, int64_t bytes) const {
+    if (!is_plain) return Result::kCopyInTorch;
+    if (source == buffer) return Result::kInPlace;
+    if (device_.type == dl::kCPU) return bytes < kCopyInTorch ? Result::kCopyBytes : Result::kCopyInTorch;
+    return bytes < kCopyAlone ? Result::kCopyTogether : Result::kCopyInTorch;
   }
 
   bool is_wanted(const dl::Tensor& found, const Operand& wanted) const {
@@ -165,11 +149,9 @@ class Call {
     for (size_t j = 0; j < site_.results.size(); ++j) {
       char* start = static_cast<char*>(result_buffer(j)->data);
       if (result->source && (result->source < start || result->source >= start + site_.results[j].bytes)) continue;
-      PyObject* copy = PyObject_CallOneArg(hooks.clone, result->tensor);
-      if (!copy) return false;
-      Py_SETREF(result->tensor, copy);
+      result->tensor = hooks.clone(result->tensor);
       result->how = Result::kCopyInTorch;
-      return true;
+      return static_cast<bool>(result->tensor);
     }
     return true;
   }
@@ -187,35 +169,28 @@ class Call {
   }
 
   bool copy_in_torch(size_t i) {
-    PyObject* destination = loans_.lend_result(i);
-    if (!destination) return false;
-    PyObject* done = PyObject_CallFunctionObjArgs(hooks.copy, destination, results_[i].tensor, nullptr);
-    Py_DECREF(destination);
-    Py_XDECREF(done);
-    return done != nullptr;
+    Ref destination = loans_.lend_result(i);
+    return destination && hooks.copy(destination, results_[i].tensor);
   }
 
   bool copy_together(const std::vector<size_t>& indices) {
-    PyObject *destinations = PyList_New(0), *sources = PyList_New(0);
-    bool ok = destinations && sources;
-    for (size_t i = 0; ok && i < indices.size(); ++i) {
-      PyObject* destination = loans_.lend_result(indices[i]);
-      ok = destination && PyList_Append(destinations, destination) == 0 &&
-           PyList_Append(sources, results_[indices[i]].tensor) == 0;
-      Py_XDECREF(destination);
+    Ref destinations = Ref::steal(PyList_New(0));
+    Ref sources = Ref::steal(PyList_New(0));
+    if (!destinations || !sources) return false;
+    for (size_t i : indices) {
+      Ref destination = loans_.lend_result(i);
+      if (!destination || PyList_Append(destinations.get(), destination.get()) != 0 ||
+          PyList_Append(sources.get(), results_[i].tensor.get()) != 0)
+        return false;
     }
-    PyObject* done = ok ? PyObject_CallFunctionObjArgs(hooks.copy_all, destinations, sources, nullptr) : nullptr;
-    Py_XDECREF(destinations);
-    Py_XDECREF(sources);
-    Py_XDECREF(done);
-    return done != nullptr;
+    return static_cast<bool>(hooks.copy_all(destinations, sources));
   }
 
   Site& site_;
   ffi::CallFrame* frame_;
   dl::Device device_;
   Loans loans_;
-  PyObject* answer_ = nullptr;
+  Ref returned_;
   std::vector<Result> results_;
 };
 
@@ -224,37 +199,11 @@ class Call {
 ffi::Error* call_site(Site& site, ffi::CallFrame* frame, dl::Device device) {
   Call call(site, frame, device);
   bool ok = call.run();
-  ffi::Error* error =
-      ok ? nullptr : take_python_error(frame->api, site.label);  // before `finish`: a traceback's frames
-  if (!call.finish(!ok) && ok)
-    error = take_python_error(frame->api, site.label);  // hold arguments, and this clears them
+  // Before `finish`: the frames of a traceback refer to arguments, and `take_python_error` clears them.
+  ffi::Error* error = ok ? nullptr : take_python_error(frame->api, site.signature.get());
+  bool has_settled = call.finish(!ok);
+  if (ok && !has_settled) error = take_python_error(frame->api, site.signature.get());
   return error;
-}
-
-ffi::Error* take_python_error(const ffi::Api* api, PyObject* label) {
-  PyObject *type, *value, *trace;
-  PyErr_Fetch(&type, &value, &trace);
-  PyErr_NormalizeException(&type, &value, &trace);
-  if (value && trace) PyException_SetTraceback(value, trace);
-  PyObject* report =
-      PyObject_CallFunction(hooks.report, "OOi", label ? label : Py_None, value ? value : Py_None, call_depth());
-  Py_XDECREF(type);
-  Py_XDECREF(value);
-  Py_XDECREF(trace);
-  int code = ffi::kInternal;
-  const char* message = "the torch function raised, and the error could not be reported";
-  if (report && !PyArg_ParseTuple(report, "is", &code, &message)) PyErr_Clear();
-  if (!report && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) code = ffi::kCancelled;  // it came in the hook itself
-  interrupted |= code == ffi::kCancelled;
-  PyErr_Clear();
-  ffi::Error* error = ffi::make_error(api, static_cast<ffi::ErrorCode>(code), message);
-  Py_XDECREF(report);
-  return error;
-}
-
-void raise_interrupt() {
-  if (interrupted) PyErr_SetInterrupt();
-  interrupted = false;
 }
 
 }  // namespace t2j

@@ -1,4 +1,6 @@
-// One call of a torch function on the buffers of one call frame. The GIL is held throughout.
+// One call of a torch function on the buffers of one call frame: lends them, calls, and copies the results to XLA.
+// Called by the handler on the thread on which XLA runs the call, with the GIL held throughout. The frame has passed
+// `check_frame`. No Python error is left set.
 #pragma once
 #include "site.h"
 
@@ -6,14 +8,5 @@ namespace t2j {
 
 // Runs the function and fills the result buffers. An error of XLA if it failed, else null.
 ffi::Error* call_site(Site& site, ffi::CallFrame* frame, dl::Device device);
-
-// Turns the Python error that is set into an error of XLA. The hook keeps the exception and words the message.
-ffi::Error* take_python_error(const ffi::Api* api, PyObject* label);
-
-// Raises the signal of a call that was interrupted again, as the last thing before XLA goes on.
-void raise_interrupt();
-
-// Whether the answer of a Python call, which is let go, is `True`. An error counts as no and is cleared.
-bool is_true(PyObject* owned);
 
 }  // namespace t2j

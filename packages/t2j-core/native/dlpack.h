@@ -1,5 +1,7 @@
 // The DLPack C ABI (version 1) and torch's exchange table over it, declared from their specification.
-// tests/test_abi.py compares every size and offset with the header that the installed torch ships.
+//
+// Plain structs: no thread and no GIL matters here, but the functions in `ExchangeApi` need the GIL. Nothing may be
+// added or reordered. tests/test_abi.py compares every size and offset with the header that the installed torch ships.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,7 +9,7 @@
 namespace t2j::dl {
 
 enum DeviceType : int32_t { kCPU = 1, kCUDA = 2, kROCM = 10 };
-enum TypeCode : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kComplex = 5, kBool = 6 };
+enum TypeCode : uint8_t { kComplex = 5, kBool = 6 };  // those that need care; `_dtypes.py` has all
 
 struct Device {
   int32_t type;

@@ -1,9 +1,14 @@
-// The handlers XLA calls. No C++ exception and no Python error leaves them: both become an `ffi::Error`.
+// The handlers that XLA calls; see `handler.h` for the threads. Each takes the GIL itself, after `Admission` has let
+// the call in: no thread may ask for the GIL of an interpreter that is closing. No C++ exception and no Python error
+// leaves a handler: both become an `ffi::Error`.
 #include "handler.h"
 
 #include <new>
 
 #include "call.h"
+#include "errors.h"
+#include "frame.h"
+#include "hooks.h"
 #include "site.h"
 #include "state.h"
 
@@ -14,28 +19,21 @@ std::atomic<int> gate{kOpen};
 
 namespace {
 
-PyObject* const* no_args = nullptr;
-
-bool gradients_are_on() { return is_true(PyObject_Vectorcall(hooks.is_grad_enabled, no_args, 0, nullptr)); }
-
 // Grad mode on; autocast, inference mode, function and dispatch modes off: what a thread of XLA has by itself.
 bool torch_state_is_default() {
-  if (!gradients_are_on()) return false;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(hooks.state_getters); ++i) {
-    PyObject* answer = PyObject_Vectorcall(PyTuple_GET_ITEM(hooks.state_getters, i), no_args, 0, nullptr);
-    int on = answer ? PyObject_IsTrue(answer) : -1;
-    Py_XDECREF(answer);
-    if (on != 0) {
-      PyErr_Clear();
-      return false;
-    }
+  if (!is_true(hooks.is_grad_enabled())) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(hooks.state_getters.tuple); ++i) {
+    Ref value = Ref::steal(PyObject_CallNoArgs(PyTuple_GET_ITEM(hooks.state_getters.tuple, i)));
+    if (value && PyObject_IsTrue(value.get()) == 0) continue;
+    PyErr_Clear();
+    return false;
   }
   return true;
 }
 
-// XLA runs at most 32 programs of a CPU at once (`max_inflight_computations_per_device` of its client). Those that a
-// thread has nested in each other never end before the innermost, which would wait for its turn for ever: as where a
-// signal handler calls a function and takes longer than it is until the next signal.
+// XLA's CPU client runs at most 32 programs at once (`max_inflight_computations_per_device`). Programs that a thread
+// has nested in each other end after the innermost one, which would wait for its turn for ever. A signal handler that
+// calls a function, and takes longer than the time until the next signal, nests programs without end.
 constexpr int kMostNested = 24;
 thread_local int nested = 0;
 
@@ -50,15 +48,15 @@ struct PairedCall {
 };
 thread_local const PairedCall* paired_call = nullptr;
 
-// Tells what runs on this thread which paired call it is in: calls of one execution of a program on one device. A call
-// inside of another one is not paired.
+// Sets `paired_call` for the time of a call. Two calls are paired if they belong to one execution of a program on one
+// device. A call inside another one is not paired.
 class Pairing {
  public:
   Pairing(ffi::CallFrame* frame, const Site& site, dl::Device device) : outer_(paired_call) {
     paired_call = nullptr;
     if (site.pair < 0 || device.type == dl::kCPU || nested > 1) return;
     ffi::RunIdGet args{sizeof(ffi::RunIdGet), nullptr, frame->context, 0};
-    if (frame->api->run_id_get(&args)) return;  // what cannot be told is read from the device
+    if (frame->api->run_id_get(&args)) return;  // without it the number is read from the device
     call_ = {args.run_id, device.id, site.pair};
     paired_call = &call_;
   }
@@ -71,8 +69,37 @@ class Pairing {
   PairedCall call_{};
 };
 
-// Entered with the GIL.
+// Runs `body`, which returns an `ffi::Error*`, and turns a C++ exception into one.
+template <typename Body>
+ffi::Error* without_exceptions(const ffi::Api* api, Body body) noexcept {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return ffi::make_error(api, ffi::kInternal, "t2j: out of memory");
+  } catch (...) {
+    return ffi::make_error(api, ffi::kInternal, "t2j: an unexpected C++ exception");
+  }
+}
+
+ffi::Error* enter_stream(const ffi::CallFrame* frame, const Site& site, dl::Device device, Ref* token) {
+  ffi::StreamGet args{sizeof(ffi::StreamGet), nullptr, frame->context, nullptr};
+  if (ffi::Error* error = frame->api->stream_get(&args)) return error;
+  *token = hooks.enter_stream(reinterpret_cast<intptr_t>(args.stream), device.id);
+  return *token ? nullptr : take_python_error(frame->api, site.signature.get());
+}
+
+// Undoes what `token` stands for. `error` is the call's own, which comes first.
+ffi::Error* leave(const hook::Callable<1>& hook, const Ref& token, const ffi::Api* api, const Site& site,
+                  ffi::Error* error) {
+  if (!token || hook(token)) return error;
+  if (!error) return take_python_error(api, site.signature.get());
+  PyErr_Clear();
+  return error;
+}
+
+// Calls the site in the default state of torch, and on a GPU on XLA's stream. Entered with the GIL.
 ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
+  if (ffi::Error* error = check_frame(site, *frame)) return error;
   Nesting nesting;
   if (nested > kMostNested) {
     PyErr_Format(
@@ -80,49 +107,31 @@ ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
         "%d calls of torch functions are nested in each other on one thread, and XLA cannot run many more. Does "
         "a signal handler call one, and take longer than the time until the next signal?",
         nested);
-    return take_python_error(frame->api, site.label);
+    return take_python_error(frame->api, site.signature.get());
   }
-  bool first = !site.called.load(std::memory_order_relaxed);
-  bool ok = true;
-  PyObject *state = nullptr, *stream = nullptr;
-  if (first || !torch_state_is_default()) {
-    state = PyObject_CallFunctionObjArgs(hooks.enter_state, first ? Py_True : Py_False, site.label, nullptr);
-    ok = state != nullptr;
-  }
-  if (ok && device.type != dl::kCPU) {
-    ffi::StreamGet args{sizeof(ffi::StreamGet), nullptr, frame->context, nullptr};
-    if (ffi::Error* error = frame->api->stream_get(&args)) {
-      Py_XDECREF(state ? PyObject_CallOneArg(hooks.leave_state, state) : nullptr);
-      Py_XDECREF(state);
-      return error;
-    }
-    stream = PyObject_CallFunction(hooks.enter_stream, "Li", reinterpret_cast<long long>(args.stream), device.id);
-    ok = stream != nullptr;
-  }
+  bool is_first = !site.called.load(std::memory_order_relaxed);
   ffi::Error* error = nullptr;
-  if (ok) {
+  Ref state, stream;
+  if (is_first || !torch_state_is_default()) {
+    state = hooks.enter_state(is_first, site.signature);
+    if (!state) error = take_python_error(frame->api, site.signature.get());
+  }
+  if (!error && device.type != dl::kCPU) error = enter_stream(frame, site, device, &stream);
+  if (!error) {
     Pairing pairing(frame, site, device);
-    error = call_site(site, frame, device);
-    if (first && !error) site.called.store(true, std::memory_order_relaxed);
-    if (!state && !gradients_are_on()) {  // the function turned them off for its thread, which may be the caller's
-      Py_XDECREF(PyObject_CallOneArg(hooks.set_grad_enabled, Py_True));
-    }
-  } else {
-    error = take_python_error(frame->api, site.label);
+    error = without_exceptions(frame->api, [&] { return call_site(site, frame, device); });
+    PyErr_Clear();  // a C++ exception may have left one
+    if (is_first && !error) site.called.store(true, std::memory_order_relaxed);
+    // The function may have turned gradients off for this thread, which may be the caller's.
+    if (!state && !is_true(hooks.is_grad_enabled()) && !hooks.set_grad_enabled(true)) PyErr_Clear();
   }
-  for (auto [hook, token] : {std::pair{hooks.leave_stream, stream}, std::pair{hooks.leave_state, state}}) {
-    if (!token) continue;
-    PyObject* done = PyObject_CallOneArg(hook, token);
-    if (!done && !error) error = take_python_error(frame->api, site.label);
-    PyErr_Clear();
-    Py_XDECREF(done);
-    Py_DECREF(token);
-  }
+  error = leave(hooks.leave_stream, stream, frame->api, site, error);
+  error = leave(hooks.leave_state, state, frame->api, site, error);
   raise_interrupt();
   return error;
 }
 
-// Refuses calls that may not touch Python any more, and counts the others so that the exit can wait for them.
+// Refuses calls that may not touch Python any more. Counts the others, so that `close_gate` can wait for them.
 class Admission {
  public:
   Admission() { ++calls_in_flight; }
@@ -145,6 +154,8 @@ class Gil {
  public:
   Gil() : state_(PyGILState_Ensure()) {}
   ~Gil() { PyGILState_Release(state_); }
+  Gil(const Gil&) = delete;
+  Gil& operator=(const Gil&) = delete;
 
  private:
   PyGILState_STATE state_;
@@ -152,37 +163,35 @@ class Gil {
 
 ffi::Error* execute(ffi::CallFrame* frame, dl::DeviceType type) noexcept {
   ffi::Error* error = nullptr;
-  if (ffi::answer_metadata(frame, false, &error)) return error;
+  if (ffi::handle_metadata_query(frame, false, &error)) return error;
   Admission admission;
   if ((error = admission.refused(frame->api))) return error;
-  try {
+  return without_exceptions(frame->api, [&]() -> ffi::Error* {
     dl::Device device{type, 0};
     if (type != dl::kCPU) {
       ffi::DeviceOrdinalGet args{sizeof(ffi::DeviceOrdinalGet), nullptr, frame->context, 0};
-      if ((error = frame->api->device_ordinal_get(&args))) return error;
+      if (ffi::Error* failed = frame->api->device_ordinal_get(&args)) return failed;
       device.id = args.ordinal;
     }
     void* state = nullptr;
-    if (ffi::has_state(frame->api) && (error = ffi::get_state(frame, &state))) return error;
+    if (ffi::has_state(frame->api))
+      if (ffi::Error* failed = ffi::get_state(frame, &state)) return failed;
     Gil gil;
     if (state) return call_torch(frame, *static_cast<Site*>(state), device);
     std::unique_ptr<Site> site = Site::from_attributes(frame->attrs);
     return site ? call_torch(frame, *site, device) : take_python_error(frame->api, nullptr);
-  } catch (const std::bad_alloc&) {
-    return ffi::make_error(frame->api, ffi::kInternal, "t2j: out of memory");
-  } catch (...) {
-    return ffi::make_error(frame->api, ffi::kInternal, "t2j: an unexpected C++ exception");
-  }
+  });
 }
 
 }  // namespace
 
 int call_depth() { return nested; }
 
-PyObject* current_pair() {
-  if (!paired_call) Py_RETURN_NONE;
-  return Py_BuildValue("LLL", static_cast<long long>(paired_call->run), static_cast<long long>(paired_call->device),
-                       static_cast<long long>(paired_call->pair));
+Ref current_pair() {
+  if (!paired_call) return Ref::borrow(Py_None);
+  auto [run, device, pair] = *paired_call;
+  return Ref::steal(
+      Py_BuildValue("LLL", static_cast<long long>(run), static_cast<long long>(device), static_cast<long long>(pair)));
 }
 
 namespace ffi {
@@ -192,27 +201,24 @@ void delete_state(void* state) {
   if (gate.load() == kOpen) {
     Gil gil;
     delete site;
-  }  // otherwise it stays: the process is ending
+  }  // else it is never freed: the process is ending
   --calls_in_flight;
 }
 }  // namespace ffi
 
 ffi::Error* instantiate(ffi::CallFrame* frame) noexcept {
-  ffi::Error* error = nullptr;
-  if (ffi::answer_metadata(frame, true, &error)) return error;
-  if (!ffi::has_state(frame->api)) return nullptr;
-  Admission admission;
-  if ((error = admission.refused(frame->api))) return error;
-  try {
+  return without_exceptions(frame->api, [&]() -> ffi::Error* {
+    ffi::Error* error = nullptr;
+    if (ffi::handle_metadata_query(frame, true, &error) || !ffi::has_state(frame->api)) return error;
+    Admission admission;
+    if ((error = admission.refused(frame->api))) return error;
     Gil gil;
     std::unique_ptr<Site> site = Site::from_attributes(frame->attrs);
     if (!site) return take_python_error(frame->api, nullptr);
     error = ffi::set_state(frame, site.get());
-    if (!error) site.release();
+    if (!error) site.release();  // XLA owns it, and calls `delete_state`
     return error;
-  } catch (...) {
-    return ffi::make_error(frame->api, ffi::kInternal, "t2j: an unexpected C++ exception");
-  }
+  });
 }
 
 ffi::Error* execute_cpu(ffi::CallFrame* frame) noexcept { return execute(frame, dl::kCPU); }
@@ -221,7 +227,7 @@ ffi::Error* execute_rocm(ffi::CallFrame* frame) noexcept { return execute(frame,
 
 ffi::Error* execute_nothing(ffi::CallFrame* frame) noexcept {
   ffi::Error* error = nullptr;
-  ffi::answer_metadata(frame, false, &error);
+  ffi::handle_metadata_query(frame, false, &error);
   return error;
 }
 

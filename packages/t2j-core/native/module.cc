@@ -1,4 +1,8 @@
-// The Python module: a few functions, called once each. The call path is in `handler.cc`.
+// The Python module `t2j_core._native`, whose stub is `_native.pyi`. Only `_lowering/native.py` imports it.
+//
+// Python calls these functions on its own threads with the GIL held: most of them once at import, the rest for tests
+// and statistics. The call path is in `handler.cc`. pybind11 turns a C++ exception into a Python one; only this file
+// uses it.
 #include <pybind11/pybind11.h>
 
 #include <chrono>
@@ -6,7 +10,7 @@
 
 #include "borrow.h"
 #include "handler.h"
-#include "loans.h"
+#include "hooks.h"
 #include "site.h"
 #include "state.h"
 #include "storage.h"
@@ -16,58 +20,17 @@ using namespace t2j;
 
 namespace {
 
-void setup(const py::dict& table) {
-  auto take = [&](const char* name) { return py::object(table[name]).release().ptr(); };
-  py::object exchange = table["exchange"];
-  if (!exchange.is_none()) {
-    auto* api = static_cast<const dl::ExchangeApi*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
-    if (!api) throw py::error_already_set();
-    while (api && api->version.major != 1) api = api->previous;
-    hooks.exchange = api;  // an unknown table: capsules still work
-  }
-  py::object version = table["version"];
-  if (Py_TYPE(version.ptr()) != &PyGetSetDescr_Type) throw py::type_error("Tensor._version is not a C attribute");
-  const PyGetSetDef* attribute = reinterpret_cast<PyGetSetDescrObject*>(version.ptr())->d_getset;
-  hooks.version_getter = attribute->get;
-  hooks.version_closure = attribute->closure;
-  hooks.tensor_type = take("tensor_type");
-  hooks.parameter_type = take("parameter_type");
-  hooks.from_dlpack = take("from_dlpack");
-  hooks.to_dlpack = take("to_dlpack");
-  hooks.is_conj = take("is_conj");
-  hooks.is_neg = take("is_neg");
-  hooks.clone = take("clone");
-  hooks.copy = take("copy");
-  hooks.copy_all = take("copy_all");
-  hooks.storage = take("storage");
-  hooks.storage_uses = take("storage_uses");
-  hooks.is_grad_enabled = take("is_grad_enabled");
-  hooks.set_grad_enabled = take("set_grad_enabled");
-  hooks.state_getters = take("state_getters");
-  hooks.enter_state = take("enter_state");
-  hooks.leave_state = take("leave_state");
-  hooks.enter_stream = take("enter_stream");
-  hooks.leave_stream = take("leave_stream");
-  hooks.resolve = take("resolve");
-  hooks.check_output = take("check_output");
-  hooks.check_results = take("check_results");
-  hooks.report = take("report");
-  hooks.private_copy = take("private_copy");
-  hooks.digest = take("digest");
-  hooks.has_same_bits = take("has_same_bits");
-  hooks.compare_later = take("compare_later");
-  hooks.differing = take("differing");
-  hooks.operand_written = take("operand_written");
-  hooks.argument_kept = take("argument_kept");
-  hooks.operand_in_cycle = take("operand_in_cycle");
-  hooks.movable_copy = take("movable_copy");
-  hooks.raise_escaped = take("raise_escaped");
-  hooks.stop_redirecting = take("stop_redirecting");
-  hooks.collect_garbage = take("collect_garbage");
-  most_checked_bytes = py::cast<int64_t>(table["most_checked_bytes"]);
+// The object, or the Python error that is set, as a C++ exception that pybind11 raises again.
+py::object checked(Ref object) {
+  if (!object) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object.release());
 }
 
-// For the self-test of `storage.h`; calls use it from C++.
+void setup(const py::object& hooks) {
+  if (!set_hooks(hooks.ptr())) throw py::error_already_set();
+}
+
+// For the test at import whether exchanging works; the call path uses `storage::exchange_memory`.
 bool exchange_memory(const py::object& a, const py::object& b) { return storage::exchange_memory(a.ptr(), b.ptr()); }
 
 py::dict handlers() {
@@ -118,7 +81,8 @@ py::dict abi_layout() {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Handlers that XLA calls to run torch functions.";
-  m.def("setup", &setup, py::arg("table"), "Hand over the Python objects that the call path uses.");
+  m.def("setup", &setup, py::arg("hooks"), "Hand over the Python objects that the call path uses.");
+  m.def("hook_list", [] { return checked(hook_list()); }, "The hooks: {name: (kind, number of arguments)}.");
   m.def(
       "learn_storage_layout", [](const py::tuple& samples) { return storage::learn_layout(samples.ptr()); },
       py::arg("samples"), "Find out where this torch keeps the memory of tensors.");
@@ -127,13 +91,13 @@ PYBIND11_MODULE(_native, m) {
   m.def("close_gate", &close_gate, "Refuse new calls and wait for the running ones.");
   m.def("after_fork", &after_fork, "Refuse calls in a forked child.");
   m.def(
-      "current_pair", [] { return py::reinterpret_steal<py::object>(current_pair()); },
+      "current_pair", [] { return checked(current_pair()); },
       "The paired call that this thread is in: (execution, device, pair), or None.");
-  m.def("call_depth", &call_depth, "How many calls of torch functions this thread is inside of.");
+  m.def("call_depth", &call_depth, "In how many nested calls of torch functions this thread is.");
   m.def("counters", &counters, "What is alive: call sites, calls with escaped tensors, calls in flight.");
   m.def("abi_layout", &abi_layout, "Sizes and offsets of the ABI declarations.");
   m.def(
-      "uses_exchange_api", [] { return hooks.exchange != nullptr; },
+      "uses_exchange_api", [] { return static_cast<bool>(hooks.exchange); },
       "Whether tensors go through torch's exchange table.");
   m.def(
       "set_newest_known_minor", [](int minor) { ffi::newest_known_minor = minor; }, py::arg("minor"),

@@ -1,36 +1,53 @@
+// Builds call sites: reads the attributes of a frame and the `CallSite` (in `_run/call_site.py`) that Python returns for them.
+// Called by the handler on a thread of XLA, with the GIL held. A failure sets a Python error, which the handler takes.
+// Nothing of a tuple from Python may be used before its `Record` is `ok`.
 #include "site.h"
 
 #include <cstring>
 
+#include "frame.h"
+#include "hooks.h"
+#include "record.h"
+
 namespace t2j {
 
-Hooks hooks;
 std::atomic<int64_t> live_sites{0};
+
+Site::Site() { ++live_sites; }
+Site::~Site() { --live_sites; }
 
 namespace {
 
-// (code, bits, shape, pass) -> operand. The GIL is held; errors are Python's.
-bool read_operand(PyObject* item, Operand* out) {
-  int code, bits, pass;
-  PyObject* shape;
-  if (!PyArg_ParseTuple(item, "iiO!i", &code, &bits, &PyTuple_Type, &shape, &pass)) return false;
+// Fills the shape, the strides of a contiguous tensor and the size in bytes. False with a Python error set.
+bool read_shape(PyObject* shape, int bits, Operand* out) {
   Py_ssize_t ndim = PyTuple_GET_SIZE(shape);
+  Record sizes(shape, "shape", ndim);
   out->layout.resize(2 * ndim);
   out->bytes = (bits + 7) / 8;
+  for (Py_ssize_t i = 0; i < ndim; ++i) out->layout[i] = sizes.integer("size", 0, INT64_MAX);
   for (Py_ssize_t i = ndim - 1, stride = 1; i >= 0; --i) {
-    int64_t size = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
-    if (size < 0) return false;
-    out->layout[i] = size;
+    int64_t size = out->layout[i];
     out->layout[ndim + i] = stride;
     stride *= size > 0 ? size : 1;
     out->bytes *= size;
   }
   out->tensor.ndim = static_cast<int32_t>(ndim);
-  out->tensor.dtype = {static_cast<uint8_t>(code), static_cast<uint8_t>(bits), 1};
   out->tensor.shape = out->layout.data();
   out->tensor.strides = out->layout.data() + ndim;
-  out->pass = static_cast<Pass>(pass);
-  return true;
+  return sizes.ok();
+}
+
+// From a `BufferSpec`. False with a Python error set.
+bool read_operand(PyObject* item, Operand* out) {
+  Record record(item, "BufferSpec", 5);
+  out->dtype = dtype_by_name(record.text("dtype"));
+  if (record.ok() && out->dtype < 0) record.refuse("dtype", "a short name of a dtype, such as 'f32'");
+  auto code = static_cast<uint8_t>(record.integer("code", 0, UINT8_MAX));
+  auto bits = static_cast<uint8_t>(record.integer("bits", 1, UINT8_MAX));
+  PyObject* shape = record.tuple("shape");
+  out->pass = static_cast<Pass>(record.integer("how", 0, static_cast<int>(Pass::kMutable)));
+  out->tensor.dtype = {code, bits, 1};
+  return record.ok() && read_shape(shape, bits, out);
 }
 
 bool read_operands(PyObject* list, std::vector<Operand>* out) {
@@ -39,6 +56,20 @@ bool read_operands(PyObject* list, std::vector<Operand>* out) {
   for (Py_ssize_t i = 0; i < n; ++i)
     if (!read_operand(PyTuple_GET_ITEM(list, i), &(*out)[i])) return false;
   return true;
+}
+
+bool read_site(PyObject* call_site, Site* out) {
+  Record record(call_site, "CallSite", 9);
+  out->target = Ref::borrow(record.object("target"));
+  out->signature = Ref::borrow(record.object("signature"));
+  out->lending = Ref::borrow(record.object("lending"));
+  PyObject* operands = record.tuple("operands");
+  PyObject* results = record.tuple("results");
+  out->returns_tensor = record.flag("returns_tensor");
+  out->pass_results = out->may_overlap = record.flag("pass_results");
+  out->may_keep_results = record.flag("may_keep_results");
+  out->checks_always = record.flag("checks_always");
+  return record.ok() && read_operands(operands, &out->operands) && read_operands(results, &out->results);
 }
 
 // The value of an attribute of a frame, if it is there and of this type.
@@ -62,40 +93,21 @@ const int64_t* find_integer(const ffi::Attrs& attrs, const char* name) {
 std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
   const int64_t* id = find_integer(attrs, "id");
   auto* call = find_attribute<ffi::Span>(attrs, "call", ffi::kAttrString);
-  if (!id || !call) return PyErr_SetString(PyExc_RuntimeError, "a t2j call without its attributes"), nullptr;
-  PyObject* key = PyUnicode_DecodeUTF8(call->ptr, static_cast<Py_ssize_t>(call->len), nullptr);
-  PyObject* answer = key ? PyObject_CallFunction(hooks.resolve, "LN", static_cast<long long>(*id), key) : nullptr;
-  if (!answer) return nullptr;
-  std::unique_ptr<Site> site(new Site);
-  ++live_sites;
-  PyObject *operands, *results;
-  int single, pass_results, may_keep_results, checks_always;
-  bool ok =
-      PyArg_ParseTuple(answer, "OOOO!O!pppp", &site->target, &site->label, &site->lending, &PyTuple_Type, &operands,
-                       &PyTuple_Type, &results, &single, &pass_results, &may_keep_results, &checks_always);
-  Py_XINCREF(site->target);
-  Py_XINCREF(site->label);
-  Py_XINCREF(site->lending);
-  ok = ok && read_operands(operands, &site->operands) && read_operands(results, &site->results);
-  Py_DECREF(answer);
-  if (!ok) return nullptr;
-  for (Operand& operand : site->operands)
+  if (!id || !call) {
+    PyErr_SetString(PyExc_RuntimeError, "a t2j call without the attributes `id` (int64) and `call` (string)");
+    return nullptr;
+  }
+  Ref key = Ref::steal(PyUnicode_DecodeUTF8(call->ptr, static_cast<Py_ssize_t>(call->len), nullptr));
+  Ref call_site = key ? hooks.resolve(*id, key) : Ref();
+  if (!call_site) return nullptr;
+  auto site = std::make_unique<Site>();
+  if (!read_site(call_site.get(), site.get())) return nullptr;
+  for (Operand& operand : site->operands) {
     if (operand.bytes == 0) operand.pass = Pass::kClone;  // there is nothing to share, and so nothing to watch
+    site->may_overlap |= operand.pass == Pass::kMutable;
+  }
   if (const int64_t* pair = find_integer(attrs, "pair")) site->pair = *pair;
-  site->single = single;
-  site->checks_always = checks_always;
-  site->may_keep_results = may_keep_results;
-  site->pass_results = site->may_overlap = pass_results;
-  for (const Operand& operand : site->operands) site->may_overlap |= operand.pass == Pass::kMutable;
   return site;
-}
-
-Site::~Site() {
-  --live_sites;
-  Py_XDECREF(target);
-  Py_XDECREF(label);
-  Py_XDECREF(lending);
-  for (PyObject* comparison : comparisons) Py_DECREF(comparison);
 }
 
 }  // namespace t2j

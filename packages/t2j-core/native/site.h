@@ -1,4 +1,8 @@
 // One call site of a compiled program: the torch function and the prepared description of its operands and results.
+//
+// Made by the handler from the attributes of a call frame: once for each executable that XLA instantiates (XLA owns it
+// as the state of the call), or once for each call where XLA keeps no state. Several threads may run one site at the
+// same time; they take turns by the GIL. What `check_frame` reads never changes, the rest changes under the GIL.
 #pragma once
 #include <Python.h>
 
@@ -7,10 +11,12 @@
 #include <vector>
 
 #include "dlpack.h"
+#include "ref.h"
 #include "xla_ffi.h"
 
 namespace t2j {
 
+// How an operand is handed over. `_lending.py` has the same numbers.
 enum class Pass : uint8_t {
   kBorrow = 0,   // a tensor over XLA's buffer; must not be written
   kClone = 1,    // a private copy, because the function writes into it
@@ -20,41 +26,31 @@ enum class Pass : uint8_t {
 struct Operand {
   dl::Tensor tensor{};          // template: everything but data and device
   std::vector<int64_t> layout;  // shape, then strides
+  int32_t dtype = 0;            // XLA's
   int64_t bytes = 0;
   Pass pass = Pass::kBorrow;
-  int cycles = 0;  // how often only the garbage collector let go of it
+  int cycles = 0;  // how often only the garbage collector freed it
 };
-
-// Python objects the call path uses, set once by `setup` and never freed.
-struct Hooks {
-  const dl::ExchangeApi* exchange = nullptr;  // null: torch older than 2.10, capsules instead
-  PyObject *tensor_type, *parameter_type, *from_dlpack, *to_dlpack, *is_conj, *is_neg, *clone, *copy, *copy_all,
-      *storage, *storage_uses;
-  getter version_getter = nullptr;  // C function behind `Tensor._version`, the counter of in-place changes
-  void* version_closure = nullptr;
-  PyObject* state_getters;  // functions that are all false while torch's thread-local state is the default
-  PyObject *is_grad_enabled, *set_grad_enabled, *enter_state, *leave_state, *enter_stream, *leave_stream;
-  PyObject *resolve, *check_output, *check_results, *report;
-  PyObject *private_copy, *digest, *has_same_bits, *compare_later, *differing, *operand_written, *argument_kept,
-      *operand_in_cycle, *movable_copy, *raise_escaped;
-  PyObject *stop_redirecting, *collect_garbage;
-};
-extern Hooks hooks;
 
 struct Site {
-  PyObject* target = nullptr;   // called with one tensor per operand (and per result, if `pass_results`)
-  PyObject* label = nullptr;    // for the hooks that word errors
-  PyObject* lending = nullptr;  // for the hooks that learn how operands are to be handed over
+  Ref target;     // called with one tensor per operand (and per result, if `pass_results`)
+  Ref signature;  // for the hooks that word errors
+  Ref lending;    // for the hooks that learn how operands are to be handed over
   std::vector<Operand> operands, results;
   int64_t pair = -1;              // the number of the pair of calls it belongs to, in the program: see `current_pair`
-  bool single = false;            // the target returns a tensor, not a tuple
-  bool pass_results = false;      // the target is handed tensors over the result buffers
+  bool returns_tensor = false;    // the target returns a tensor, not a tuple
+  bool pass_results = false;      // the target gets tensors over the result buffers
   bool may_keep_results = false;  // ... without its knowledge, so it may keep them
-  bool may_overlap = false;       // a returned tensor may live in a result buffer
+  bool may_overlap = false;       // a returned tensor may lie in a result buffer
   bool checks_always = false;     // operands are checked in every call
   std::atomic<bool> called{false};
   std::atomic<uint64_t> calls{0};
-  std::vector<PyObject*> comparisons;  // of operands with their copies that a GPU has not finished yet; under the GIL
+  std::vector<Ref> comparisons;  // of operands with their copies, which a GPU has not finished yet
+
+  Site();
+  ~Site();  // needs the GIL
+  Site(const Site&) = delete;
+  Site& operator=(const Site&) = delete;
 
   // Whether calls before this one have lent operands: the third is the first that does.
   bool has_lent() const { return !checks_always && calls.load(std::memory_order_relaxed) >= 3; }
@@ -65,13 +61,14 @@ struct Site {
     return checks_always || (number & (number - 1)) == 0;
   }
 
-  // From what the `resolve` hook answers for the attributes of the frame. Null with a Python error set.
-  static std::unique_ptr<Site> from_attributes(const ffi::Attrs& attrs);
-  ~Site();  // needs the GIL
-};
+  // Hands over copies of an operand from now on; not where the user asked for an error at every call.
+  void copy_from_now_on(size_t operand) {
+    if (!checks_always) operands[operand].pass = Pass::kClone;
+  }
 
-// False once the interpreter is closing: the GIL must not be taken any more.
-bool python_is_alive();
+  // From the `CallSite` that the hook `resolve` returns for the attributes of a frame. Null with a Python error set.
+  static std::unique_ptr<Site> from_attributes(const ffi::Attrs& attrs);
+};
 
 extern std::atomic<int64_t> live_sites;
 

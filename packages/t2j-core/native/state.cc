@@ -1,3 +1,6 @@
+// The version handshake and the state of executables, for each version of the FFI ABI; see `state.h`. Called on any
+// thread, with or without the GIL, so nothing here may use a Python object. A mutex guards the one shared table;
+// nothing that waits for the GIL may run while it is held.
 #include "state.h"
 
 #include <algorithm>
@@ -15,7 +18,7 @@ Error* make_error(const Api* api, ErrorCode code, const char* message) {
 
 namespace {
 
-// Type ids belong to one instance of XLA: jaxlib's own and each plugin's have their own numbers.
+// Each instance of XLA (jaxlib's and that of each plugin) has its own numbers for types.
 Error* register_state_type(const Api* api, TypeId** out) {
   static std::mutex mutex;
   static std::map<const Api*, TypeId> ids;
@@ -47,7 +50,7 @@ Error* register_state_type(const Api* api, TypeId** out) {
 
 }  // namespace
 
-bool answer_metadata(CallFrame* frame, bool stateful, Error** error) {
+bool handle_metadata_query(CallFrame* frame, bool stateful, Error** error) {
   *error = nullptr;
   if (!frame->extension || frame->extension->type != kMetadataExtension) return false;
   Metadata* metadata = reinterpret_cast<MetadataExtension*>(frame->extension)->metadata;

@@ -1,14 +1,19 @@
+// Reads and exchanges memory of tensors by the offsets that `learn_layout` has found; see `storage.h`. The GIL is held.
+// Nothing may be read through an offset while `layout.is_known` is false. Reads are of whole words, through `memcpy`.
+// Every function returns without a Python error set, and throws nothing.
 #include "storage.h"
 
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
+#include "ref.h"
+
 namespace t2j::storage {
 
 namespace {
 
-// `c10::intrusive_ptr_target`: a table of virtual functions, then the counts, of which the low half is that of owners.
+// `c10::intrusive_ptr_target`: a pointer to virtual functions, then the counts. The low half counts the owners.
 constexpr size_t kCounts = 1;
 constexpr size_t kWordsOfPointer = 3;  // `c10::DataPtr` without its device: address, context, deleter
 constexpr size_t kMostWords = 8;
@@ -52,9 +57,9 @@ const void* implementation(PyObject* tensor) {
 }
 
 void* cdata(PyObject* storage) {
-  PyObject* number = PyObject_GetAttrString(storage, "_cdata");
-  void* address = number ? PyLong_AsVoidPtr(number) : nullptr;
-  Py_XDECREF(number);
+  Ref number = Ref::steal(PyObject_GetAttrString(storage, "_cdata"));
+  void* address = number ? PyLong_AsVoidPtr(number.get()) : nullptr;
+  PyErr_Clear();
   return address;
 }
 
@@ -62,12 +67,16 @@ void* cdata(PyObject* storage) {
 
 bool learn_layout(PyObject* samples) {
   Layout found;
+  layout = found;
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(samples); ++i) {
     Layout next;
     bool same = learn_from(PyTuple_GET_ITEM(samples, i), &next) &&
                 (i == 0 || (next.implementation == found.implementation && next.storage == found.storage &&
                             next.memory == found.memory));
-    if (!same) return PyErr_Clear(), false;
+    if (!same) {
+      PyErr_Clear();
+      return false;
+    }
     found = next;
   }
   found.is_known = PyTuple_GET_SIZE(samples) > 0;
@@ -89,7 +98,7 @@ bool is_referenced_elsewhere(PyObject* tensor) {
 bool exchange_memory(PyObject* a, PyObject* b) {
   if (!layout.is_known) return false;
   void *first = cdata(a), *second = cdata(b);
-  if (!first || !second) return PyErr_Clear(), false;
+  if (!first || !second) return false;
   uintptr_t* here = static_cast<uintptr_t*>(first) + layout.memory;
   uintptr_t* there = static_cast<uintptr_t*>(second) + layout.memory;
   for (size_t i = 0; i < kWordsOfPointer; ++i) std::swap(here[i], there[i]);

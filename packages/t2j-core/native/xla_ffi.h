@@ -2,7 +2,8 @@
 //
 // Layouts are those of FFI version 0.3 (jaxlib 0.9 and 0.10; 0.4 and 0.5 changed nothing declared here). Where 0.1 and
 // 0.2 differ (user-defined state), the older layout stands beside the newer one and `state.h` picks by the runtime's
-// version. tests/test_abi.py compares every size and offset with the header that the installed jaxlib ships.
+// version. Plain structs: no thread and no GIL matters here. Nothing may be added or reordered: tests/test_abi.py
+// compares every size, offset and number with the header that the installed jaxlib ships.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -30,12 +31,8 @@ struct Version {
 
 enum ErrorCode : int32_t {
   kCancelled = 1,
-  kUnknown = 2,
-  kInvalidArgument = 3,
-  kNotFound = 5,
   kFailedPrecondition = 9,
   kInternal = 13,
-  kUnavailable = 14,
 };
 
 struct ErrorCreate {
@@ -43,6 +40,30 @@ struct ErrorCreate {
   Extension* extension;
   const char* message;
   int32_t code;
+};
+
+// The dtypes that torch has too; XLA has more.
+enum DataType : int32_t {
+  kPRED = 1,
+  kS8 = 2,
+  kS16 = 3,
+  kS32 = 4,
+  kS64 = 5,
+  kU8 = 6,
+  kU16 = 7,
+  kU32 = 8,
+  kU64 = 9,
+  kF16 = 10,
+  kF32 = 11,
+  kF64 = 12,
+  kC64 = 15,
+  kBF16 = 16,
+  kC128 = 18,
+  kF8E5M2 = 19,
+  kF8E4M3FN = 20,
+  kF8E5M2FNUZ = 24,
+  kF8E4M3FNUZ = 25,
+  kF8E8M0FNU = 33,
 };
 
 struct Span {
@@ -54,7 +75,6 @@ struct Scalar {
   int32_t dtype;
   void* value;
 };
-constexpr int32_t kS64 = 5;
 constexpr int32_t kAttrScalar = 3;
 constexpr int32_t kAttrString = 4;
 

@@ -1,4 +1,4 @@
-"""The layouts that the extension declares are those of the headers that the installed jaxlib and torch ship."""
+"""The layouts that the extension declares equal those in the headers that the installed jaxlib and torch ship."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FFI_HEADER = Path(jaxlib.__file__).parent / "include" / "xla" / "ffi" / "api" / 
 DLPACK_HEADER = Path(torch.__file__).parent / "include" / "ATen" / "dlpack.h"
 COMPILER = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
 
-# Our structs and fields -> XLA's. `Buffers` stands for both the arguments and the results.
+# Our structs and fields -> XLA's. `Buffers` is the struct of both the arguments and the results.
 XLA = {
     # FFI 0.5 calls it InternalExtension
     "ffi::Extension": (("XLA_FFI_Extension_Base", "XLA_FFI_InternalExtension"), {"type": "type", "next": "next"}),
@@ -108,7 +108,26 @@ CONSTANTS = {
     "XLA_FFI_Error_Code_FAILED_PRECONDITION": 9,
     "XLA_FFI_Error_Code_INTERNAL": 13,
     "XLA_FFI_Error_Code_UNAVAILABLE": 14,
+    "XLA_FFI_DataType_PRED": 1,
+    "XLA_FFI_DataType_S8": 2,
+    "XLA_FFI_DataType_S16": 3,
+    "XLA_FFI_DataType_S32": 4,
     "XLA_FFI_DataType_S64": 5,
+    "XLA_FFI_DataType_U8": 6,
+    "XLA_FFI_DataType_U16": 7,
+    "XLA_FFI_DataType_U32": 8,
+    "XLA_FFI_DataType_U64": 9,
+    "XLA_FFI_DataType_F16": 10,
+    "XLA_FFI_DataType_F32": 11,
+    "XLA_FFI_DataType_F64": 12,
+    "XLA_FFI_DataType_C64": 15,
+    "XLA_FFI_DataType_BF16": 16,
+    "XLA_FFI_DataType_C128": 18,
+    "XLA_FFI_DataType_F8E5M2": 19,
+    "XLA_FFI_DataType_F8E4M3FN": 20,
+    "XLA_FFI_DataType_F8E5M2FNUZ": 24,
+    "XLA_FFI_DataType_F8E4M3FNUZ": 25,
+    "XLA_FFI_DataType_F8E8M0FNU": 33,
     "XLA_FFI_AttrType_SCALAR": 3,
     "XLA_FFI_AttrType_STRING": 4,
     "XLA_FFI_ExecutionStage_INSTANTIATE": 0,
@@ -132,9 +151,9 @@ DLPACK_CONSTANTS = {
     "kDLFloat8_e8m0fnu": 14,
 }
 
-# Absent from older runtimes: FFI 0.1 (jaxlib 0.4.35 to 0.7) has no type info, no state in the metadata and, before 0.7,
-# another name for the registration of types in the same place; 0.1 and 0.2 no stage in the state calls
-# (`StateAccess01` in native/xla_ffi.h is for those); torch before 2.10 no exchange table.
+# Older runtimes lack these. FFI 0.1 (jaxlib 0.4.35 to 0.7) has no type info and no state in the metadata; before jaxlib
+# 0.7 the function that registers types has another name, in the same place. FFI 0.1 and 0.2 have no stage in the calls
+# for state (`StateAccess01` in native/xla_ffi.h is for those). Torch before 2.10 has no exchange table.
 MAY_BE_ABSENT = {
     "ffi::TypeInfo",
     "ffi::TypeInfo.deleter",
@@ -155,9 +174,10 @@ MAY_BE_ABSENT = {
     *(f"dl::ManagedVersioned.{field}" for field in DLPACK["dl::ManagedVersioned"][1]),
     "dl::ExchangeApi",
     *(f"dl::ExchangeApi.{field}" for field in DLPACK["dl::ExchangeApi"][1]),
+    "XLA_FFI_DataType_F8E8M0FNU",
     *(name for name in DLPACK_CONSTANTS if "Float8" in name),
 }
-# Where such a field is absent, what stands after it moves, and the size is another one.
+# Where such a field is absent, the fields after it have other offsets, and the struct has another size.
 MOVED_WITHOUT = {
     "ffi::StateAccess.stage": {"ffi::StateAccess", "ffi::StateAccess.type_id", "ffi::StateAccess.state"},
     "ffi::StateAccess (get).stage": {
@@ -176,7 +196,7 @@ def declares(text: str, struct: str) -> bool:
 
 
 def program(header: Path, structs: dict, constants: dict) -> str:
-    """A C++ program that prints what the header says. A field that it lacks is left out, not an error."""
+    """A C++ program that prints the layouts in the header. It leaves out a field that the header lacks."""
     text = header.read_text()
     lines = [f'#include "{header}"', "#include <cstddef>", "#include <cstdio>"]
     body = []
@@ -221,7 +241,7 @@ def compiled(directory: Path, header: Path, structs: dict, constants: dict) -> d
     [(FFI_HEADER, XLA, CONSTANTS), (DLPACK_HEADER, DLPACK, DLPACK_CONSTANTS)],
     ids=["xla", "dlpack"],
 )
-def test_layouts_and_numbers_are_those_of_the_installed_headers(tmp_path, header, structs, constants):
+def test_layouts_and_numbers_equal_those_of_the_installed_headers(tmp_path, header, structs, constants):
     theirs = compiled(tmp_path, header, structs, constants)
     wanted = {name for name in structs} | {
         f"{name}.{field}" for name, (_, fields) in structs.items() for field in fields
@@ -248,7 +268,7 @@ def test_every_declared_layout_is_compared():
     assert set(abi_layout()) == compared
 
 
-def test_the_numbers_compared_are_those_of_our_headers():
+def test_every_number_in_our_headers_is_compared():
     native = Path(__file__).parents[1] / "native"
     if not native.exists():
         pytest.skip("the tests run without the sources")
@@ -256,7 +276,6 @@ def test_the_numbers_compared_are_those_of_our_headers():
     ours = {name: int(value) for name, value in re.findall(r"\bk(\w+) = (\d+)", text)}
     names = {
         "MetadataExtension": "XLA_FFI_Extension_Metadata",
-        "S64": "XLA_FFI_DataType_S64",
         "AttrScalar": "XLA_FFI_AttrType_SCALAR",
         "AttrString": "XLA_FFI_AttrType_STRING",
         "Instantiate": "XLA_FFI_ExecutionStage_INSTANTIATE",
@@ -264,14 +283,15 @@ def test_the_numbers_compared_are_those_of_our_headers():
     }
     for name, value in ours.items():
         code = "XLA_FFI_Error_Code_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()
-        theirs = names.get(name) or (code if code in CONSTANTS else f"kDL{name}")
+        guesses = (names.get(name), f"XLA_FFI_DataType_{name}", code)
+        theirs = next((guess for guess in guesses if guess in CONSTANTS), f"kDL{name}")
         assert {**CONSTANTS, **DLPACK_CONSTANTS}[theirs] == value, name
-    assert len(ours) >= 20
+    assert len(ours) >= 30
 
 
 @pytest.mark.parametrize("absent", ["ffi::StateAccess.stage", "ffi::TypeInfo", "ffi::Metadata.state_type_id"])
 def test_the_program_compiles_against_a_header_that_lacks_something(tmp_path, absent):
-    """Headers of FFI 0.1 and 0.2, imitated: what they lack is taken out of the installed one."""
+    """The installed header, without what the headers of FFI 0.1 and 0.2 lack."""
     if not FFI_HEADER.exists():
         pytest.skip("this jaxlib ships no header")
     text = FFI_HEADER.read_text()
@@ -285,7 +305,7 @@ def test_the_program_compiles_against_a_header_that_lacks_something(tmp_path, ab
     else:
         older = re.sub(r"(struct XLA_FFI_Metadata \{[^}]*?)  XLA_FFI_TypeId state_type_id;\n", r"\1", text)
     if older == text:
-        pytest.skip("the installed header is of a version that lacks it already")
+        pytest.skip("the installed header lacks it too")
     header = tmp_path / "c_api.h"
     header.write_text(older)
     found = compiled(tmp_path, header, XLA, CONSTANTS)

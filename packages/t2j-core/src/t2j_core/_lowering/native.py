@@ -28,6 +28,7 @@ from .._run.exceptions import logger, report
 from .._run.registry import resolve
 from .._run.results import check_output, refuse_results
 from .._signature.signature import Signature
+from .hooks import Hooks
 
 TARGET = "t2j_torch_call"
 _NOTHING = "t2j_nothing"
@@ -85,47 +86,46 @@ def _copy_all(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tens
 
 
 _can_move = _compat.learn_storage_layout(_native.learn_storage_layout, _native.exchange_memory)
-_native.setup(
-    {
-        "exchange": _compat.torch_exchange_api(),
-        "version": torch._C.TensorBase.__dict__["_version"],
-        "tensor_type": torch.Tensor,
-        "parameter_type": torch.nn.Parameter,
-        "from_dlpack": torch._C._from_dlpack,
-        "to_dlpack": torch._C._to_dlpack,
-        "is_conj": torch._C.TensorBase.is_conj,
-        "is_neg": torch._C.TensorBase.is_neg,
-        "clone": torch._C.TensorBase.clone,
-        "copy": _copy_into,
-        "copy_all": _copy_all,
-        "storage": _compat.storage_of,
-        "storage_uses": _compat.storage_uses,
-        "is_grad_enabled": torch.is_grad_enabled,
-        "set_grad_enabled": torch._C._set_grad_enabled,
-        "state_getters": _compat.state_getters(),
-        "enter_state": _enter_state,
-        "leave_state": contextlib.ExitStack.close,
-        "enter_stream": streams.enter,
-        "leave_stream": streams.leave,
-        "resolve": resolve,
-        "check_output": check_output,
-        "check_results": refuse_results,
-        "report": report,
-        "private_copy": private_copy,
-        "digest": digest,
-        "has_same_bits": has_same_bits,
-        "compare_later": compare_later,
-        "differing": differing,
-        "operand_written": operand_written,
-        "argument_kept": argument_kept,
-        "operand_in_cycle": operand_in_cycle,
-        "movable_copy": functools.partial(movable_copy, _can_move),
-        "raise_escaped": raise_escaped,
-        "stop_redirecting": operator.methodcaller("give_up"),
-        "collect_garbage": collect_garbage,
-        "most_checked_bytes": config.checked_bytes,
-    }
+HOOKS = Hooks(
+    exchange=_compat.torch_exchange_api(),
+    version=torch._C.TensorBase.__dict__["_version"],
+    tensor_type=torch.Tensor,
+    parameter_type=torch.nn.Parameter,
+    from_dlpack=torch._C._from_dlpack,
+    to_dlpack=torch._C._to_dlpack,
+    is_conj=torch._C.TensorBase.is_conj,
+    is_neg=torch._C.TensorBase.is_neg,
+    clone=torch._C.TensorBase.clone,
+    copy=_copy_into,
+    copy_all=_copy_all,
+    storage=_compat.storage_of,
+    storage_uses=_compat.storage_uses,
+    is_grad_enabled=torch.is_grad_enabled,
+    set_grad_enabled=torch._C._set_grad_enabled,
+    state_getters=_compat.state_getters(),
+    enter_state=_enter_state,
+    leave_state=contextlib.ExitStack.close,
+    enter_stream=streams.enter,
+    leave_stream=streams.leave,
+    resolve=resolve,
+    check_output=check_output,
+    check_results=refuse_results,
+    report=report,
+    private_copy=private_copy,
+    digest=digest,
+    has_same_bits=has_same_bits,
+    compare_later=compare_later,
+    differing=differing,
+    operand_written=operand_written,
+    argument_kept=argument_kept,
+    operand_in_cycle=operand_in_cycle,
+    movable_copy=functools.partial(movable_copy, _can_move),
+    raise_escaped=raise_escaped,
+    stop_redirecting=operator.methodcaller("give_up"),
+    collect_garbage=collect_garbage,
+    most_checked_bytes=config.checked_bytes,
 )
+_native.setup(HOOKS)
 _handlers = _native.handlers()
 for _handler, _platform in (("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")):
     stages = {"instantiate": _handlers["instantiate"], "execute": _handlers[_handler]}

@@ -28,7 +28,7 @@ def has_same_bits(first: Memory, second: Memory) -> bool:
     return bool(_are_same(one, other)) if one.is_cuda else torch.equal(one, other)
 
 
-class _Comparison(NamedTuple):
+class Comparison(NamedTuple):
     """Comparisons that run on a GPU."""
 
     operands: list[tuple[int, bool]]  # as given to `compare_later`
@@ -36,7 +36,7 @@ class _Comparison(NamedTuple):
     done: torch.cuda.Event
 
 
-def compare_later(pairs: Sequence[tuple[int, bool, Memory, Memory]]) -> _Comparison:
+def compare_later(pairs: Sequence[tuple[int, bool, Memory, Memory]]) -> Comparison:
     """Have the GPU compare pairs of memory after the work of the call.
 
     Each is (operand, whether the call got a private copy of it, and the two pieces of memory).
@@ -46,7 +46,7 @@ def compare_later(pairs: Sequence[tuple[int, bool, Memory, Memory]]) -> _Compari
     are_same.copy_(torch.stack(found), non_blocking=True)
     done = torch.cuda.Event()
     done.record()
-    return _Comparison([(operand, is_private) for operand, is_private, *_ in pairs], are_same, done)
+    return Comparison([(operand, is_private) for operand, is_private, *_ in pairs], are_same, done)
 
 
 _BLOCK = 1 << 24
@@ -60,7 +60,7 @@ def _are_same(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.stack([(a == b).all() for a, b in blocks]).all()
 
 
-def differing(comparison: _Comparison) -> tuple[tuple[int, bool], ...] | None:
+def differing(comparison: Comparison) -> tuple[tuple[int, bool], ...] | None:
     """The operands whose bytes differ, as given to `compare_later`; None if the GPU has not compared them yet."""
     if not comparison.done.query():
         return None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from .._signature import serialise
 from .._signature.signature import Signature
+from .call_site import CallSite
 
 
 class Callee(Protocol):
@@ -16,7 +17,7 @@ class Callee(Protocol):
 
     id: int
 
-    def description(self) -> tuple[Any, ...]:
+    def description(self) -> CallSite:
         """What the native call site is built from."""
         ...
 
@@ -69,7 +70,7 @@ def _calls() -> list[str]:
             continue
 
 
-def resolve(number: int, call: str) -> tuple[Any, ...]:
+def resolve(number: int, call: str) -> CallSite:
     """What a compiled program's call site runs. Called by the native part, once per executable."""
     fn: Callee | None = _by_call.get(call) if call else _by_id.get(number) or _weak_by_id.get(number)
     if fn is None and call:

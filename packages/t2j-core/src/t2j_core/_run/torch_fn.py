@@ -10,6 +10,7 @@ from .._base.dtypes import row_of_jax
 from .._signature import serialise
 from .._signature.signature import Leaf, Signature, flat_signature
 from .call_options import CallOptions
+from .call_site import BufferSpec, CallSite
 from .crossing import converting, crosses_unchanged, wire, with_buffers_as_out
 from .flat_function import FlatFunction, flat_function
 from .lending import BORROW, Lending
@@ -118,21 +119,22 @@ class TorchFn:
             return with_buffers_as_out(run, signature)
         return Redirected(run, signature.outputs.leaves, config.auto_output_bytes)
 
-    def description(self) -> tuple[Any, ...]:
+    def description(self) -> CallSite:
         """What the native call site is built from."""
-        operands = tuple(
-            (*_dlpack(leaf), leaf.shape, how) for leaf, how in zip(self.signature.operands, self.passes, strict=True)
+        return CallSite(
+            target=self.target,
+            signature=self.signature,
+            lending=self.lending,
+            operands=tuple(_buffer(*pair) for pair in zip(self.signature.operands, self.passes, strict=True)),
+            results=tuple(_buffer(leaf, BORROW) for leaf in self.signature.outputs.leaves),
+            returns_tensor=self.target is self.call and not self.takes_operands,
+            pass_results=self.pass_results,
+            may_keep_results=self.options.outputs == "auto" and self.pass_results,
+            checks_always=self.lending.arguments == "check",
         )
-        results = tuple((*_dlpack(leaf), leaf.shape, BORROW) for leaf in self.signature.outputs.leaves)
-        flags = (
-            self.target is self.call and not self.takes_operands,
-            self.pass_results,
-            self.options.outputs == "auto" and self.pass_results,
-            self.lending.arguments == "check",
-        )
-        return self.target, self.signature, self.lending, operands, results, *flags
 
 
-def _dlpack(leaf: Leaf) -> tuple[int, int]:
+def _buffer(leaf: Leaf, how: int) -> BufferSpec:
     row = row_of_jax(leaf.dtype)
-    return wire(leaf) or (row.code, row.bits)
+    code, bits = wire(leaf) or (row.code, row.bits)
+    return BufferSpec(row.short, code, bits, leaf.shape, how)

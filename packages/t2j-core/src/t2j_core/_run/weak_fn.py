@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .._signature import serialise
+from .call_site import CallSite
 from .redirect import Redirected
 from .registry import claim_weakly, new_id
 from .torch_fn import TorchFn
@@ -40,11 +41,10 @@ class WeakFn:
             raise serialise.forgotten(self.id)
         return fn
 
-    def description(self) -> tuple[Any, ...]:
+    def description(self) -> CallSite:
         """As `TorchFn.description`, with a target and a signature that do not own the function."""
-        _, _, lending, *rest = self.fn.description()
-        signature = WeakSignature(self)
-        return WeakTarget(self), signature, lending.of(signature), *rest
+        site, signature = self.fn.description(), WeakSignature(self)
+        return site._replace(target=WeakTarget(self), signature=signature, lending=site.lending.of(signature))
 
 
 class WeakTarget:
