@@ -84,7 +84,7 @@ def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) 
         f"{name} keeps {path}, or something that refers to it, beyond the call. What it keeps has memory of its own, "
         "and from now on the function gets a copy of that argument at every call. Keep `tensor.clone()` instead, or "
         'wrap the function with `arguments="copy"` if this is meant.'
-        + (" DLPack capsules that earlier calls have kept cannot be told, and must not be read." if is_late else ""),
+        + (" DLPack capsules that earlier calls have kept cannot be found, and must not be read." if is_late else ""),
         T2jWarning,
         f"kept {path}",
     )
