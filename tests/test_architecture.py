@@ -30,7 +30,7 @@ LAYERS = {
         *("_base", "_compat", "_mends", "_derivatives", "_batching", "_residuals", "_rules", "_wrap"),
         *("extend", "__init__"),
     ],
-    "t2j_dist": ["_specs", "_plan", "_wrap", "__init__"],
+    "t2j_dist": ["_specs", "_plan", "_options", "_builder", "_function", "_autodiff", "_torch2jax", "__init__"],
 }
 MAY_IMPORT = {
     "t2j_core": {"jax", "jaxlib", "torch", "numpy", "typing_extensions"},  # torch brings the last

@@ -15,6 +15,7 @@ from t2j_core.extend import (
 
 from .._base.keywords import DiffKeywords
 from .._base.options import DiffOptions
+from .builder import DifferentiableBuilder
 from .function import DifferentiableFunction
 
 
@@ -104,7 +105,8 @@ def torch2jax(
         vmap_randomness,
         vmap_chunk_size,
     )
-    return DifferentiableFunction(fn, options, checked_examples(example_args, example_kw), diff_options)
+    builder = DifferentiableBuilder(fn, options, diff_options)
+    return DifferentiableFunction(builder, checked_examples(example_args, example_kw))
 
 
 def torch2jax_with_vjp(

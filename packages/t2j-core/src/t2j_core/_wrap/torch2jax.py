@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from .._base.public import public
+from .builder import CallBuilder
 from .function import P, TorchFunction
 from .options import Options, checked_examples
 
@@ -62,7 +63,7 @@ def torch2jax(
     (2, 4)
     """
     options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name, arguments)
-    return TorchFunction(fn, options, checked_examples(example_args, example_kw))
+    return TorchFunction(CallBuilder(fn, options), checked_examples(example_args, example_kw))
 
 
 torch2jax_without_vjp = torch2jax
