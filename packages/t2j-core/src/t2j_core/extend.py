@@ -38,14 +38,18 @@ from ._wrap.module import functional as functional
 from ._base.public import options_of as options_of
 from ._base.public import public as public
 from ._wrap.keywords import Keywords as Keywords
+from ._wrap.keywords import parameters_of as parameters_of
 from ._wrap.options import Options as Options
 from ._wrap.options import are_at as are_at
 from ._wrap.options import argument_numbers as argument_numbers
 from ._wrap.options import check_choice as check_choice
+from ._wrap.options import check_options as check_options
 from ._wrap.options import checked_bool as checked_bool
 from ._wrap.options import checked_examples as checked_examples
 from ._wrap.options import checked_integer as checked_integer
+from ._wrap.options import option_names as option_names
 from ._wrap.options import refused as refused
+from ._wrap.options import taken as taken
 
 # isort: split
 # Runs of a torch function outside of a call: for inference, rehearsals and traces.

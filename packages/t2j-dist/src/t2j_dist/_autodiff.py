@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
-from t2j_core.extend import CallBuilder, Options, P
+from t2j_core.extend import CallBuilder, Options, P, option_names
 
 from ._function import ShardedFunction
 
@@ -30,7 +29,7 @@ OPTIONS: tuple[str, ...] = WITHOUT_IT
 function_class: type[ShardedFunction[Any]] = ShardedFunction
 
 if IS_INSTALLED:
-    OPTIONS = tuple(option.name for option in fields(DiffOptions))
+    OPTIONS = option_names(DiffOptions)
 
     class DifferentiableShardedFunction(ShardedFunction[P], DifferentiableFunction[P]):
         """A `ShardedFunction` that JAX can differentiate and batch; made by `torch2jax`."""

@@ -5,12 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from typing import Any
 
 import torch
 from t2j_core import TorchFunction
-from t2j_core.extend import Options, P, checked_examples, functional, hide_frames, options_of, public
+from t2j_core.extend import (
+    Options,
+    P,
+    check_options,
+    checked_examples,
+    functional,
+    hide_frames,
+    option_names,
+    options_of,
+    public,
+    taken,
+)
 
 from . import _autodiff
 from ._builder import ShardedBuilder
@@ -19,8 +29,7 @@ from ._plan import AnyMesh
 
 hide_frames(__file__)
 
-_OF_CORE = tuple(option.name for option in fields(Options))
-_OPTIONS = (*_OF_CORE, *_autodiff.OPTIONS)
+_OPTIONS = (*option_names(Options), *_autodiff.OPTIONS)
 
 
 @public(_OPTIONS)
@@ -74,10 +83,8 @@ def torch2jax(
     >>> f(jnp.ones((8, 3)), jnp.ones((3, 2))).sharding.spec[0]
     'data'
     """
-    unknown = [name for name in options if name not in _OPTIONS]
-    if unknown:
-        raise TypeError(f"torch2jax() got an unexpected keyword argument '{unknown[0]}'")
-    core = Options(**{name: options[name] for name in _OF_CORE if name in options})
+    check_options("torch2jax", options, _OPTIONS)
+    core = taken(Options, options)
     wanted = wanted_sharding(out_specs, output_sharding_spec, in_specs, mesh, has_key=core.rng)
     of_autodiff = {name: options[name] for name in _autodiff.OPTIONS if name in options}
     local = _autodiff.builder_of(with_lock(fn, lock), core, of_autodiff)
