@@ -45,7 +45,7 @@ def test_the_names_for_other_packages():
             *("CallBuilder", "TorchFunction", "P", "functional"),
             *("options_of", "public", "Keywords", "Options", "are_at", "argument_numbers", "check_choice"),
             *("checked_bool", "checked_examples", "checked_integer", "refused", "parameters_of", "check_options"),
-            *("option_names", "taken"),
+            *("option_names", "OptionGroup", "taken"),
             *("DispatchMode", "numbers_in", "storage_uses", "torch_device", "torch_gpus", "apart", "as_written"),
             *("generator_states", "turns", "modules_in_use", "check_example"),
             *("canonical", "Tracer", "batched_mesh_axes", "explicit_spec", "hide_frames", "manual_axes", "reshard"),

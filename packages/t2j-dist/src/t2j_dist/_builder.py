@@ -14,6 +14,7 @@ from t2j_core.extend import (
     Dtypes,
     ExampleValues,
     Leaf,
+    OptionGroup,
     Outputs,
     Signature,
     TorchFn,
@@ -151,7 +152,7 @@ class ShardedBuilder(CallBuilder):
 
     # --- what is shown -----------------------------------------------------------------------------------------------
 
-    def option_groups(self) -> tuple[Any, ...]:
+    def option_groups(self) -> tuple[OptionGroup, ...]:
         """The options of `local`, and the specs."""
         return (*self.local.option_groups(), *filter(None, [self.wanted]))
 

@@ -13,11 +13,11 @@ from t2j_core import ArgumentError
 from t2j_core.extend import describe
 
 from ._plan import AnyMesh, Wanted
-from ._specs import check_specs
+from ._specs import SpecTree, check_specs
 
 
 def wanted_sharding(
-    out_specs: Any, output_sharding_spec: Any, in_specs: Any, mesh: AnyMesh | None, *, has_key: bool
+    out_specs: SpecTree, output_sharding_spec: SpecTree, in_specs: SpecTree, mesh: AnyMesh | None, *, has_key: bool
 ) -> Wanted | None:
     """What the options say of sharding; None if nothing."""
     if out_specs is not None and output_sharding_spec is not None:

@@ -26,6 +26,7 @@ from . import _autodiff
 from ._builder import ShardedBuilder
 from ._options import wanted_sharding, with_lock
 from ._plan import AnyMesh
+from ._specs import SpecTree
 
 hide_frames(__file__)
 
@@ -35,12 +36,12 @@ _OPTIONS = (*option_names(Options), *_autodiff.OPTIONS)
 @public(_OPTIONS)
 def torch2jax(
     fn: Callable[P, Any],
-    *example_args: Any,
+    *example_args: object,
     example_kw: Mapping[str, Any] | None = None,
-    out_specs: Any = None,
-    in_specs: Any = None,
+    out_specs: SpecTree = None,
+    in_specs: SpecTree = None,
     mesh: AnyMesh | None = None,
-    output_sharding_spec: Any = None,
+    output_sharding_spec: SpecTree = None,
     lock: bool | AbstractContextManager[Any] = False,
     **options: Any,
 ) -> TorchFunction[P]:
@@ -93,7 +94,7 @@ def torch2jax(
     return function
 
 
-def torch2jax_without_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any) -> TorchFunction[P]:
+def torch2jax_without_vjp(fn: Callable[P, Any], *example_args: object, **options: Any) -> TorchFunction[P]:
     """`torch2jax` without derivatives: with `depth=0`.
 
     >>> import jax.numpy as jnp, torch
@@ -103,7 +104,7 @@ def torch2jax_without_vjp(fn: Callable[P, Any], *example_args: Any, **options: A
     return torch2jax(fn, *example_args, **{**options, "depth": 0})
 
 
-def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: Any, **options: Any) -> TorchFunction[P]:
+def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: object, **options: Any) -> TorchFunction[P]:
     """The deprecated name of `torch2jax`.
 
     >>> import warnings, jax.numpy as jnp, torch

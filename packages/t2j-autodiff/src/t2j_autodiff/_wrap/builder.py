@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
-from t2j_core.extend import BORROW, CallBuilder, CallTree, Signature, TorchFn, remember
+from t2j_core.extend import BORROW, CallBuilder, CallTree, OptionGroup, Signature, TorchFn, remember
 
 from .._base.decisions import Shared
 from .._base.options import DiffOptions
@@ -54,7 +53,7 @@ class DifferentiableBuilder(CallBuilder):
         fn.rules = CallRules(clones(flat, not_lent), self.diff_options.limit, shared)
         return fn
 
-    def option_groups(self) -> tuple[Any, ...]:
+    def option_groups(self) -> tuple[OptionGroup, ...]:
         """As in `CallBuilder`, and those of derivatives and batches."""
         return (*super().option_groups(), self.diff_options)
 

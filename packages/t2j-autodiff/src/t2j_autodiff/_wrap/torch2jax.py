@@ -26,7 +26,7 @@ from .function import DifferentiableFunction
 @public(parameters=parameters_of(DiffKeywords, DiffOptions, Options))
 def torch2jax(
     fn: Callable[P, Any],
-    *example_args: Any,
+    *example_args: object,
     example_kw: Mapping[str, Any] | None = None,
     **options: Unpack[DiffKeywords],
 ) -> DifferentiableFunction[P]:
@@ -89,7 +89,7 @@ def torch2jax(
 
 def torch2jax_with_vjp(
     fn: Callable[P, Any],
-    *example_args: Any,
+    *example_args: object,
     example_kw: Mapping[str, Any] | None = None,
     **options: Unpack[DiffKeywords],
 ) -> DifferentiableFunction[P]:

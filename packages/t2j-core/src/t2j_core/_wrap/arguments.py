@@ -34,7 +34,7 @@ def check_callable(fn: object) -> None:
 
 
 def leaves_of(
-    arrays: Sequence[Any], dtypes: Any, name: str = "", call_tree: CallTree | None = None
+    arrays: Sequence[Any], dtypes: Sequence[tuple[int, torch.dtype]], name: str = "", call_tree: CallTree | None = None
 ) -> tuple[Leaf, ...]:
     """The leaves of arrays, with those torch dtypes that differ from what JAX stores.
 
@@ -65,7 +65,7 @@ def _named(
     return results
 
 
-def to_jax(leaf: Any, *, is_traced: bool) -> Any:
+def to_jax(leaf: object, *, is_traced: bool) -> Any:
     """A tensor as a JAX array, and a NumPy array too where JAX traces; a compiled form takes it as it is.
 
     Raises for objects, strings, dates and foreign byte orders.
@@ -92,7 +92,7 @@ def check_key_is_first(name: str, call_tree: CallTree) -> None:
         )
 
 
-def key_data(key: Any) -> Any:
+def key_data(key: jax.Array) -> Any:
     """The numbers of a JAX key of either kind. Raises for what is no key."""
     if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)

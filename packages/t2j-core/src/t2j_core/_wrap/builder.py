@@ -35,7 +35,7 @@ from .changing_constants import Watch
 from .examples import Dtypes, ExampleValues, GivenExamples, read_examples
 from .explain import explained, heading
 from .in_place import handed_over
-from .options import Options
+from .options import OptionGroup, Options
 
 
 @dataclass(eq=False, repr=False)
@@ -213,7 +213,7 @@ class CallBuilder:
 
     # --- what is shown -----------------------------------------------------------------------------------------------
 
-    def option_groups(self) -> tuple[Any, ...]:
+    def option_groups(self) -> tuple[OptionGroup, ...]:
         """The dataclasses of options that `repr` shows."""
         return (self.options,)
 

@@ -26,7 +26,7 @@ def with_marks(outputs: Outputs, results: Sequence[jax.Array]) -> Any:
     return jax.tree.unflatten(outputs.tree, [next(rest) if s is None else Mark(s) for s in outputs.statics])
 
 
-def without_marks(tree: Any) -> Any:
+def without_marks(tree: object) -> Any:
     """The output tree with the constants themselves."""
     return jax.tree.map(
         lambda x: x.static.value if isinstance(x, Mark) else x, tree, is_leaf=lambda x: isinstance(x, Mark)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, get_type_hints
 
-from .options import Arguments, Results
+from .options import Arguments, OptionGroup, Results
 
 
 class Keywords(TypedDict, total=False):
@@ -22,7 +22,7 @@ class Keywords(TypedDict, total=False):
     name: str | None
 
 
-def parameters_of(keywords: type, *kinds: type) -> list[inspect.Parameter]:
+def parameters_of(keywords: type, *kinds: type[OptionGroup]) -> list[inspect.Parameter]:
     """Options as `inspect.signature` shows them: the fields of dataclasses, with the types of a `TypedDict`."""
     types = get_type_hints(keywords)
     by_keyword = inspect.Parameter.KEYWORD_ONLY

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from numbers import Integral
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 import jax
 import numpy as np
@@ -19,7 +19,14 @@ from .._signature.declared import declared_outputs
 Arguments = Literal["auto", "copy", "check"]
 Results = Literal["auto", "copy", "out"]
 
-_T = TypeVar("_T")
+
+class OptionGroup(Protocol):
+    """A dataclass whose fields are options."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+_Group = TypeVar("_Group", bound=OptionGroup)
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,12 @@ class Options:
         return CallOptions(**{field.name: getattr(self, field.name) for field in fields(CallOptions)})
 
 
-def taken(kind: type[_T], options: Mapping[str, Any]) -> _T:
+def taken(kind: type[_Group], options: Mapping[str, Any]) -> _Group:
     """The dataclass `kind` from those of the options that are its fields."""
     return kind(**{name: options[name] for name in option_names(kind) if name in options})
 
 
-def option_names(*kinds: type) -> tuple[str, ...]:
+def option_names(*kinds: type[OptionGroup]) -> tuple[str, ...]:
     """The options that are fields of dataclasses."""
     return tuple(option.name for kind in kinds for option in fields(kind))
 

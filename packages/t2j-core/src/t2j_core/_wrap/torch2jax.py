@@ -15,7 +15,7 @@ from .options import Options, check_options, checked_examples, option_names, tak
 @public(parameters=parameters_of(Keywords, Options))
 def torch2jax(
     fn: Callable[P, Any],
-    *example_args: Any,
+    *example_args: object,
     example_kw: Mapping[str, Any] | None = None,
     **options: Unpack[Keywords],
 ) -> TorchFunction[P]:
@@ -50,7 +50,8 @@ def torch2jax(
 
     Raises:
       ArgumentError: for options or examples that do not fit.
-      Exception: whatever `fn` raises on the examples, as itself.
+      Exception: whatever `fn` raises on the examples, unchanged. Calls of the wrapped function raise the errors of
+        `fn` in the same way, and `T2jError`s for arguments and outputs that cannot be passed between JAX and torch.
 
     >>> import jax, jax.numpy as jnp, torch
     >>> f = torch2jax(lambda x, y: torch.sin(x) @ y)
