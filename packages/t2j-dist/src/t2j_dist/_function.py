@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 from t2j_core import TorchFunction
@@ -17,6 +17,12 @@ class ShardedFunction(TorchFunction[P]):
 
     builder: ShardedBuilder
 
+    def __init__(
+        self, builder: ShardedBuilder, examples: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+    ) -> None:
+        self._by_hints: dict[Hints, ShardedFunction[P]] = {}  # for eager calls, by the shardings of their arguments
+        super().__init__(builder, examples)
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         wanted = self.builder.wanted
         if wanted is not None and wanted.in_specs is None and not wanted.is_eager:
@@ -26,12 +32,8 @@ class ShardedFunction(TorchFunction[P]):
         return super().__call__(*args, **kwargs)
 
     def _for_arrays(self, wanted: Wanted) -> ShardedFunction[P]:
+        """The same function with compiled forms of its own, for arrays of these shardings."""
         known = self._by_hints.get(wanted.hints)
         if known is not None:
             return known
         return remember(self._by_hints, wanted.hints, type(self)(self.builder.for_arrays(wanted)))
-
-    @functools.cached_property
-    def _by_hints(self) -> dict[Hints, ShardedFunction[P]]:
-        """The same function for eager calls, which JAX compiles for each sharding of the arguments."""
-        return {}

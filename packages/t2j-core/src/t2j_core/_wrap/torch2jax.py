@@ -50,8 +50,8 @@ def torch2jax(
 
     Raises:
       ArgumentError: for options or examples that do not fit.
-      Exception: whatever `fn` raises on the examples, unchanged. Calls of the wrapped function raise the errors of
-        `fn` in the same way, and `T2jError`s for arguments and outputs that cannot be passed between JAX and torch.
+      Exception: whatever `fn` raises on the examples, unchanged. The wrapped function raises the errors of `fn` in the
+        same way, and a `T2jError` for arguments and outputs that JAX and torch cannot exchange.
 
     >>> import jax, jax.numpy as jnp, torch
     >>> f = torch2jax(lambda x, y: torch.sin(x) @ y)
