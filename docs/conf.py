@@ -29,7 +29,6 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings are Markdown
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 

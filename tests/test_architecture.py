@@ -30,7 +30,7 @@ LAYERS = {
         *("_base", "_compat", "_mends", "_derivatives", "_batching", "_residuals", "_rules", "_wrap"),
         *("extend", "__init__"),
     ],
-    "t2j_dist": ["_specs", "_plan", "_wrap", "__init__"],
+    "t2j_dist": ["_specs", "_plan", "_options", "_builder", "_function", "_autodiff", "_torch2jax", "__init__"],
 }
 MAY_IMPORT = {
     "t2j_core": {"jax", "jaxlib", "torch", "numpy", "typing_extensions"},  # torch brings the last
@@ -143,7 +143,9 @@ def reads(module: Module) -> Iterator[tuple[str, int]]:
 
 
 # What objects have that are not ours, and may have the names of attributes of ours.
-_SAMPLES = (*(torch.ones(1), np.ones(1), jnp.ones(1), jax, jnp, torch, torch.nn.Module(), {}, [], "", set(), object),)
+_SAMPLES = (
+    *(torch.ones(1), np.ones(1), jnp.ones(1), jax, jax.tree, jnp, torch, torch.nn.Module(), {}, [], "", set(), object),
+)
 _CLASSES = (*(inspect.Signature, inspect.Parameter, inspect.BoundArguments, slice, property, types.FunctionType),)
 OF_OTHERS = {name for sample in _SAMPLES for name in (*dir(sample), *dir(type(sample)))}
 OF_OTHERS |= {name for owner in _CLASSES for name in dir(owner)}

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from typing import get_type_hints
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from t2j_autodiff import ArgumentError, torch2jax
+from t2j_autodiff.extend import DiffKeywords, DiffOptions
+from t2j_core.extend import Options, option_names
 
 HOSTILE = [
     *({"depth": value} for value in (-1, 2.0, "2", True, np.True_, [2], np.array([1, 2]))),
@@ -48,3 +54,11 @@ def test_values_of_numpy_do():
 def test_what_is_misspelt_is_answered_with_what_was_meant(wrong, right):
     with pytest.raises(ArgumentError, match=f"Did you mean {right}"):
         torch2jax(torch.sin, **wrong)
+
+
+def test_the_options_are_the_fields_of_two_dataclasses():
+    names = set(option_names(Options, DiffOptions))
+    assert set(get_type_hints(DiffKeywords)) == names
+    assert names < set(inspect.signature(torch2jax).parameters)
+    documented = re.findall(r"^  (\w+): ", inspect.cleandoc(torch2jax.__doc__), flags=re.M)
+    assert names <= set(documented)

@@ -37,8 +37,8 @@ def test_signatures_of_a_function(monkeypatch):
     f = torch2jax(lambda t, n: t * n)
     for n in range(30):
         assert f(jnp.ones(2), n).tolist() == [n, n]
-    assert len(f._fns) <= 8
-    assert len(f._entries) <= 8
+    assert len(f.builder.signatures) <= 8
+    assert len(f._routes._forms) <= 8
 
 
 def test_types_of_arrays():

@@ -219,10 +219,10 @@ def test_an_error_that_shows_when_a_result_is_awaited(monkeypatch, results, kind
     flag = []
     f = torch2jax(only_when(flag, raises(kind, "late")), output_shapes=Size(2, 3))
     f(x)
-    (fn,) = f._fns.values()
+    (fn,) = f.builder.signatures.values()
     call_primitive = functools.partial(primitive.torch_call, fn=fn)
     call_primitive(x)
-    for owner, name in ((f, "_flat"), (fn, "jitted")):
+    for owner, name in ((f._routes, "_positional"), (fn, "jitted")):
         monkeypatch.setattr(owner, name, late(getattr(owner, name), results))
     for call in (f, call_primitive):
         flag.append(1)
@@ -240,7 +240,7 @@ def test_a_call_that_does_not_raise_does_not_wait(monkeypatch):
     f(x)
     with pytest.raises(KeyError):
         torch2jax(raises(KeyError, "another"), output_shapes=Size(2, 3))(x)
-    monkeypatch.setattr(f, "_flat", lambda *arrays: [Late(ValueError("waited"))])
+    monkeypatch.setattr(f._routes, "_positional", lambda *arrays: [Late(ValueError("waited"))])
     f(x)
 
 

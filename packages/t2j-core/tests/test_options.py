@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
+from typing import get_type_hints
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from t2j_core import ArgumentError, DTypeError, Size, torch2jax
+from t2j_core.extend import Keywords, Options, option_names
 
 
 class Unprintable:
@@ -64,3 +70,18 @@ def test_a_dtype_that_torch_lacks_is_told_with_the_option():
 def test_sizes_are_integers(sizes):
     with pytest.raises(ArgumentError, match="`Size`"):
         Size(*sizes)
+
+
+def test_the_options_are_the_fields_of_a_dataclass():
+    names = set(option_names(Options))
+    assert set(get_type_hints(Keywords)) == names
+    assert names < set(inspect.signature(torch2jax).parameters)
+    documented = re.findall(r"^  (\w+): ", inspect.cleandoc(torch2jax.__doc__), flags=re.M)
+    assert names <= set(documented)
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Options), ids=lambda field: field.name)
+def test_a_default_is_the_same_as_no_option(field):
+    f = torch2jax(torch.sin, **{field.name: field.default})
+    assert f.options == torch2jax(torch.sin).options
+    assert repr(f) == "torch2jax(sin)"

@@ -99,9 +99,9 @@ NO_SPECS += [P("data", unreduced={"model"}), P("data", reduced={"model"})]
 
 @pytest.mark.parametrize("specs", NO_SPECS, ids=str)
 def test_what_is_no_spec(specs):
-    with pytest.raises(ShardingError, match="no partition spec"):
+    with pytest.raises(ShardingError, match=r"`(in|out)_specs`(.|\n)*Expected: .*PartitionSpec"):
         torch2jax(in_torch, out_specs=specs)
-    with pytest.raises(ShardingError, match="no partition spec"):
+    with pytest.raises(ShardingError, match=r"`(in|out)_specs`(.|\n)*Expected: .*PartitionSpec"):
         torch2jax(in_torch, out_specs=P("data"), in_specs=specs)
 
 
@@ -146,13 +146,13 @@ def test_arrays_of_another_mesh(kind):
 def test_what_is_no_mesh():
     mesh = mesh_of("Auto")
     for wrong in (jax.sharding.NamedSharding(mesh, P()), "data", jax.devices()):
-        with pytest.raises(ArgumentError, match="`mesh` is no mesh"):
+        with pytest.raises(ArgumentError, match=r"`mesh`.*\n  Expected: .*jax.sharding.Mesh"):
             torch2jax(in_torch, out_specs=P("data"), mesh=wrong)
 
 
 @pytest.mark.parametrize("lock", [None, 3, "yes"])
 def test_what_is_no_lock(lock):
-    with pytest.raises(ArgumentError, match=r"`lock` is no lock.*\s+.*threading.Lock"):
+    with pytest.raises(ArgumentError, match=r"`lock`.*\n  Expected: .*threading.Lock"):
         torch2jax(in_torch, lock=lock)
 
 

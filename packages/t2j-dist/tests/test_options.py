@@ -7,7 +7,9 @@ import pytest
 import t2j_dist
 import torch
 from jax.sharding import PartitionSpec as P
-from t2j_dist import ArgumentError
+from t2j_autodiff.extend import DiffOptions
+from t2j_core.extend import Options, option_names
+from t2j_dist import ArgumentError, _autodiff
 
 HOSTILE = [
     *({"rng": value} for value in ("no", 2, np.array([True, False]))),
@@ -28,3 +30,33 @@ def test_a_value_that_an_option_cannot_have(options):
 
 def test_a_bool_of_numpy_does():
     t2j_dist.torch2jax(torch.sin, lock=np.False_, rng=np.False_)
+
+
+def test_options_are_known_without_the_package_that_has_them():
+    assert set(_autodiff.WITHOUT_IT) == set(option_names(DiffOptions))
+
+
+OTHER_VALUES = {
+    "output_shapes": (3,),
+    "mutable_argnums": (0,),
+    "rng": True,
+    "arguments": "copy",
+    "outputs": "copy",
+    "has_side_effect": True,
+    "name": "sine",
+    "depth": 3,
+    "nondiff_argnums": (1,),
+    "nondiff_mask": True,
+    "use_zeros": False,
+    "use_torch_vjp": False,
+    "residuals": "recompute",
+    "vmap_method": "sequential",
+    "vmap_randomness": "same",
+    "vmap_chunk_size": 2,
+}
+
+
+@pytest.mark.parametrize("name", option_names(Options, DiffOptions))
+def test_an_option_of_the_packages_below_is_passed_on(name):
+    f = t2j_dist.torch2jax(torch.sin, **{name: OTHER_VALUES[name]})
+    assert getattr(f.diff_options if hasattr(f.diff_options, name) else f.options, name) == OTHER_VALUES[name]

@@ -1,41 +1,9 @@
-"""For the sister packages of t2j: the primitive, the function with its signature, and what they are made of.
+"""For packages that build on t2j-core: the sister packages, and yours. `docs/extending.md` says how to use it.
 
 Semi-public: it changes with the minor version of t2j-core.
 """
 
-from ._base.bounded import remember as remember
-from ._base.dtypes import canonical as canonical
-from ._base.errors import describe as describe
-from ._base.errors import warn as warn
-from ._base.public import options_of as options_of
-from ._base.public import public as public
-from ._base.turns import turns as turns
-from ._compat import DispatchMode as DispatchMode
-from ._compat import Tracer as Tracer
-from ._compat import batched_mesh_axes as batched_mesh_axes
-from ._compat import explicit_spec as explicit_spec
-from ._compat import hide_frames as hide_frames
-from ._compat import manual_axes as manual_axes
-from ._compat import numbers_in as numbers_in
-from ._compat import reshard as reshard
-from ._compat import storage_uses as storage_uses
-from ._compat import torch_device as torch_device
-from ._compat import torch_gpus as torch_gpus
-from ._compat import transposing_call as transposing_call
-from ._compat import varying_axes as varying_axes
-from ._infer.apart import apart as apart
-from ._infer.apart import as_written as as_written
-from ._infer.draws import generator_states as generator_states
-from ._lowering.native import current_pair as current_pair
-from ._lowering.primitive import call_primitive as call_primitive
-from ._lowering.primitive import torch_call as torch_call
-from ._lowering.primitive import torch_call_p as torch_call_p
-from ._modules.in_use import modules_in_use as modules_in_use
-from ._run.escapes import check_example as check_example
-from ._run.lending import CLONE as CLONE
-from ._run.lending import Lending as Lending
-from ._run.rules import Rules as Rules
-from ._run.torch_fn import TorchFn as TorchFn
+# What a call is: the tree of its arguments, its operands and outputs.
 from ._signature.call_tree import CallTree as CallTree
 from ._signature.call_tree import split as split
 from ._signature.declared import declared_outputs as declared_outputs
@@ -44,18 +12,76 @@ from ._signature.signature import Outputs as Outputs
 from ._signature.signature import Signature as Signature
 from ._signature.signature import flat_signature as flat_signature
 from ._wrap.arguments import leaves_of as leaves_of
-from ._wrap.explain import grouped as grouped
-from ._wrap.explain import heading as heading
-from ._wrap.explain import short_avals as short_avals
+from ._wrap.examples import Dtypes as Dtypes
+from ._wrap.examples import ExampleValues as ExampleValues
+
+# isort: split
+# The call and its primitive: what compiled programs run, and how operands are handed over.
+from ._lowering.native import current_pair as current_pair
+from ._lowering.primitive import call_primitive as call_primitive
+from ._lowering.primitive import torch_call as torch_call
+from ._lowering.primitive import torch_call_p as torch_call_p
+from ._run.lending import BORROW as BORROW
+from ._run.lending import Lending as Lending
+from ._run.rules import Rules as Rules
+from ._run.torch_fn import TorchFn as TorchFn
+
+# isort: split
+# The builder and its hooks, and the functions that users hold.
+from ._wrap.builder import CallBuilder as CallBuilder
 from ._wrap.function import P as P
 from ._wrap.function import TorchFunction as TorchFunction
-from ._wrap.keywords import Keywords as Keywords
 from ._wrap.module import functional as functional
+
+# isort: split
+# Options of `torch2jax`: the fields, their types in `**options`, and their checks.
+from ._base.public import options_of as options_of
+from ._base.public import public as public
+from ._wrap.keywords import Keywords as Keywords
+from ._wrap.keywords import parameters_of as parameters_of
+from ._wrap.options import OptionGroup as OptionGroup
 from ._wrap.options import Options as Options
 from ._wrap.options import are_at as are_at
 from ._wrap.options import argument_numbers as argument_numbers
 from ._wrap.options import check_choice as check_choice
+from ._wrap.options import check_options as check_options
 from ._wrap.options import checked_bool as checked_bool
 from ._wrap.options import checked_examples as checked_examples
 from ._wrap.options import checked_integer as checked_integer
+from ._wrap.options import option_names as option_names
 from ._wrap.options import refused as refused
+from ._wrap.options import taken as taken
+
+# isort: split
+# Runs of a torch function outside of a call: for inference, rehearsals and traces.
+from ._base.turns import turns as turns
+from ._compat import DispatchMode as DispatchMode
+from ._compat import numbers_in as numbers_in
+from ._compat import storage_uses as storage_uses
+from ._compat import torch_device as torch_device
+from ._compat import torch_gpus as torch_gpus
+from ._infer.apart import apart as apart
+from ._infer.apart import as_written as as_written
+from ._infer.draws import generator_states as generator_states
+from ._modules.in_use import modules_in_use as modules_in_use
+from ._run.escapes import check_example as check_example
+
+# isort: split
+# Sharding, and other parts of JAX that differ between versions.
+from ._base.dtypes import canonical as canonical
+from ._compat import Tracer as Tracer
+from ._compat import batched_mesh_axes as batched_mesh_axes
+from ._compat import explicit_spec as explicit_spec
+from ._compat import hide_frames as hide_frames
+from ._compat import manual_axes as manual_axes
+from ._compat import reshard as reshard
+from ._compat import transposing_call as transposing_call
+
+# isort: split
+# Texts: errors, warnings and lines of `explain()`. And tables that stay small.
+from ._base.bounded import remember as remember
+from ._base.errors import describe as describe
+from ._base.errors import warn as warn
+from ._wrap.explain import grouped as grouped
+from ._wrap.explain import heading as heading
+from ._wrap.explain import short_avals as short_avals

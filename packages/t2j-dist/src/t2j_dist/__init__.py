@@ -27,10 +27,10 @@ from t2j_core import t2j as t2j
 from t2j_core import tree_j2t as tree_j2t
 from t2j_core import tree_t2j as tree_t2j
 
-from ._wrap import ShardedFunction as ShardedFunction
-from ._wrap import module2jax as module2jax
-from ._wrap import torch2jax as torch2jax
-from ._wrap import torch2jax_with_vjp as torch2jax_with_vjp
-from ._wrap import torch2jax_without_vjp as torch2jax_without_vjp
+from ._function import ShardedFunction as ShardedFunction
+from ._torch2jax import module2jax as module2jax
+from ._torch2jax import torch2jax as torch2jax
+from ._torch2jax import torch2jax_with_vjp as torch2jax_with_vjp
+from ._torch2jax import torch2jax_without_vjp as torch2jax_without_vjp
 
 __version__ = _version("t2j-dist")

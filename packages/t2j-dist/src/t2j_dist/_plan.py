@@ -1,4 +1,4 @@
-"""What a call does about sharding, decided when it is traced."""
+"""How a call is split over devices, decided when it is traced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from t2j_core.extend import (
     short_avals,
 )
 
-from ._specs import Shape, Sizes, is_same, is_spec, shard_shape, spec_axes, spread, tree_axes, without_axes
+from ._specs import Shape, Sizes, SpecTree, is_same, is_spec, shard_shape, spec_axes, spread, tree_axes, without_axes
 
 AnyMesh = Mesh | AbstractMesh
 Hints = tuple[NamedSharding | None, ...]  # of the data leaves
@@ -29,13 +29,13 @@ Hints = tuple[NamedSharding | None, ...]  # of the data leaves
 
 @dataclass(frozen=True)
 class Wanted:
-    """The sharding that the user asked for, and what concrete arrays add to it."""
+    """The sharding that the user asked for, and the shardings of concrete arrays."""
 
-    out_specs: Any
-    in_specs: Any = None
+    out_specs: SpecTree
+    in_specs: SpecTree = None
     mesh: AnyMesh | None = None
     hints: Hints = field(default=(), repr=False)
-    """The shardings of the arrays of an eager call, or else of the examples, which say what `in_specs` does not."""
+    """The shardings of the arrays of an eager call, or else of the examples, used where `in_specs` is missing."""
     is_eager: bool = field(default=False, repr=False)
     has_key: bool = field(default=False, repr=False)
     """Whether the first operand is the data of a JAX key, which is replicated."""
@@ -47,7 +47,7 @@ class Wanted:
         return replace(self, hints=hints, is_eager=is_eager) if any(hints) else self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Wanted:
-        """The same: nothing of it changes, and the devices of a mesh are there once."""
+        """The same object: it is immutable, and the devices of a mesh cannot be copied."""
         return self
 
 
@@ -82,14 +82,14 @@ class Plan(NamedTuple):
         """The axes along which the operands differ from device to device."""
         return frozenset().union(*map(spec_axes, self.in_specs))
 
-    def as_specified(self, x: Any, spec: PartitionSpec) -> Any:
-        """An operand with its Explicit axes sharded as its spec says; of Auto axes `jax.shard_map` takes care."""
+    def as_specified(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        """An operand with its Explicit axes sharded as its spec says; `jax.shard_map` shards Auto axes itself."""
         others = frozenset(axis for axis, kind in _kinds(self.mesh).items() if kind != AxisType.Explicit)
         have, want = (without_axes(it, others) for it in (jax.typeof(x).sharding.spec, spec))
         return x if is_same(have, want) else reshard(x, NamedSharding(self.mesh, want))
 
     def arranged(self, operands: Sequence[Any]) -> Sequence[Any]:
-        """The operands as `jax.shard_map` wants them."""
+        """The operands, sharded as `jax.shard_map` requires."""
         return list(map(self.as_specified, operands, self.in_specs)) if self.in_specs else operands
 
     def shard_shapes(self, call_tree: CallTree, shapes: Sequence[Shape]) -> list[Shape]:
@@ -115,14 +115,14 @@ class Plan(NamedTuple):
         return tuple(specs)
 
 
-def _output_specs(specs: Any, outputs: Outputs) -> list[PartitionSpec]:
+def _output_specs(specs: SpecTree, outputs: Outputs) -> list[PartitionSpec]:
     leaves = jax.tree.unflatten(outputs.tree, range(len(outputs.statics)))
     spread_over = spread("out_specs", specs, leaves)
     return [spec for spec, static in zip(spread_over, outputs.statics, strict=True) if static is None]
 
 
 def decide(name: str, wanted: Wanted, call_tree: CallTree, operands: Sequence[Any]) -> Plan | None:
-    """The plan of a call; None where there is no mesh. `operands` are tracers, or anything with a shape."""
+    """The plan of a call; None if there is no mesh. `operands` are tracers, or anything with a shape."""
     types = [jax.typeof(x) if isinstance(x, jax.Array) else None for x in operands]
     context = jax.sharding.get_abstract_mesh()
     mesh = _find_mesh(name, wanted, context, types)
@@ -152,7 +152,7 @@ def _find_mesh(name: str, wanted: Wanted, context: AbstractMesh, types: Sequence
         if wanted.mesh is not None and wanted.mesh.shape_tuple != context.shape_tuple:
             raise ShardingError(
                 describe(
-                    f"{name} was wrapped with another mesh than that of the call.",
+                    f"{name} was wrapped with a mesh that differs from the mesh of the call.",
                     expected=f"mesh {dict(wanted.mesh.shape)}",
                     got=f"{dict(context.shape)} from `jax.set_mesh` or `jax.shard_map`",
                     remedy="Wrap it without `mesh=`: the mesh of the call is used then.",
@@ -185,14 +185,14 @@ def _input_specs(
 def _arriving(
     name: str, call_tree: CallTree, shardings: Sequence[NamedSharding | None], mesh: AnyMesh
 ) -> list[PartitionSpec]:
-    """How operands are split that come with shardings."""
+    """The specs of operands that arrive with shardings."""
     for path, sharding in zip(call_tree.paths(), shardings, strict=True):
         if sharding is not None and spec_axes(sharding.spec) and sharding.mesh.shape_tuple != mesh.shape_tuple:
             raise ShardingError(_elsewhere(name, path, sharding, mesh))
     return [PartitionSpec() if sharding is None else sharding.spec for sharding in shardings]
 
 
-def input_specs(specs: Any, call_tree: CallTree, *, has_key: bool = False) -> list[PartitionSpec]:
+def input_specs(specs: SpecTree, call_tree: CallTree, *, has_key: bool = False) -> list[PartitionSpec]:
     """One spec for each operand: `specs` is one for all, or a tuple with a tree for each positional argument.
 
     One for all is not for the JAX key in front, if there is one.
@@ -209,14 +209,14 @@ def input_specs(specs: Any, call_tree: CallTree, *, has_key: bool = False) -> li
 
 
 def local_leaves(plan: Plan | None, call_tree: CallTree, operands: Sequence[Leaf]) -> tuple[Leaf, ...]:
-    """The operands as one shard has them."""
+    """The operands of one shard."""
     if plan is None or not plan.axes:
         return tuple(operands)
     shapes = plan.shard_shapes(call_tree, [leaf.shape for leaf in operands])
     return tuple(replace(leaf, shape=shape) for leaf, shape in zip(operands, shapes, strict=True))
 
 
-# --- what is wrong -------------------------------------------------------------------------------------------------
+# --- error texts --------------------------------------------------------------------------------------------------
 
 
 def _listed(axes: frozenset[str] | set[str]) -> str:
@@ -234,7 +234,7 @@ def _unknown(name: str, unknown: frozenset[str], mesh: AnyMesh) -> str:
 
 def _elsewhere(name: str, path: str, sharding: NamedSharding, mesh: AnyMesh) -> str:
     return describe(
-        f"{path} of {name} is split over another mesh than that of the call.",
+        f"{path} of {name} is split over a mesh that differs from the mesh of the call.",
         expected=f"an array on the mesh {dict(mesh.shape)}",
         got=f"{sharding.spec} on the mesh {dict(sharding.mesh.shape)}",
         remedy="Move it with `jax.device_put`, or call it with arrays of one mesh.",

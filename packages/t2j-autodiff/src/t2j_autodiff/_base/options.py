@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 from t2j_core.extend import argument_numbers, check_choice, checked_bool, checked_integer, refused
 
-_RESIDUALS = ("auto", "recompute", "graph")
-_VMAP_METHODS = ("auto", "vmap", "sequential", "expand_dims", "broadcast_all")
-_RANDOMNESS = (None, "error", "same", "different")
+Residuals = Literal["auto", "recompute", "graph"]
+VmapMethod = Literal["auto", "vmap", "sequential", "expand_dims", "broadcast_all"]
+Randomness = Literal["error", "same", "different"]
 
 
 @dataclass(frozen=True)
 class DiffOptions:
-    """How a function is differentiated and batched; see `torch2jax`."""
+    """How a function is differentiated and batched; see `torch2jax`, whose options these fields are."""
 
     depth: int | None = 2
     nondiff_argnums: Any = ()
     nondiff_mask: Any = None
     use_zeros: bool = True
     use_torch_vjp: bool = True
-    residuals: str = "auto"
-    vmap_method: str = "auto"
-    vmap_randomness: str | None = None
+    residuals: Residuals = "auto"
+    vmap_method: VmapMethod = "auto"
+    vmap_randomness: Randomness | None = None
     vmap_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -43,9 +43,9 @@ class DiffOptions:
         bools = {name: checked_bool(name, getattr(self, name)) for name in ("use_zeros", "use_torch_vjp")}
         for name, value in {"depth": depth, "vmap_chunk_size": size, "nondiff_argnums": numbers, **bools}.items():
             object.__setattr__(self, name, value)
-        choices = {"residuals": _RESIDUALS, "vmap_method": _VMAP_METHODS, "vmap_randomness": _RANDOMNESS}
-        for name, values in choices.items():
-            check_choice(name, getattr(self, name), values)
+        check_choice("residuals", self.residuals, get_args(Residuals))
+        check_choice("vmap_method", self.vmap_method, get_args(VmapMethod))
+        check_choice("vmap_randomness", self.vmap_randomness, (None, *get_args(Randomness)))
         _check_mask(self.nondiff_mask)
 
     @property
@@ -59,7 +59,7 @@ class DiffOptions:
         return math.inf if self.depth is None else self.depth
 
 
-def _check_mask(mask: Any) -> None:
+def _check_mask(mask: object) -> None:
     try:
         leaves = jax.tree.leaves(mask)
     except Exception:  # such as a dict whose keys have no order

@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Unpack
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 from t2j_core.extend import (
     Options,
     P,
+    check_options,
     checked_examples,
+    option_names,
+    parameters_of,
     public,
+    taken,
 )
 
 from .._base.keywords import DiffKeywords
 from .._base.options import DiffOptions
+from .builder import DifferentiableBuilder
 from .function import DifferentiableFunction
 
 
-@public()
+@public(parameters=parameters_of(DiffKeywords, DiffOptions, Options))
 def torch2jax(
     fn: Callable[P, Any],
-    *example_args: Any,
+    *example_args: object,
     example_kw: Mapping[str, Any] | None = None,
-    depth: int | None = 2,
-    nondiff_argnums: int | Sequence[int] | None = None,
-    nondiff_mask: Any = None,
-    output_shapes: Any = None,
-    use_zeros: bool = True,
-    use_torch_vjp: bool = True,
-    residuals: Literal["auto", "recompute", "graph"] = "auto",
-    vmap_method: Literal["auto", "vmap", "sequential", "expand_dims", "broadcast_all"] = "auto",
-    vmap_randomness: Literal["same", "different", "error"] | None = None,
-    vmap_chunk_size: int | None = None,
-    mutable_argnums: int | Sequence[int] = (),
-    rng: bool = False,
-    arguments: Literal["auto", "copy", "check"] = "auto",
-    outputs: Literal["auto", "copy", "out"] = "auto",
-    has_side_effect: bool = False,
-    name: str | None = None,
+    **options: Unpack[DiffKeywords],
 ) -> DifferentiableFunction[P]:
     """Wrap a PyTorch function so that JAX can call, differentiate and batch it.
 
@@ -92,24 +82,14 @@ def torch2jax(
     >>> jax.vmap(jax.hessian(f))(jnp.ones((2, 1))).tolist()
     [[[6.0]], [[6.0]]]
     """
-    options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name, arguments)
-    diff_options = DiffOptions(
-        depth,
-        nondiff_argnums,
-        nondiff_mask,
-        use_zeros,
-        use_torch_vjp,
-        residuals,
-        vmap_method,
-        vmap_randomness,
-        vmap_chunk_size,
-    )
-    return DifferentiableFunction(fn, options, checked_examples(example_args, example_kw), diff_options)
+    check_options("torch2jax", options, option_names(Options, DiffOptions))
+    builder = DifferentiableBuilder(fn, taken(Options, options), taken(DiffOptions, options))
+    return DifferentiableFunction(builder, checked_examples(example_args, example_kw))
 
 
 def torch2jax_with_vjp(
     fn: Callable[P, Any],
-    *example_args: Any,
+    *example_args: object,
     example_kw: Mapping[str, Any] | None = None,
     **options: Unpack[DiffKeywords],
 ) -> DifferentiableFunction[P]:

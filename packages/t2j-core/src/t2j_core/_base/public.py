@@ -8,31 +8,31 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+from .caught import Caught
 from .errors import ArgumentError, describe
-from .frames import hide_own_frames
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def public(options: Sequence[str] = ()) -> Callable[[_F], _F]:
-    """Decorate a public function whose options are keyword-only; `options` names those that its `**options` takes."""
+def public(options: Sequence[str] = (), *, parameters: Sequence[inspect.Parameter] = ()) -> Callable[[_F], _F]:
+    """Decorate a public function whose options are keyword-only.
+
+    `options` names those that its `**options` takes. `parameters` are such options too, which its signature shows.
+    """
+    options = [*options, *(parameter.name for parameter in parameters)]
 
     def decorate(function: _F) -> _F:
         @functools.wraps(function)
         def run(*args: object, **kwargs: object) -> object:
-            failure: Exception
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                failure = error
-            if isinstance(failure, TypeError):
-                failure = _misused(function, options, args, kwargs) or failure
-            hide_own_frames(failure)
-            try:
-                raise failure
-            finally:
-                del failure  # its traceback refers to this frame
+                misused = _misused(function, options, args, kwargs) if isinstance(error, TypeError) else None
+                caught = Caught(misused or error)
+            raise caught.taken_for_user()
 
+        if parameters:
+            run.__signature__ = _with_parameters(function, parameters)  # type: ignore[attr-defined]
         return cast("_F", run)
 
     return decorate
@@ -65,6 +65,12 @@ def _misused(
             )
         )
     return None
+
+
+def _with_parameters(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> inspect.Signature:
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return signature.replace(parameters=[*own, *parameters])
 
 
 def options_of(function: Callable[..., Any]) -> list[str]:

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import torch
 
-from .. import _compat
 from .._base.dtypes import dtype_j2t
 from .._base.errors import ArgumentError, DTypeError, describe
 from .._signature.call_tree import CallTree
@@ -17,8 +16,25 @@ from .._signature.signature import Leaf, leaf_of
 from .convert import t2j
 
 
+def check_callable(fn: object) -> None:
+    """Raise unless `fn` can be wrapped."""
+    if not callable(fn):
+        raise ArgumentError(
+            describe("`fn` must be callable.", got=type(fn).__name__, remedy="Pass a function or an `nn.Module`.")
+        )
+    if isinstance(fn, type) and issubclass(fn, torch.nn.Module):
+        raise ArgumentError(
+            describe(
+                f"`fn` is the class {fn.__name__}, whose call makes a module.",
+                expected="a function, or a module",
+                got="a class",
+                remedy=f"Make a module first: `torch2jax({fn.__name__}(...))`.",
+            )
+        )
+
+
 def leaves_of(
-    arrays: Sequence[Any], dtypes: Any, name: str = "", call_tree: CallTree | None = None
+    arrays: Sequence[Any], dtypes: Sequence[tuple[int, torch.dtype]], name: str = "", call_tree: CallTree | None = None
 ) -> tuple[Leaf, ...]:
     """The leaves of arrays, with those torch dtypes that differ from what JAX stores.
 
@@ -49,7 +65,7 @@ def _named(
     return results
 
 
-def to_jax(leaf: Any, *, is_traced: bool) -> Any:
+def to_jax(leaf: object, *, is_traced: bool) -> Any:
     """A tensor as a JAX array, and a NumPy array too where JAX traces; a compiled form takes it as it is.
 
     Raises for objects, strings, dates and foreign byte orders.
@@ -60,56 +76,6 @@ def to_jax(leaf: Any, *, is_traced: bool) -> Any:
         return leaf
     dtype_j2t(leaf.dtype)
     return jax.numpy.asarray(leaf) if is_traced else np.asarray(leaf)  # the former compiles a program for each shape
-
-
-class _ExampleArray(np.ndarray):  # type: ignore[type-arg,unused-ignore]
-    """A `ShapeDtypeStruct` that counts as data; zero strides, so no memory."""
-
-    def __new__(cls, struct: Any) -> Any:
-        if jax.numpy.issubdtype(struct.dtype, jax.dtypes.extended):
-            struct = jax.eval_shape(jax.random.key_data, struct)
-        return np.broadcast_to(np.zeros((), struct.dtype), struct.shape).view(cls)
-
-
-def as_data(leaf: Any) -> Any:
-    """An example as something that counts as data."""
-    return _ExampleArray(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-
-
-class ExampleValues:
-    """The values of the examples, for inference: one tensor for each operand, None for those that are shapes only."""
-
-    def __init__(self, data: Sequence[Any] = (), operands: Sequence[Leaf] = ()) -> None:
-        self._operands = tuple(operands)
-        with _compat.default_torch_state(("cpu",)):
-            self._values = [_value_of(leaf, like) for leaf, like in zip(data, operands, strict=True)]
-
-    def matching(self, operands: Sequence[Leaf]) -> Sequence[torch.Tensor | None]:
-        """The values, if the operands of a call have their shapes and dtypes."""
-        return self._values if self._operands == tuple(operands) else ()
-
-    def forget_large(self) -> None:
-        """Let go of values that would take memory for as long as the wrapped function lives."""
-        if sum(leaf.nbytes for leaf in self._operands) > _LARGEST_KEPT:
-            self._values = [None] * len(self._values)
-
-
-_LARGEST_KEPT = 1 << 20
-
-
-def _value_of(leaf: Any, like: Leaf) -> torch.Tensor | None:
-    if isinstance(leaf, torch.Tensor):
-        has_values = not leaf.is_meta and _compat.has_data(leaf)
-        return leaf.detach().to("cpu", like.torch_dtype) if has_values else None
-    if isinstance(leaf, (_ExampleArray, _compat.Tracer)) or not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
-        return None
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return None
-    array = np.array(leaf, order="C")  # torch has no `from_numpy` for bfloat16: by its bytes
-    if array.size == 0:
-        return torch.empty(array.shape, dtype=like.torch_dtype)
-    tensor = torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype_j2t(array.dtype))
-    return tensor.reshape(array.shape).to(like.torch_dtype)
 
 
 def check_key_is_first(name: str, call_tree: CallTree) -> None:
@@ -126,7 +92,7 @@ def check_key_is_first(name: str, call_tree: CallTree) -> None:
         )
 
 
-def key_data(key: Any) -> Any:
+def key_data(key: jax.Array) -> Any:
     """The numbers of a JAX key of either kind. Raises for what is no key."""
     if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)

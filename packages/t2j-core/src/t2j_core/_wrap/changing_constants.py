@@ -1,4 +1,4 @@
-"""Numbers that change from call to call: each is a constant of a signature of its own, which is compiled anew."""
+"""Python numbers that change from call to call: each is a constant, so each call has a new signature and compiles."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class _Group:
 
 
 class Watch:
-    """Counts the signatures of a function that differ in numbers only, and warns once where they are many."""
+    """Counts the signatures of a function that differ in numbers only, and warns once if there are many."""
 
     def __init__(self) -> None:
         self._groups: dict[Any, _Group] | None = {}
 
     def note(self, name: str, call_tree: CallTree, operands: Sequence[Leaf]) -> None:
-        """A new signature."""
+        """Count a new signature."""
         if self._groups is None:
             return
         structure, statics = call_tree

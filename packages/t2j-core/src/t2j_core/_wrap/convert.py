@@ -19,8 +19,8 @@ def j2t(array: jax.Array, via: Via = "dlpack") -> torch.Tensor:
 
     Args:
       array: a concrete JAX array on one device, of any shape and any dtype that torch has.
-      via: `"dlpack"` shares the memory; `"host"` copies through the host, to memory of the tensor's own (`"cpu"` and
-        `"numpy"` are other names of it).
+      via: `"dlpack"` shares the memory; `"host"` copies through the host, to the tensor's own memory (`"cpu"` and
+        `"numpy"` mean the same).
 
     Returns:
       A tensor of the same shape, dtype and device. JAX arrays are immutable, so do not write into one that shares
@@ -29,6 +29,7 @@ def j2t(array: jax.Array, via: Via = "dlpack") -> torch.Tensor:
     Raises:
       ArgumentError: for a tracer, an array spread over several devices, something that is not a JAX array, or an
         unknown `via`.
+      DTypeError: for a dtype that torch does not have.
 
     >>> import jax.numpy as jnp
     >>> j2t(jnp.arange(3.0))
@@ -64,7 +65,7 @@ def _over_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_copy(function: str, via: str) -> bool:
-    """Whether `via` asks for a copy. Raises for what it does not know."""
+    """Whether `via` asks for a copy. Raises for an unknown value."""
     if via not in get_args(Via):
         raise ArgumentError(
             describe(
@@ -145,8 +146,8 @@ def t2j(tensor: torch.Tensor, via: Via = "dlpack") -> jax.Array:
     return _compat.array_over(tensor)
 
 
-def _dense(given: Any) -> str:
-    """How to make what was given a dense tensor."""
+def _dense(given: object) -> str:
+    """How to make a dense tensor of what was given, for an error."""
     if not isinstance(given, torch.Tensor):
         return "Use `torch.as_tensor`."
     if given.is_meta:
@@ -154,7 +155,7 @@ def _dense(given: Any) -> str:
     return "Use `tensor.to_padded_tensor(0.0)`." if given.is_nested else "Use `tensor.to_dense()`."
 
 
-_GPU_ALIGNMENT = 16  # `kEntryParameterAlignBytes` in xla/service/gpu: a program refuses other arguments
+_GPU_ALIGNMENT = 16  # `kEntryParameterAlignBytes`; `CheckAlignment` in xla/service/gpu refuses other arguments
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -163,7 +164,7 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if is_refused else tensor
 
 
-def tree_j2t(tree: Any, via: Via = "dlpack") -> Any:
+def tree_j2t(tree: object, via: Via = "dlpack") -> Any:
     """`j2t` on every JAX array of a pytree; other leaves stay as they are.
 
     Args:
@@ -180,7 +181,7 @@ def tree_j2t(tree: Any, via: Via = "dlpack") -> Any:
     return jax.tree.map(lambda leaf: j2t(leaf, via) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
-def tree_t2j(tree: Any, via: Via = "dlpack") -> Any:
+def tree_t2j(tree: object, via: Via = "dlpack") -> Any:
     """`t2j` on every tensor of a pytree; other leaves stay as they are.
 
     Args:

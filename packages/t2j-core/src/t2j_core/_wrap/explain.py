@@ -1,6 +1,6 @@
 """What `repr` and `explain` say of a wrapped function: its options, and what was decided for each signature.
 
-Made when it is asked for. Arrays show as avals such as `f32[8,3]`, never with what they hold.
+Both make their text when called. Arrays show as avals such as `f32[8,3]`, never as values.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from .._run.redirect import Redirected
 from .._run.torch_fn import TorchFn
 from .._signature.call_tree import is_data
 from .._signature.signature import Leaf
+from .options import OptionGroup
 
 _LONG = 120
 
 
-def shown_options(*groups: Any) -> str:
-    """The options that differ from their defaults, as they are written in a call: `outputs='copy', depth=3`."""
+def shown_options(*groups: OptionGroup) -> str:
+    """The options that differ from their defaults, as in a call: `outputs='copy', depth=3`."""
     texts = []
     for group in groups:
         for option in dataclasses.fields(group):
@@ -37,7 +38,7 @@ def shown_options(*groups: Any) -> str:
     return ", ".join(texts)
 
 
-def _is_same(value: Any, default: Any) -> bool:
+def _is_same(value: object, default: object) -> bool:
     return value is default or (type(value) is type(default) and value == default)
 
 
@@ -48,13 +49,13 @@ class _Text(str):
         return str(self)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A tree on one line, with avals in the places of arrays."""
     text = " ".join(repr(jax.tree.map(_shown_leaf, value)).split())
     return text if len(text) <= _LONG else f"{text[: _LONG - 4]} ..."
 
 
-def _shown_leaf(leaf: Any) -> Any:
+def _shown_leaf(leaf: Any) -> object:
     if is_data(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
         dtype = dtype_t2j(leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf.dtype
         return _Text(aval_text(tuple(leaf.shape), dtype))
@@ -69,7 +70,7 @@ _PLAIN = (bool, int, float, complex, type(Ellipsis), slice, torch.dtype, torch.d
 
 
 def short_avals(leaves: Sequence[Leaf]) -> str:
-    """The first avals, and how many there are more."""
+    """The first avals, and the number of the others."""
     return listed(leaves)
 
 
@@ -92,7 +93,7 @@ def explained(fn: TorchFn) -> list[str]:
 
 
 def grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """One line for all that share a text."""
+    """One line for each text, with the names that have it."""
     groups: dict[str, list[str]] = {}
     for path, text in pairs:
         groups.setdefault(text, []).append(path)

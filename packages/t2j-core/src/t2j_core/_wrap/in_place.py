@@ -1,4 +1,4 @@
-"""Arguments that a function writes into: which are handed over in place, and which as copies."""
+"""Arguments that a function writes into: which it gets in place, and which as copies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .options import Options, are_at
 def handed_over(signature: Signature, options: Options) -> tuple[list[int], dict[int, int]]:
     """How each operand is handed over, and which result it is aliased to.
 
-    Raises `TensorMutationError` if a listed argument is written into but not returned, or one that is not listed is
-    written into with `arguments="check"`.
+    Raises `TensorMutationError` if the function writes into an argument in `mutable_argnums` without returning it, or
+    into another one with `arguments="check"`.
     """
     outputs, paths = signature.outputs, signature.operand_paths()
     listed = are_at("mutable_argnums", options.mutable_argnums, paths, signature.name)

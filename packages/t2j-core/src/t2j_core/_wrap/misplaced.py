@@ -15,7 +15,7 @@ _DEVICES = re.compile(r"with device ids (\[[\d, ]*\])")
 
 
 def as_users_error(name: str, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T2jError | None:
-    """The error of t2j for one of JAX, whose text names what t2j has made of the arguments; None for others."""
+    """The error of t2j for one of JAX that describes the arguments of a compiled form; None for other errors."""
     if type(error) is not ValueError:
         return None
     text = str(error)
@@ -48,7 +48,7 @@ def _on_different_devices(name: str, devices: list[str], args: tuple[Any, ...], 
     )
 
 
-def _kinds_of_keys(tree: Any) -> set[str]:
+def _kinds_of_keys(tree: object) -> set[str]:
     """The types of the keys of the first dict that has several."""
     if isinstance(tree, dict):
         kinds = {type(key).__name__ for key in tree}

@@ -82,7 +82,7 @@ def functional(
     return ModuleCall(module, train, mutable), variables
 
 
-def _check_module(function: str, module: Any) -> None:
+def _check_module(function: str, module: object) -> None:
     """Raise unless `module` is a module whose parameters and buffers hold data."""
     if not isinstance(module, torch.nn.Module):
         remedy = "Wrap a function with `torch2jax`." if function == "module2jax" else "Pass the module first."
@@ -108,7 +108,7 @@ def _check_module(function: str, module: Any) -> None:
         raise ArgumentError(describe(what, expected="parameters and buffers with data", remedy=remedy))
 
 
-def _check_option(name: str, value: Any, *choices: Any) -> None:
+def _check_option(name: str, value: object, *choices: bool | None) -> None:
     if not any(value is choice for choice in choices):
         raise ArgumentError(
             describe(
@@ -162,7 +162,7 @@ def load_variables(module: torch.nn.Module, variables: Mapping[str, Mapping[str,
         target.data = tensor.detach().to(target.device, target.dtype, copy=True)
 
 
-def _tensor(value: Any, dtype: torch.dtype) -> torch.Tensor:
+def _tensor(value: object, dtype: torch.dtype) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, NUMBERS):

@@ -15,7 +15,7 @@ from .python_signature import signature_of
 
 
 class ModuleCall:
-    """A module as a function of its variables and arguments. It never changes, so that a copy of it is itself.
+    """A module as a function of its variables and arguments. It is immutable, so that a copy of it is itself.
 
     It can be pickled where the module can, and without the data of the variables, of which it has none.
     """
@@ -44,6 +44,6 @@ class ModuleCall:
         return self
 
 
-def _check(layout: Layout, /, *args: Any, **_: Any) -> None:
+def _check(layout: Layout, /, *args: Any, **_: object) -> None:
     if args:
         layout.check(args[0])

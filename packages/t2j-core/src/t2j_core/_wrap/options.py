@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 import jax
 import numpy as np
@@ -16,25 +16,35 @@ from .._base.public import closest
 from .._run.call_options import CallOptions
 from .._signature.declared import declared_outputs
 
-_CHOICES = {"outputs": ("auto", "copy", "out"), "arguments": ("auto", "copy", "check")}
+Arguments = Literal["auto", "copy", "check"]
+Results = Literal["auto", "copy", "out"]
+
+
+class OptionGroup(Protocol):
+    """A dataclass whose fields are options."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+_Group = TypeVar("_Group", bound=OptionGroup)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a function is wrapped; see `torch2jax`."""
+    """How a function is wrapped; see `torch2jax`, whose options these fields are."""
 
     output_shapes: Any = None
     mutable_argnums: Any = ()
     rng: bool = False
-    outputs: str = "auto"
+    arguments: Arguments = "auto"
+    outputs: Results = "auto"
     has_side_effect: bool = False
     name: str | None = None
-    arguments: str = "auto"
 
     def __post_init__(self) -> None:
         """Check the options, and bring `mutable_argnums` and bools to one form."""
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+        check_choice("arguments", self.arguments, get_args(Arguments))
+        check_choice("outputs", self.outputs, get_args(Results))
         for name in ("rng", "has_side_effect"):
             object.__setattr__(self, name, checked_bool(name, getattr(self, name)))
         _check_name(self.name)
@@ -48,7 +58,24 @@ class Options:
         return CallOptions(**{field.name: getattr(self, field.name) for field in fields(CallOptions)})
 
 
-def check_choice(option: str, given: Any, choices: Sequence[str | None]) -> None:
+def taken(kind: type[_Group], options: Mapping[str, Any]) -> _Group:
+    """The dataclass `kind` from those of the options that are its fields."""
+    return kind(**{name: options[name] for name in option_names(kind) if name in options})
+
+
+def option_names(*kinds: type[OptionGroup]) -> tuple[str, ...]:
+    """The options that are fields of dataclasses."""
+    return tuple(option.name for kind in kinds for option in fields(kind))
+
+
+def check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Raise what Python raises for an option that does not exist; `public` makes an `ArgumentError` of it."""
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument '{name}'")
+
+
+def check_choice(option: str, given: object, choices: Sequence[str | None]) -> None:
     """Raise unless an option is one of some words."""
     if not (given is None or isinstance(given, str)) or given not in choices:
         *most, last = ("None" if choice is None else f'"{choice}"' for choice in choices)
@@ -57,14 +84,14 @@ def check_choice(option: str, given: Any, choices: Sequence[str | None]) -> None
         raise refused(option, f"{', '.join(most)} or {last}", given, remedy, what="unknown")
 
 
-def checked_bool(option: str, given: Any) -> bool:
+def checked_bool(option: str, given: object) -> bool:
     """A bool, of Python or NumPy, as one of Python."""
     if not isinstance(given, (bool, np.bool_)):
         raise refused(option, "True or False", given, f"Pass `{option}=True` or `{option}=False`.")
     return bool(given)
 
 
-def checked_integer(option: str, given: Any, least: int, expected: str, remedy: str) -> int | None:
+def checked_integer(option: str, given: object, least: int, expected: str, remedy: str) -> int | None:
     """An integer from `least`, of Python or NumPy, as one of Python; or None."""
     if given is None:
         return None
@@ -73,14 +100,14 @@ def checked_integer(option: str, given: Any, least: int, expected: str, remedy: 
     return int(given)
 
 
-def checked_examples(args: tuple[Any, ...], kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def checked_examples(args: tuple[Any, ...], kwargs: object) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """`*example_args` and `example_kw`; None if there are none."""
     if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
         raise refused("example_kw", "a dict of the keyword arguments", kwargs, "Pass `example_kw={name: example}`.")
     return (args, dict(kwargs or {})) if args or kwargs else None
 
 
-def refused(option: str, expected: str, given: Any, remedy: str, what: str = "not valid") -> ArgumentError:
+def refused(option: str, expected: str, given: object, remedy: str, what: str = "not valid") -> ArgumentError:
     """The error for a value that an option cannot have."""
     try:
         got = repr(given)
@@ -89,7 +116,7 @@ def refused(option: str, expected: str, given: Any, remedy: str, what: str = "no
     return ArgumentError(describe(f"`{option}` is {what}.", expected=expected, got=got[:200], remedy=remedy))
 
 
-def _check_name(name: Any) -> None:
+def _check_name(name: object) -> None:
     if name is None:
         return
     try:
@@ -100,16 +127,16 @@ def _check_name(name: Any) -> None:
     raise refused("name", "a text that is not empty, or None", name, 'Pass `name="my_function"`.')
 
 
-def _check_tree(option: str, tree: Any) -> None:
+def _check_tree(option: str, tree: object) -> None:
     try:
         jax.tree.structure(tree)
     except Exception as error:  # such as a dict whose keys have no order
         raise refused(option, "a pytree", tree, "Use tuples, lists and dicts with keys of one type.") from error
 
 
-def argument_numbers(option: str, given: Any) -> tuple[int, ...]:
+def argument_numbers(option: str, given: object) -> tuple[int, ...]:
     """Positions of arguments as a tuple, from one number or several."""
-    numbers = (given,)
+    numbers: tuple[Any, ...] = (given,)
     if isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping)):
         with contextlib.suppress(Exception):  # an array without axes
             numbers = tuple(given)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 from .._base.public import public
+from .builder import CallBuilder
 from .function import P, TorchFunction
-from .options import Options, checked_examples
+from .keywords import Keywords, parameters_of
+from .options import Options, check_options, checked_examples, option_names, taken
 
 
-@public()
+@public(parameters=parameters_of(Keywords, Options))
 def torch2jax(
     fn: Callable[P, Any],
-    *example_args: Any,
+    *example_args: object,
     example_kw: Mapping[str, Any] | None = None,
-    output_shapes: Any = None,
-    mutable_argnums: int | Sequence[int] = (),
-    rng: bool = False,
-    arguments: Literal["auto", "copy", "check"] = "auto",
-    outputs: Literal["auto", "copy", "out"] = "auto",
-    has_side_effect: bool = False,
-    name: str | None = None,
+    **options: Unpack[Keywords],
 ) -> TorchFunction[P]:
     """Wrap a PyTorch function so that JAX can call it, eagerly and under `jax.jit`, without copying its arguments.
 
@@ -54,15 +50,16 @@ def torch2jax(
 
     Raises:
       ArgumentError: for options or examples that do not fit.
-      Exception: whatever `fn` raises on the examples, as itself.
+      Exception: whatever `fn` raises on the examples, unchanged. The wrapped function raises the errors of `fn` in the
+        same way, and a `T2jError` for arguments and outputs that JAX and torch cannot exchange.
 
     >>> import jax, jax.numpy as jnp, torch
     >>> f = torch2jax(lambda x, y: torch.sin(x) @ y)
     >>> jax.jit(f)(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
     (2, 4)
     """
-    options = Options(output_shapes, mutable_argnums, rng, outputs, has_side_effect, name, arguments)
-    return TorchFunction(fn, options, checked_examples(example_args, example_kw))
+    check_options("torch2jax", options, option_names(Options))
+    return TorchFunction(CallBuilder(fn, taken(Options, options)), checked_examples(example_args, example_kw))
 
 
 torch2jax_without_vjp = torch2jax

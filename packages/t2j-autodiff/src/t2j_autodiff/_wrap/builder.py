@@ -1,0 +1,62 @@
+"""`DifferentiableBuilder`: calls that JAX can differentiate and batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+from t2j_core.extend import BORROW, CallBuilder, CallTree, OptionGroup, Signature, TorchFn, remember
+
+from .._base.decisions import Shared
+from .._base.options import DiffOptions
+from .._rules.clones import clones
+from .._rules.function_rules import rules_of
+from .._rules.torch_call import CallRules
+from .explain import explained
+from .nondiff import constants_of
+
+
+@dataclass(eq=False, repr=False)
+class DifferentiableBuilder(CallBuilder):
+    """A `CallBuilder` whose functions have rules for derivatives and batches."""
+
+    diff_options: DiffOptions = field(default_factory=DiffOptions)
+    constants: dict[CallTree, tuple[bool, ...]] = field(default_factory=dict, init=False)
+    """For each operand, whether it is a constant to differentiation."""
+
+    def prepared(self, arrays: Sequence[jax.Array], call_tree: CallTree) -> list[jax.Array]:
+        """As in `CallBuilder`. Gradients stop at constants."""
+        operands = super().prepared(arrays, call_tree)
+        if not self.diff_options.nondiff_argnums and self.diff_options.nondiff_mask is None:
+            return operands
+        constants = self.constants.get(call_tree)
+        if constants is None:
+            constants = remember(self.constants, call_tree, constants_of(self.name, self.diff_options, call_tree))
+        return [
+            jax.lax.stop_gradient(operand) if constant else operand
+            for operand, constant in zip(operands, constants, strict=True)
+        ]
+
+    def build(self, signature: Signature) -> TorchFn:
+        """As in `CallBuilder`, with the rules of JAX's transformations."""
+        fn = super().build(signature)
+        flat = fn.flat_function()
+        if self.options.outputs == "out":
+            flat = functools.partial(flat, out=None)
+        paths = tuple(signature.operand_paths())
+        shared = Shared(self.name, self.diff_options, self.options.rng, paths, is_random=self.is_random)
+        shared.goes_one_way = fn.signature.outputs.needs_no_values
+        shared.lending = fn.lending if self.options.arguments == "check" else None
+        not_lent = [i for i, how in enumerate(fn.passes) if how != BORROW]
+        fn.rules = CallRules(clones(flat, not_lent), self.diff_options.limit, shared)
+        return fn
+
+    def option_groups(self) -> tuple[OptionGroup, ...]:
+        """As in `CallBuilder`, and those of derivatives and batches."""
+        return (*super().option_groups(), self.diff_options)
+
+    def explained(self, fn: TorchFn) -> list[str]:
+        """As in `CallBuilder`, and how derivatives and batches are computed."""
+        return [*super().explained(fn), *explained(str(fn.signature), rules_of(fn).shared)]
