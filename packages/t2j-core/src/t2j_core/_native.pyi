@@ -1,4 +1,4 @@
-"""The extension: what XLA calls to run torch functions. Its sources are in `native/`; only `_lowering.native` imports it.
+"""The extension: what XLA calls to run torch functions, from `native/`. Only `_lowering.native` imports it.
 
 Every function is called with the GIL held, and may be called on any thread.
 """
