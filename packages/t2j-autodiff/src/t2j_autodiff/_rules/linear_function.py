@@ -36,7 +36,7 @@ class LinearFunction(Linearized):
         self._asked_by = asked_by
         self._is_judged = is_judged = verdict.is_linear is True  # on made-up values of the other operands
         self._has_derivative = verdict.has_derivative
-        self._is_slow_told = False
+        self._has_warned = False
         self._is_confirmed = is_judged and len(ins) == len(self.operands)
         self._is_partly_confirmed = False  # on values with which the pullback was not all finite
 
@@ -110,12 +110,12 @@ class LinearFunction(Linearized):
         return pullback
 
     def _check_columns(self, example: TorchFn) -> None:
-        """Raise where the columns are too many. Solvers trace a transpose that they may never run."""
+        """Raise if there are too many columns; when the transpose runs, as solvers trace ones that they never run."""
         count = n_columns([example.signature.operands[i] for i in self.ins])
         if count > COLUMNS:
             raise _no_transpose(self.shared, self.ins, count)
-        if not self._is_slow_told:
-            self._is_slow_told = True
+        if not self._has_warned:
+            self._has_warned = True
             warn(
                 f"PyTorch has no derivative of {self.shared.name} (NumPy, `no_grad`, `detach`), so its transpose comes "
                 f"from {count} runs of the function. Write it in PyTorch operations that record gradients.",
