@@ -27,7 +27,17 @@ LAYERS = {
         *("extend", "testing", "__init__", "__main__"),
     ],
     "t2j_autodiff": [
-        *("_base", "_compat", "_mends", "_derivatives", "_batching", "_residuals", "_rules", "_wrap"),
+        *(
+            "_base",
+            "_compat",
+            "_workarounds",
+            "_derivatives",
+            "_linearity",
+            "_batching",
+            "_residuals",
+            "_rules",
+            "_wrap",
+        ),
         *("extend", "__init__"),
     ],
     "t2j_dist": ["_specs", "_plan", "_options", "_builder", "_function", "_autodiff", "_torch2jax", "__init__"],

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from t2j_autodiff import PerformanceWarning, module2jax, torch2jax
-from t2j_autodiff._mends import wrong_in_batches
+from t2j_autodiff import PerformanceWarning, _compat, module2jax, torch2jax
+from t2j_autodiff._workarounds import wrong_batching_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
 
@@ -179,7 +179,7 @@ def test_parameters_of_an_encoder_layer_in_eval_mode():
 def test_attention_without_its_sums_is_noted(kernel, has_sums):
     operation = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention").default
     x = torch.empty(2, 4, 8, 16, device="meta")
-    with wrong_in_batches.WrongInBatches() as wrong:
+    with wrong_batching_rules.WrongBatchingRules() as wrong:
         operation(x, x, x, None, has_sums)
         operation(x, x, x, None, compute_log_sumexp=has_sums)
     assert (wrong.attention is None) == has_sums
@@ -188,8 +188,8 @@ def test_attention_without_its_sums_is_noted(kernel, has_sums):
 def test_a_batch_of_attention_without_its_sums_is_not_recorded(monkeypatch):
     # The attention of the CPU always has them: this one stands for it.
     attention_of_the_cpu = "aten._scaled_dot_product_flash_attention_for_cpu.default"
-    monkeypatch.setattr(wrong_in_batches, "_ATTENTION_WITH_SUMS", {attention_of_the_cpu})
-    monkeypatch.setattr(wrong_in_batches, "argument_of", lambda func, name, args, kwargs: False)
+    monkeypatch.setattr(wrong_batching_rules, "_ATTENTION_WITH_SUMS", {attention_of_the_cpu})
+    monkeypatch.setattr(_compat, "argument_of", lambda func, name, args, kwargs: False)
     attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
     attention.requires_grad_(False)
     f = torch2jax(lambda x: attention(x, x, x, need_weights=False)[0].square().sum())

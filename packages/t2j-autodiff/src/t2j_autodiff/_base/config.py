@@ -18,7 +18,7 @@ def _bytes(name: str) -> int | None:
 
 
 residual_bytes = _bytes("T2J_RESIDUAL_BYTES")
-"""T2J_RESIDUAL_BYTES: how many bytes kept autograd graphs may hold on each device; half of its memory unless set."""
+"""T2J_RESIDUAL_BYTES: how many bytes the kept autograd graphs may hold on each device; by default half its memory."""
 
 
 @functools.cache
@@ -32,5 +32,5 @@ def _memory_of(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not a POSIX system
+    except (AttributeError, OSError, ValueError):  # `os.sysconf` or these names exist on POSIX alone
         return 8 << 30

@@ -22,7 +22,7 @@ class Shared:
     forward_modes: dict[str, str] = field(default_factory=dict)  # by signature, what replaces `torch.func.jvp`, and why
     asks_for_gradients: bool | None = None  # whether it looks at `requires_grad` and the like; None while unknown
     goes_one_way: bool = False  # no values of operands decide which operations it runs
-    normalises: bool | None = None  # whether it calls what `_mends/norms.py` replaces; None while unknown
+    normalises: bool | None = None  # whether it calls what `_workarounds/norms.py` replaces; None while unknown
     is_random: bool = False  # it drew random numbers from torch's generators
     residuals: dict[str, str] = field(default_factory=dict)  # by signature, how derivatives get their residuals
 

@@ -6,7 +6,7 @@ import torch
 from t2j_core import T2jError, TransformError
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-"""What is raised where memory is short now, which says nothing of later calls."""
+"""Errors that tell of this call alone: a later one may find enough memory."""
 
 
 class DepthError(TransformError):
@@ -15,3 +15,12 @@ class DepthError(TransformError):
 
 class NonDifferentiableError(T2jError, RuntimeError):
     """A derivative that PyTorch cannot compute."""
+
+
+def first_line(error: BaseException) -> str:
+    """The class and the first line of an exception."""
+    try:
+        text = str(error)
+    except Exception:  # a `__str__` of the user's raises
+        return type(error).__name__
+    return f"{type(error).__name__}: {text.strip().partition(chr(10))[0][:200]}"

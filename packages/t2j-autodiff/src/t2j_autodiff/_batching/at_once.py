@@ -11,10 +11,10 @@ from t2j_core.extend import Leaf, as_written, canonical
 
 from .. import _compat
 from .._base.decisions import Shared
-from .._derivatives.reverse_mode import Flat
-from .._mends.batch_mends import BatchMends
-from .._mends.gradient_questions import GradientQuestions
-from .._mends.wrong_in_batches import WrongInBatches
+from .._derivatives.flat_functions import Flat
+from .._workarounds.requires_grad_queries import RequiresGradQueries
+from .._workarounds.vmap_fixes import VmapFixes
+from .._workarounds.wrong_batching_rules import WrongBatchingRules
 from .batch_axes import Dims
 
 
@@ -37,8 +37,8 @@ class AtOnce:
         randomness = shared.options.vmap_randomness or ("same" if shared.has_key else "error")
         chunk = shared.options.vmap_chunk_size
         self.run = torch.func.vmap(f, dims, randomness=randomness, chunk_size=chunk)
-        # (is recorded by autograd, is in forward mode) -> the mends that such runs need, once one was watched.
-        self.mends: dict[tuple[bool, bool], BatchMends | None] = {}
+        # (is recorded by autograd, is in forward mode) -> the fixes that such runs need, once one was watched.
+        self.fixes: dict[tuple[bool, bool], VmapFixes | None] = {}
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         how = is_recorded(x), _compat.in_forward_mode()
@@ -47,38 +47,38 @@ class AtOnce:
         return tuple(self._as_declared(t, leaf) for t, leaf in zip(y, self.results, strict=True))
 
     def _run(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:
-        if how not in self.mends:
+        if how not in self.fixes:
             with as_written():
                 return self._first(x, how)
-        mends = self.mends[how]
-        if mends is None:
+        fixes = self.fixes[how]
+        if fixes is None:
             return self.run(*x)
-        with as_written(), mends:
+        with as_written(), fixes:
             return self.run(*x)
 
     def _first(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:
-        """The first run, which shows what mends are needed."""
-        mends = BatchMends(differentiates=any(how) and not self.shows_gradients)
-        with mends:
+        """The first run, which shows what fixes are needed."""
+        fixes = VmapFixes(differentiates=any(how) and not self.shows_gradients)
+        with fixes:
             y = self._watched(x, how[0])
-        if mends.wrong is not None:
-            raise HiddenGradientError(f"`torch.func.vmap` changes the derivative of {mends.wrong} of equal numbers")
-        needed = mends if mends.is_needed else None
-        if mends.changes_course:
+        if fixes.wrong is not None:
+            raise HiddenGradientError(f"`torch.func.vmap` changes the derivative of {fixes.wrong} of equal numbers")
+        needed = fixes if fixes.is_needed else None
+        if fixes.changes_course:
             with needed or contextlib.nullcontext():
                 y = self.run(*x)
-        self.mends[how] = needed
+        self.fixes[how] = needed
         return y
 
     def _watched(self, x: Sequence[torch.Tensor], recorded: bool) -> tuple[torch.Tensor, ...]:
-        questions = GradientQuestions()
-        wrong = WrongInBatches(differentiated=recorded and self.shows_gradients)
-        with questions if recorded else contextlib.nullcontext(), wrong:
+        queries = RequiresGradQueries()
+        wrong = WrongBatchingRules(differentiated=recorded and self.shows_gradients)
+        with queries if recorded else contextlib.nullcontext(), wrong:
             y = self.run(*x)
         if self.shows_gradients:
-            asked = "register_hook" if questions.hooks else None
+            asked = "register_hook" if queries.hooks else None
         else:
-            asked = questions.decides or questions.hidden or (wrong.attention if recorded else None)
+            asked = queries.decides or queries.hidden or (wrong.attention if recorded else None)
         if asked is not None:
             raise HiddenGradientError(f"`torch.func.vmap` hides `requires_grad`, and the function uses {asked}")
         if wrong.found is not None:

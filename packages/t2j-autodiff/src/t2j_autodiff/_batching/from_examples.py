@@ -10,8 +10,8 @@ from t2j_core.extend import warn
 
 from .. import _compat
 from .._base.decisions import Shared
-from .._base.errors import OUT_OF_MEMORY
-from .._derivatives.reverse_mode import Flat, first_line
+from .._base.errors import OUT_OF_MEMORY, first_line
+from .._derivatives.flat_functions import Flat
 from .batch_axes import Dims
 from .in_turn import InTurn
 

@@ -9,7 +9,7 @@ from t2j_core.extend import Lending, check_example, storage_uses
 
 from .. import _compat
 from .._base.decisions import Shared
-from .._derivatives.reverse_mode import Flat
+from .._derivatives.flat_functions import Flat
 from .batch_axes import Dims
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from t2j_core.extend import Leaf
 
-from .._derivatives.reverse_mode import Flat
+from .._derivatives.flat_functions import Flat
 from .batch_axes import BatchAxes, Dims
 
 

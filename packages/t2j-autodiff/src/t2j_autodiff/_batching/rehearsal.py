@@ -9,12 +9,12 @@ import torch
 
 from .. import _compat
 from .._base.errors import OUT_OF_MEMORY
-from .._derivatives.forward_mode import ForwardMode
-from .._derivatives.reverse_mode import Flat
+from .._derivatives.flat_functions import Flat
+from .._derivatives.jvp_decision import JvpDecision
 from .batch_axes import BatchAxes
 
 
-def rehearsed(f: Flat, alone: Callable[..., None], n: int, axes: BatchAxes, known: ForwardMode) -> Flat:
+def rehearsed(f: Flat, alone: Callable[..., None], n: int, axes: BatchAxes, known: JvpDecision) -> Flat:
     """`f`, a batch of pushforwards. Until it is known how they are computed, `alone` is called with one example first.
 
     The first `n` arguments are operands; the others are tangents, which have all batch axes.

@@ -7,8 +7,7 @@ from t2j_core import PerformanceWarning
 from t2j_core.extend import warn
 
 from .. import _compat
-from .._base.errors import OUT_OF_MEMORY
-from .._derivatives.reverse_mode import first_line
+from .._base.errors import OUT_OF_MEMORY, first_line
 from .at_once import AtOnce, HiddenGradientError, NotFaithfulError, is_recorded
 from .in_turn import InTurn
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from t2j_core.extend import Leaf
 
 from .._base.decisions import Shared
-from .._derivatives.reverse_mode import Flat
+from .._derivatives.flat_functions import Flat
 from .at_once import AtOnce
 from .batch_axes import NO_AXES, BatchAxes, Dims
 from .in_turn import InTurn

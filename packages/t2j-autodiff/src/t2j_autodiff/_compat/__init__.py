@@ -3,6 +3,13 @@
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
 
+from .attention import math_attention as math_attention
+from .autograd_nodes import Node as Node
+from .autograd_nodes import has_function as has_function
+from .autograd_nodes import has_old_function as has_old_function
+from .autograd_nodes import has_own_jvp as has_own_jvp
+from .autograd_nodes import is_once_differentiable as is_once_differentiable
+from .autograd_nodes import nodes_of as nodes_of
 from .forward_levels import close_forward_level as close_forward_level
 from .forward_levels import count_forward_nesting as count_forward_nesting
 from .forward_levels import forward_canary as forward_canary
@@ -17,13 +24,10 @@ from .jax_zeros import Zero as Zero
 from .jax_zeros import is_zero as is_zero
 from .jax_zeros import zero_cotangent as zero_cotangent
 from .jax_zeros import zero_tangent as zero_tangent
-from .loops import silent_loops as silent_loops
-from .nodes import conj as conj
-from .nodes import has_function as has_function
-from .nodes import has_old_function as has_old_function
-from .nodes import has_own_jvp as has_own_jvp
-from .nodes import is_once_differentiable as is_once_differentiable
-from .nodes import is_wrapped as is_wrapped
-from .nodes import materialised as materialised
-from .nodes import math_attention as math_attention
-from .nodes import unwrapped as unwrapped
+from .operators import RandomOperations as RandomOperations
+from .operators import argument_of as argument_of
+from .tensors import conj as conj
+from .tensors import is_wrapped as is_wrapped
+from .tensors import materialised as materialised
+from .tensors import unwrapped as unwrapped
+from .vmap_warnings import silent_loops as silent_loops

@@ -1,4 +1,4 @@
-"""Torch's levels of forward mode and of `torch.func`."""
+"""The interpreter stack of `torch.func`, and the one level of forward mode that a process has."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Callable
 
 import torch
-import torch.overrides
-import torch.utils._pytree
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
@@ -22,53 +20,56 @@ def in_transform() -> bool:
 
 @functools.cache
 def prepare_forward_mode() -> None:
-    """Import what torch imports when forward mode is first used, without the warnings of its own code."""
+    """Import what the first use of forward mode imports, without the warnings of that module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 def in_forward_mode() -> bool:
-    """Whether this thread is inside of a `torch.func.jvp`."""
+    """Whether a `torch.func.jvp` is running on this thread."""
     return any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ())
 
 
 def forward_nesting() -> int:
-    """How many calls of `torch.func.jvp` run, on all threads. The first of them opens the level, unless it is open."""
+    """How many calls of `torch.func.jvp` run on all threads (`JVP_NESTING` in torch/_functorch/eager_transforms.py).
+
+    A call that finds itself to be the only one opens the level, and closes it at its end.
+    """
     return eager_transforms.JVP_NESTING
 
 
 def count_forward_nesting(change: int) -> None:
-    """Let `torch.func.jvp` take the level for one that is open, or not any more. No thread runs between."""
+    """Add to the number of calls, so that `torch.func.jvp` neither opens nor closes the level."""
     eager_transforms.JVP_NESTING += change
 
 
 def forward_level_is_open() -> bool:
-    """Whether the one level of forward mode that all threads share is open."""
+    """Whether the level is open, by `torch.func.jvp` or by `torch.autograd.forward_ad.dual_level`."""
     return forward_ad._current_level >= 0
 
 
 def open_forward_level() -> None:
-    """Open the level of forward mode."""
+    """Open the level."""
     forward_ad.enter_dual_level()
 
 
 def close_forward_level() -> None:
-    """Close the level of forward mode. Every tangent is gone from then on."""
-    if forward_level_is_open():  # otherwise a function has closed it
+    """Close the level, which clears every tangent on all threads."""
+    if forward_level_is_open():  # a function may have closed it
         forward_ad.exit_dual_level()
 
 
 def forward_canary() -> Callable[[], bool]:
-    """A function that tells whether the level has been open all the time since."""
+    """A function that tells whether the level has stayed open since: a tangent made now still exists."""
     one = torch.ones(1)
     try:
         dual = forward_ad.make_dual(one, one, level=0)
-    except RuntimeError:  # it was closed just now
+    except RuntimeError:  # another thread has just closed it
         return lambda: False
     return lambda: forward_ad.unpack_dual(dual, level=0).tangent is not None
 
 
 def has_tangent(t: torch.Tensor) -> bool:
-    """Whether forward mode, which is running, has a tangent for a tensor."""
+    """Whether a tensor has a tangent at the running level of forward mode."""
     return forward_ad.unpack_dual(t).tangent is not None

@@ -1,7 +1,8 @@
-"""Torch's one level of forward mode, which all threads of a process share.
+"""Forward mode of one thread, whose tangents no other thread clears.
 
-The first `torch.func.jvp` opens it, those of other threads join in, and when the first ends every tangent is gone: what
-the others compute from then on is zero, without an error.
+A process has one level of forward mode. The first `torch.func.jvp` opens it (`enter_jvp_nesting` and
+`_jvp_with_argnums` in torch/_functorch/eager_transforms.py), those of other threads join in, and when the first ends,
+every tangent is cleared: what the others compute from then on is silently zero (torch 2.13).
 """
 
 from __future__ import annotations
@@ -16,30 +17,30 @@ from .. import _compat
 
 _R = TypeVar("_R")
 
-_LONGEST = 60.0  # seconds for all of it
-_POLITE = 0.1  # how long somebody else's `torch.func.jvp` may take before this one joins in
+_LONGEST = 60.0  # seconds for all tries together
+_POLITE = 0.1  # seconds that a `torch.func.jvp` of another thread may take before this one joins in
 _PAUSE = 1e-4
 
 
 class _Inside(threading.local):
-    depth: int = 0  # how many runs of this thread are nested in each other
+    depth: int = 0  # nested runs of this thread
 
 
 _inside = _Inside()
 
 
 class _LostLevelError(Exception):
-    """Whoever had opened the level has closed it, so the tangents are gone."""
+    """The thread that had opened the level has closed it, so the tangents are cleared."""
 
 
 def in_forward_level(run: Callable[[], _R]) -> _R:
-    """The result of `run`, which uses forward mode, with tangents that nobody takes away.
+    """The result of `run`, which uses forward mode.
 
-    Where nobody uses the level it is opened for `run` alone, and other threads may join in. Where another thread uses
-    it, it is waited for. Where it stays open (a function has entered it without leaving it, or this thread was
-    interrupted within), `run` joins in, and runs again if the level was closed meanwhile.
+    If the level is free, this thread opens it, and others may join in. If another thread uses the level, this one waits
+    for it. If the level stays open (a function has entered it without leaving it, or this thread was interrupted within
+    it), `run` joins in, and runs again if the level was closed meanwhile.
     """
-    if _compat.in_forward_mode() or _inside.depth:  # this thread has the level
+    if _compat.in_forward_mode() or _inside.depth:  # this thread is at the level already
         return run()
     end = time.monotonic() + _LONGEST
     patience = _POLITE if _compat.forward_nesting() else _PAUSE
@@ -69,7 +70,7 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 @contextlib.contextmanager
-def _marked() -> Iterator[None]:
+def _counted() -> Iterator[None]:
     _inside.depth += 1
     _compat.count_forward_nesting(1)
     try:
@@ -81,8 +82,8 @@ def _marked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_level() -> Iterator[None]:
-    """A level that is closed when everybody who joined in is out again."""
-    with _marked():  # first, so that nobody who interrupts this takes the level for an abandoned one
+    """The level, opened by this thread, and closed when all threads that joined in have left it."""
+    with _counted():  # before the level opens: a signal handler that interrupts this would take it for abandoned
         _compat.open_forward_level()
         try:
             yield
@@ -93,9 +94,9 @@ def _own_level() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _level_of_others() -> Iterator[None]:
-    """The level that is open, with an error if it is closed meanwhile: a tangent of its own tells."""
+    """The level that another thread has opened. Raises if it is closed meanwhile, which a tangent made here tells."""
     is_intact = _compat.forward_canary()
-    with _marked():
+    with _counted():
         try:
             yield
         except Exception:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from t2j_core.extend import Leaf
 
-from .agreement import normal
-from .reverse_mode import Flat, Tensors, restricted, vjp
-
-Pull = Callable[[Tensors, Sequence[int], Mapping[int, torch.Tensor]], Tensors]
-"""(x, ins, cotangents of some outputs) to the cotangents of the inputs `ins`."""
+from .flat_functions import Flat, Tensors, restricted
+from .made_up_numbers import small_normal
+from .reverse_mode import Pullback, vjp
 
 
 @dataclass(frozen=True, eq=False)
 class Pushforward:
-    """The tangents of the outputs `outs` of `f` at `x`, as a function of the tangents of the inputs `ins`.
+    """The tangents of the outputs `outs` of `f` at `x`, from the tangents of the inputs `ins`.
 
-    `linear` are the inputs that `f` is linear in, if it is itself a derivative; see `_differentiate.vjp`. `adjoint` is
-    the pullback of `f` where there is a better one than torch's derivative of `f`.
+    `linear` are the inputs that `f` is linear in, if it is itself a derivative; see `reverse_mode.vjp`. `pullback_of_f`
+    is given where there is a better pullback than torch's derivative of `f`.
     """
 
     f: Flat
@@ -30,7 +28,7 @@ class Pushforward:
     outs: Sequence[int]
     results: Sequence[Leaf]
     linear: Sequence[int] = ()
-    adjoint: Pull | None = None
+    pullback_of_f: Pullback | None = None
 
     @property
     def moved(self) -> tuple[torch.Tensor, ...]:
@@ -51,10 +49,10 @@ class Pushforward:
         """The same at another point."""
         return replace(self, x=x)
 
-    def pull(self, cotangents: Mapping[int, torch.Tensor]) -> Tensors:
+    def pullback(self, cotangents: Mapping[int, torch.Tensor]) -> Tensors:
         """The cotangents of the inputs `ins`, by reverse mode."""
-        if self.adjoint is not None:
-            return self.adjoint(self.x, self.ins, cotangents)
+        if self.pullback_of_f is not None:
+            return self.pullback_of_f(self.x, self.ins, cotangents)
         return vjp(self.f, self.x, self.ins, cotangents, linear=self.linear)
 
     def zero_cotangents(self) -> dict[int, torch.Tensor]:
@@ -64,27 +62,27 @@ class Pushforward:
 
     def random_cotangents(self) -> dict[int, torch.Tensor]:
         """Random numbers for each of the outputs."""
-        return {i: normal(zero, i) for i, zero in self.zero_cotangents().items()}
+        return {i: small_normal(zero, i) for i, zero in self.zero_cotangents().items()}
 
     def in_all_directions(self) -> Pushforward:
-        """The same with tangents that are random, so that every input moves."""
+        """The same with random tangents, so that every input moves."""
         count = len(self.results)  # other numbers than those of the cotangents
-        return replace(self, tangents=[normal(t.detach(), count + k) for k, t in enumerate(self.moved)])
+        return replace(self, tangents=[small_normal(t.detach(), count + k) for k, t in enumerate(self.moved)])
 
     def transposed(self) -> tuple[torch.Tensor, ...]:
         """The tangents, by the transpose of the pullback. Works inside `torch.func.vmap`.
 
-        The pullback is linear in the cotangents, so that any will do but zero (`logcumsumexp` takes their logarithm).
-        They are no random numbers, which `torch.func.vmap` may forbid.
+        The pullback is linear in the cotangents, so it may be transposed at any of them but zero, of which the backward
+        of `logcumsumexp` takes the logarithm. They are not random, which `torch.func.vmap` may forbid.
         """
         n, somewhere = len(self.x), map(_cosines, self.zero_cotangents().values())
         places = range(n, n + len(self.outs))
 
-        def pulled(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(self.at(a[:n]).pull(dict(zip(self.outs, a[n:], strict=True))))
+        def pullback(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(self.at(a[:n]).pullback(dict(zip(self.outs, a[n:], strict=True))))
 
         weights = dict(enumerate(self.tangents))
-        return vjp(pulled, (*self.x, *somewhere), places, weights, linear=places)
+        return vjp(pullback, (*self.x, *somewhere), places, weights, linear=places)
 
 
 def _cosines(like: torch.Tensor) -> torch.Tensor:

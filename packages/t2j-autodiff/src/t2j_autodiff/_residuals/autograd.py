@@ -15,10 +15,10 @@ import torch
 from t2j_core.extend import Leaf
 
 from .. import _compat
-from .._base.errors import OUT_OF_MEMORY
+from .._base.errors import OUT_OF_MEMORY, first_line
 from .._batching.at_once import HiddenGradientError
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.reverse_mode import Flat, first_line
+from .._derivatives.flat_functions import Flat
 from . import example_numbers, tickets
 from .backward import BackwardError, Fitting, fitting, pulled_back
 from .keeping import Keeping

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 
 from .. import _compat
-from .._base.errors import OUT_OF_MEMORY
+from .._base.errors import OUT_OF_MEMORY, first_line
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.reverse_mode import first_line
-from .._mends.wrong_in_batches import is_wrong_in_batches
+from .._workarounds.wrong_batching_rules import has_wrong_batching_rule
 from .keeping import Keeping
 from .kept_graph import Gradients, KeptGraph, Pairs
 from .store import kept_graphs
@@ -70,7 +69,7 @@ def pulled_back(
 
 def _of_many(graph: KeptGraph, ins: Sequence[int], pairs: Pairs, keeping: Keeping) -> Gradients:
     """The gradients for many cotangents: at once, or one after another where torch cannot batch the backward."""
-    if keeping.can_batch and not is_wrong_in_batches(edge.node for edge, _ in pairs):
+    if keeping.can_batch and not has_wrong_batching_rule(edge.node for edge, _ in pairs):
         try:
             return graph.gradients_at_once(ins, pairs)
         except OUT_OF_MEMORY:  # one after another takes less

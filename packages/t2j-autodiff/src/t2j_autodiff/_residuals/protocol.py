@@ -10,7 +10,7 @@ from t2j_core.extend import Leaf
 
 from .._base.decisions import Shared
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.reverse_mode import Flat
+from .._derivatives.flat_functions import Flat
 
 
 @dataclass(frozen=True, eq=False)

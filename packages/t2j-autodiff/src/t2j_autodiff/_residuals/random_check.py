@@ -10,9 +10,10 @@ import torch
 from t2j_core import T2jWarning
 from t2j_core.extend import generator_states, warn
 
+from .. import _compat
 from .._base.decisions import Shared
-from .._derivatives.reverse_mode import Flat, first_line
-from .._mends.wrong_in_batches import RandomOperations
+from .._base.errors import first_line
+from .._derivatives.flat_functions import Flat
 
 logger = logging.getLogger("t2j_autodiff")
 
@@ -42,7 +43,7 @@ def warn_if_random(f: Flat, shared: Shared) -> Flat:
 
 def _draws(f: Flat, x: Sequence[torch.Tensor]) -> bool:
     """Whether it was `f` that drew from torch's generators, which all threads share: it is run once more."""
-    operations = RandomOperations()
+    operations = _compat.RandomOperations()
     try:
         with operations:
             f(*x)

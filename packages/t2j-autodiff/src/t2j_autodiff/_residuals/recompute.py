@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.reverse_mode import Flat
+from .._derivatives.flat_functions import Flat
 from .protocol import Residuals
 
 

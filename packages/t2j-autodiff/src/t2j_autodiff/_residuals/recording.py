@@ -12,7 +12,7 @@ import torch
 from t2j_core.extend import modules_in_use, storage_uses
 
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.reverse_mode import Flat
+from .._derivatives.flat_functions import Flat
 from .kept_graph import KeptGraph
 from .saved_tensors import SavedTensors
 

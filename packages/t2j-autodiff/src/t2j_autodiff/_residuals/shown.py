@@ -15,9 +15,9 @@ from t2j_core.extend import as_written
 
 from .. import _compat
 from .._base.decisions import Shared
-from .._base.errors import OUT_OF_MEMORY
-from .._derivatives.reverse_mode import Flat, first_line, restricted, watched
-from .._mends.gradient_questions import GradientQuestions
+from .._base.errors import OUT_OF_MEMORY, first_line
+from .._derivatives.flat_functions import Flat, requiring_grad, restricted
+from .._workarounds.requires_grad_queries import RequiresGradQueries
 
 logger = logging.getLogger("t2j_autodiff")
 
@@ -30,7 +30,7 @@ def recorded(f: Flat, ins: Sequence[int], shared: Shared) -> Flat:
             y, _ = torch.func.vjp(restricted(f, x, ins), *(x[i] for i in ins))  # type: ignore[misc]
             return tuple(y)
         with torch.enable_grad():
-            y = f(*watched(x, ins))
+            y = f(*requiring_grad(x, ins))
         if _compat.has_old_function(y):  # its forward may read `ctx.needs_input_grad`
             shared.asks_for_gradients = True
         return tuple(t.detach() for t in y)
@@ -54,24 +54,24 @@ class Shown:
         return self.recorded(*x) if asks else self.plain(*x)
 
     def _watched(self, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        questions = GradientQuestions()
+        queries = RequiresGradQueries()
         try:
-            with as_written(), questions:
+            with as_written(), queries:
                 y = self.recorded(*x)
         except OUT_OF_MEMORY:
             return self.plain(*x)
         except Exception as error:
             reason = first_line(error)
         else:
-            return self._noted(x, y, questions)
+            return self._noted(x, y, queries)
         y = self.plain(*x)  # if the function itself is at fault, it raises again, and nothing is noted
         logger.info("%s cannot be recorded (%s)", self.shared.name, reason)
         self.shared.asks_for_gradients = False
         return y
 
     def _noted(
-        self, x: Sequence[torch.Tensor], y: tuple[torch.Tensor, ...], questions: GradientQuestions
+        self, x: Sequence[torch.Tensor], y: tuple[torch.Tensor, ...], queries: RequiresGradQueries
     ) -> tuple[torch.Tensor, ...]:
-        asks = self.shared.asks_for_gradients or questions.decides is not None
+        asks = self.shared.asks_for_gradients or queries.decides is not None
         self.shared.asks_for_gradients = asks
-        return self.recorded(*x) if questions.changes_course else y
+        return self.recorded(*x) if queries.changes_course else y

@@ -14,9 +14,10 @@ from t2j_core import PerformanceWarning, dtype_t2j
 from t2j_core.extend import Leaf, canonical, warn
 
 from .. import _compat
+from .._base.errors import first_line
 from .._batching.batch_axes import BatchAxes
 from .._batching.vmap import over_axes
-from .._derivatives.reverse_mode import Flat, first_line
+from .._derivatives.flat_functions import Flat
 from .protocol import FlatFunction, Residuals
 from .tracing import NothingToKeepError, Traced, is_of_no_dropout, outputs_of, parameters_of, trace
 

@@ -10,9 +10,9 @@ import torch
 from t2j_core.extend import Leaf, modules_in_use, torch_device
 from torch.fx import GraphModule, Node
 
-from .._derivatives.reverse_mode import Flat
-from .._mends.gradient_questions import GradientQuestions
-from .._mends.wrong_in_batches import argument_of
+from .. import _compat
+from .._derivatives.flat_functions import Flat
+from .._workarounds.requires_grad_queries import RequiresGradQueries
 
 
 class NothingToKeepError(Exception):
@@ -46,10 +46,10 @@ def trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> Traced:
 
     def f(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         y: list[torch.Tensor] = []
-        with GradientQuestions() as questions:
+        with RequiresGradQueries() as queries:
             results = flat(*x)
-        if questions.of_leaves or questions.changes_course:
-            raise NotImplementedError(f"it looks at {questions.decides}")
+        if queries.of_leaves or queries.changes_course:
+            raise NotImplementedError(f"it looks at {queries.decides}")
         for t in results:  # results may not share memory with anything
             y.append(t.clone() if t._is_view() or any(t is other for other in (*x, *y)) else t)
         requires[:] = [t.requires_grad for t in y]
@@ -106,7 +106,7 @@ def is_of_no_dropout(node: Node) -> bool:
     schema = getattr(call.target, "_schema", None)
     if schema is None or call.target.namespace != "aten" or schema.returns[index].name not in _OF_DROPOUT:
         return False
-    dropout = argument_of(call.target, "dropout_p", call.args, call.kwargs)
+    dropout = _compat.argument_of(call.target, "dropout_p", call.args, call.kwargs)
     if dropout:
         raise NotImplementedError("an attention with dropout keeps its random numbers on the host")
     return dropout is not None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._derivatives.reverse_mode import Flat
+from .._derivatives.flat_functions import Flat
 
 
 def clones(f: Flat, indices: Sequence[int]) -> Flat:

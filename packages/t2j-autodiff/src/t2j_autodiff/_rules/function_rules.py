@@ -7,8 +7,8 @@ from t2j_core.extend import Rules, TorchFn
 from .._base.decisions import Shared
 from .._base.memo import Memo
 from .._batching.batch_axes import Dims
-from .._derivatives.adjoint import Adjoint
-from .._derivatives.reverse_mode import Flat
+from .._derivatives.flat_functions import Flat
+from .._derivatives.vjp_of_jvp import VjpOfJvp
 
 
 class FunctionRules(Rules[TorchFn]):
@@ -21,7 +21,7 @@ class FunctionRules(Rules[TorchFn]):
         shared: Shared,
         *,
         linear_from: int | None = None,
-        adjoint: Adjoint | None = None,
+        vjp_of_jvp: VjpOfJvp | None = None,
         unbatched: TorchFn | None = None,
         batch_of: tuple[TorchFn, int, Dims] | None = None,
     ) -> None:
@@ -33,7 +33,7 @@ class FunctionRules(Rules[TorchFn]):
         self.linear_from = linear_from
         """The first of the operands that it is linear in, if it is a linear map."""
         self.is_derivative = linear_from is not None
-        self.adjoint = adjoint
+        self.vjp_of_jvp = vjp_of_jvp
         """Its pullback, if it is a pushforward."""
         self.unbatched = unbatched
         """What it is a batch of, or a batch of batches."""

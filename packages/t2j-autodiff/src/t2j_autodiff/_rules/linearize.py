@@ -14,11 +14,13 @@ from .._batching.batch_axes import NO_AXES, BatchAxes
 from .._batching.from_examples import from_examples, unless_it_fails
 from .._batching.rehearsal import rehearsed
 from .._batching.vmap import over_axes
-from .._derivatives.adjoint import Adjoint
-from .._derivatives.forward_mode import ForwardMode, jvp, rehearse
-from .._derivatives.plain_operations import in_plain_operations
-from .._derivatives.pushforward import Pull, Pushforward
-from .._derivatives.reverse_mode import Flat, vjp
+from .._derivatives.decompositions import with_decompositions
+from .._derivatives.flat_functions import Flat
+from .._derivatives.forward_mode import jvp, rehearse
+from .._derivatives.jvp_decision import JvpDecision
+from .._derivatives.pushforward import Pushforward
+from .._derivatives.reverse_mode import Pullback, vjp
+from .._derivatives.vjp_of_jvp import VjpOfJvp
 from .._residuals.choice import residuals_of
 from .._residuals.protocol import FlatFunction
 from .._residuals.random_check import warn_if_random
@@ -60,7 +62,7 @@ class Linearized:
         self.linear = () if rules.linear_from is None else tuple(range(rules.linear_from, len(self.operands)))
         """The operands that the function is linear in, if it is itself a derivative."""
         label = str(source.signature)
-        self.forward_mode = ForwardMode(functools.partial(self.shared.forward_modes.__setitem__, label))
+        self.forward_mode = JvpDecision(functools.partial(self.shared.forward_modes.__setitem__, label))
         function = FlatFunction(self.flat_function, self.operands, self.results, ins, self.outs, self.shared, label)
         self.residuals = residuals_of(function, keeps=keeps, is_quick=source.signature.outputs.is_quick)
 
@@ -102,17 +104,17 @@ class Linearized:
         of_ins, of_outs = [self.operands[i] for i in ins], [self.results[i] for i in outs]
         return (of_ins, of_outs) if direction == "jvp" else (of_outs, of_ins)
 
-    def pullback(self) -> Pull:
+    def pullback(self) -> Pullback:
         """How the function is differentiated in reverse mode."""
-        return self.rules.adjoint or functools.partial(vjp, self.flat_function, linear=self.linear)
+        return self.rules.vjp_of_jvp or functools.partial(vjp, self.flat_function, linear=self.linear)
 
     def recomputing_map(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
         """A linear map without residuals: it runs the forward again, and torch can differentiate it."""
         f, n, shared = self.flat_function, len(self.operands), self.shared
-        known, linear, adjoint, pullback_at = self.forward_mode, self.linear, self.rules.adjoint, self.pullback()
+        known, linear, pullback_at, vjp_of_jvp = self.forward_mode, self.linear, self.pullback(), self.rules.vjp_of_jvp
 
         def at(a: Sequence[torch.Tensor]) -> Pushforward:
-            return Pushforward(f, a[:n], ins, a[n:], outs, self.results, linear, adjoint)
+            return Pushforward(f, a[:n], ins, a[n:], outs, self.results, linear, vjp_of_jvp)
 
         def pushforward(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return jvp(at(a), known)
@@ -122,7 +124,7 @@ class Linearized:
             return tuple(pullback_at(a[:n], ins, cotangents))
 
         if linear:  # its backward too, which may run forwards again (checkpoints)
-            pullback = in_plain_operations(pullback, shared)
+            pullback = with_decompositions(pullback, shared)
         taken, returned = self.map_leaves(direction, ins, outs)
         run: Flat = warn_if_random(pushforward if direction == "jvp" else pullback, shared)
         if (example := self._of_example(direction, ins, outs)) is not None:
@@ -145,11 +147,11 @@ class Linearized:
         """The same of another function, which this one is a batch of."""
         return linearized(fn, self.ins, keeps=False)
 
-    def adjoint(self, pushforward: Flat, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Adjoint:
+    def vjp_of_jvp(self, pushforward: Flat, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> VjpOfJvp:
         """The pullback of `pushforward`."""
-        pullback = in_plain_operations(self.recomputing_map("vjp", ins, outs, axes), self.shared)
+        pullback = with_decompositions(self.recomputing_map("vjp", ins, outs, axes), self.shared)
         results = [axes.of_result(self.results[i]) for i in outs]
-        return Adjoint(pushforward, pullback, len(self.operands), results)
+        return VjpOfJvp(pushforward, pullback, len(self.operands), results)
 
     def map_function(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
         """A linear map with residuals: it uses them if they are there, else it runs the forward again."""

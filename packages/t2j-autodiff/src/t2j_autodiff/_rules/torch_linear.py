@@ -16,7 +16,7 @@ from t2j_core.extend import Rules, TorchFn, call_primitive, torch_call
 from .. import _compat
 from .._batching.batch_axes import NO_AXES, BatchAxes
 from .._batching.over_devices import over_devices
-from .._derivatives.plain_operations import in_plain_operations
+from .._derivatives.decompositions import with_decompositions
 from .conventions import batch_in_front, check_depth, moved_operands
 from .function_rules import FunctionRules
 from .linearize import Linearized, linearized
@@ -88,9 +88,9 @@ class LinearRules(Rules[TorchFn]):
         self.linear = linear
         self.direction, self.ins, self.outs, self.axes, self.depth = direction, ins, outs, axes, depth
         self.n_operands, self.n_constants = len(linear.operands), len(linear.constants)
-        f = in_plain_operations(linear.recomputing_map(direction, ins, outs, axes), linear.shared)
-        adjoint = linear.adjoint(f, ins, outs, axes) if direction == "jvp" else None
-        self._recomputing = FunctionRules(f, depth, linear.shared, linear_from=self.n_operands, adjoint=adjoint)
+        f = with_decompositions(linear.recomputing_map(direction, ins, outs, axes), linear.shared)
+        vjp_of_jvp = linear.vjp_of_jvp(f, ins, outs, axes) if direction == "jvp" else None
+        self._recomputing = FunctionRules(f, depth, linear.shared, linear_from=self.n_operands, vjp_of_jvp=vjp_of_jvp)
 
     def jvp(
         self, primals: Sequence[Any], tangents: Sequence[Any], *, fn: TorchFn

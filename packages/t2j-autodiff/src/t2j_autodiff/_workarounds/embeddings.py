@@ -1,31 +1,36 @@
-"""Embeddings whose backward is not the transpose of their forward."""
+"""Embeddings with `padding_idx` or `scale_grad_by_freq`, whose backward is not the transpose of their forward mode.
+
+The backward is zero for rows of padding and divides others by how often they occur. Forward mode (`result` of
+`embedding` in tools/autograd/derivatives.yaml) knows of neither: https://github.com/pytorch/pytorch/issues/93950.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional
 
 _NO_PADDING = {torch.nn.functional.embedding: None, torch.embedding: -1}
-_EMBEDDINGS = {
+_EMBEDDINGS: dict[Callable[..., Any], inspect.Signature] = {
     torch.nn.functional.embedding: inspect.signature(torch.nn.functional.embedding),
     torch.embedding: inspect.signature(lambda weight, indices, padding_idx=-1, scale_grad_by_freq=0, sparse=0: None),
 }
 
 
-def plain_embedding(func: Any, args: Any, kwargs: Any) -> torch.Tensor:
-    """An embedding whose derivative is that of its backward: of padding it is zero, and others are weighted."""
+def decomposed_embedding(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The embedding in operations whose derivative in both modes is that of torch's backward."""
     given = _EMBEDDINGS[func].bind(*args, **kwargs).arguments
     padding, weighted = given.pop("padding_idx", _NO_PADDING[func]), given.pop("scale_grad_by_freq", False)
     rows = func(**given)
     indices = given["input" if func is torch.nn.functional.embedding else "indices"]
     count = given["weight"].shape[0]
     if weighted:
-        flat = indices.reshape(-1)
+        in_one_row = indices.reshape(-1)
         counts = torch.zeros(count, dtype=rows.dtype, device=rows.device).index_add(
-            0, flat, torch.ones_like(flat, dtype=rows.dtype)
+            0, in_one_row, torch.ones_like(in_one_row, dtype=rows.dtype)
         )
         rows = rows.detach() + (rows - rows.detach()) / counts[indices].unsqueeze(-1)
     if padding != _NO_PADDING[func]:
@@ -33,8 +38,8 @@ def plain_embedding(func: Any, args: Any, kwargs: Any) -> torch.Tensor:
     return rows
 
 
-def is_special_embedding(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether it is an embedding with a backward of its own: `padding_idx` or `scale_grad_by_freq`."""
+def is_special_embedding(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this is an embedding with `padding_idx` or `scale_grad_by_freq`."""
     if func not in _EMBEDDINGS:
         return False
     given = _EMBEDDINGS[func].bind(*args, **kwargs).arguments

@@ -1,0 +1,41 @@
+"""Tensors that hide what they are: wrappers of `torch.func`, symbolic zeros, lazy conjugates, sparse gradients."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_wrapped(tensor: torch.Tensor) -> bool:
+    """Whether a tensor belongs to a level of `torch.func`: a `GradTrackingTensor` or a `BatchedTensor`."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor inside all wrappers of `torch.func`."""
+    while is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def materialised(tensor: torch.Tensor) -> torch.Tensor:
+    """A symbolic zero as numbers, a sparse gradient as a dense one; any other tensor unchanged.
+
+    `_is_zerotensor` is false for the wrapper of a symbolic zero, so the tensor inside is asked.
+    """
+    if tensor.layout != torch.strided:  # the gradient of `nn.Embedding(sparse=True)`
+        return tensor.to_dense()
+    if not unwrapped(tensor)._is_zerotensor():
+        return tensor
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def conj(tensor: torch.Tensor) -> torch.Tensor:
+    """The conjugate, computed at once from the real and imaginary parts.
+
+    In a batch of `torch.func.vmap`, `torch.conj` is lazy, and its imaginary part has no batching rule
+    (`aten::_neg_view`); `torch.conj_physical` has none either (torch 2.13).
+    """
+    if not tensor.is_complex():
+        return tensor
+    tensor = tensor.resolve_conj()
+    return torch.complex(tensor.real, -tensor.imag)

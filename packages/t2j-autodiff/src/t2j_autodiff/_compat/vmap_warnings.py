@@ -1,0 +1,40 @@
+"""The warning of `torch.func.vmap` about operations without a batching rule."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+_silenced: list[None] = []  # one for each batch that runs, on all threads
+
+
+@contextlib.contextmanager
+def silent_loops() -> Iterator[None]:
+    """Within, `torch.func.vmap` does not warn that it runs an operation once per example.
+
+    `warnFallback` in aten/src/ATen/functorch/BatchedFallback.cpp speaks of torch's batching rules to users of
+    `jax.vmap`, and where warnings are errors, a batch that works fails. The switch holds for all threads, and torch
+    does not tell its state: afterwards it is on, which is the default.
+    """
+    _silenced.append(None)
+    try:
+        _set_loop_warnings()
+        yield
+    finally:
+        _silenced.pop()
+        _set_loop_warnings()
+
+
+def _set_loop_warnings() -> None:
+    """Set the switch according to `_silenced`.
+
+    Without a lock, because a signal handler that interrupts this would wait for it. Each thread looks again after it
+    has set the switch, so the last one leaves it right.
+    """
+    while True:
+        is_on = not _silenced
+        torch._C._functorch._set_vmap_fallback_warning_enabled(is_on)  # type: ignore[attr-defined]
+        if is_on is (not _silenced):
+            return

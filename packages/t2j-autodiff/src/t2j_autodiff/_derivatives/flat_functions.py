@@ -1,0 +1,40 @@
+"""Flat functions, and runs of them that autograd records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+Flat = Callable[..., tuple[torch.Tensor, ...]]
+"""A flat function: one tensor per operand in, a tuple of tensors out."""
+
+Tensors = Sequence[torch.Tensor]
+
+
+def restricted(f: Flat, x: Tensors, ins: Sequence[int], outs: Sequence[int] | None = None) -> Flat:
+    """`f` at `x` as a function of the inputs `ins` to the outputs `outs`, or to all outputs."""
+
+    def g(*moved: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = list(x)
+        for i, value in zip(ins, moved, strict=True):
+            inputs[i] = value
+        y = f(*inputs)
+        return tuple(y) if outs is None else tuple(y[i] for i in outs)
+
+    return g
+
+
+def requiring_grad(x: Tensors, indices: Iterable[int]) -> list[torch.Tensor]:
+    """The inputs, of which those at `indices` require gradients, so that autograd records a run of a function on them.
+
+    The function sees leaves, as it would in plain PyTorch. Results of an outer function become views instead, through
+    which an outer derivative still reaches them; so do tensors that occur twice, to be told apart.
+    """
+    handles = list(x)
+    for i in indices:
+        if not x[i].requires_grad:
+            handles[i] = x[i].detach().requires_grad_()
+        elif not x[i].is_leaf or sum(t is x[i] for t in x) > 1:
+            handles[i] = x[i].view_as(x[i])
+    return handles
