@@ -297,3 +297,19 @@ def test_an_object_whose_wrapper_is_kept_outside_is_freed():
     del model, call
     collect(passes=2)
     assert alive() is None
+
+
+def test_dropped_wrappers_are_freed_but_for_those_with_a_name():
+    before, sites = baseline()
+    references = []
+    for i in range(20):
+        scale = Scale(1.0)
+        references.append(weakref.ref(scale))
+        f = torch2jax(scale, name=None if i % 2 else f"dropped{i}")
+        np.testing.assert_array_equal(f(X), X)
+        np.testing.assert_array_equal(jax.jit(lambda a, f=f: f(a) * 2)(X), 2 * X)
+        del f, scale
+    collect(passes=2)
+    assert sum(reference() is not None for reference in references) <= 10  # names stay registered
+    assert live_functions() - before <= 10
+    assert counters()["live_sites"] - sites <= 10
