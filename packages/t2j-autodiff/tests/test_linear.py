@@ -509,7 +509,7 @@ def test_a_transpose_that_is_not_finite(name):
 
 def test_a_torch_constant_that_is_not_finite():
     weight = torch.tensor([torch.nan, torch.inf, 2.0])
-    agree(jax.linear_transpose(torch2jax(lambda x: weight * x), B)(B)[0], [np.nan, np.inf, 6.0])
+    agree(jax.linear_transpose(torch2jax(lambda x: weight * x), B)(B)[0], jnp.array([np.nan, np.inf, 6.0]))
 
 
 def only_for_real_values(f):
