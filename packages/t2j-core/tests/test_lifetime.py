@@ -272,7 +272,7 @@ def test_an_object_that_wraps_its_own_method_is_freed_if_it_was_never_called():
     assert alive() is None
 
 
-def test_an_object_that_wraps_its_own_method_stays_after_a_call_until_jaxs_caches_are_cleared():
+def test_an_object_that_wraps_its_own_method_stays_until_jaxs_caches_are_cleared():
     # The README's rule: the program that the wrapper compiled owns the function, which owns the wrapper.
     model = Model()
     alive = weakref.ref(model)
