@@ -173,10 +173,10 @@ def test_an_exception_of_a_torch_function_ends_the_launch_and_is_shown(faulty: S
 
 
 def test_processes_that_take_too_long_are_killed(faulty: Start):
-    process = faulty("time.sleep(1000)", "--processes", "2", "--timeout", "12")
+    process = faulty("time.sleep(1000)", "--processes", "2", "--timeout", "6")
     output = finish(process)
     assert process.returncode == 1, output
-    assert "Process 1 of 2 exceeded 12 s (still running)" in output
+    assert "Process 1 of 2 exceeded 6 s (still running)" in output
 
 
 def test_workers_end_with_their_parent(faulty: Start):

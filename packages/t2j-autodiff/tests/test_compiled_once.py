@@ -6,47 +6,26 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
+from common import compiles
 from t2j_autodiff import Size, module2jax, torch2jax
 
 x = jnp.arange(1.0, 4.0)
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """What XLA has compiled since it was last cleared."""
-    events: list[str] = []
-
-    def note(event: str, _seconds: float, **_: object) -> None:
-        if "backend_compile" in event:
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    return events
-
-
-def counts_of(call, compiled) -> list[int]:
-    counts = []
-    for _ in range(3):
-        compiled.clear()
-        call()
-        counts.append(len(compiled))
-    return counts
-
-
-def test_a_call_is_compiled_once(compiled):
+def test_a_call_is_compiled_once():
     f = torch2jax(lambda t, by=1.0: t.sin() * by)
-    assert counts_of(lambda: f(x), compiled) == [1, 0, 0]
-    assert counts_of(lambda: f(x, by=2.0), compiled) == [1, 0, 0]
+    assert compiles(lambda: f(x)) == [1, 0, 0]
+    assert compiles(lambda: f(x, by=2.0)) == [1, 0, 0]
     apply, variables = module2jax(torch.nn.Linear(3, 2))
-    assert counts_of(lambda: apply(variables, x), compiled) == [1, 0, 0]
+    assert compiles(lambda: apply(variables, x)) == [1, 0, 0]
 
 
 @pytest.mark.parametrize("transform", [jax.grad, jax.vmap, jax.jit])
-def test_a_transformation_is_compiled_at_its_first_call_only(transform, compiled):
+def test_a_transformation_is_compiled_at_its_first_call_only(transform):
     runs = []
     f = torch2jax(lambda t: (runs.append(t.device.type), t.sin().sum())[1])
     argument = jnp.stack([x, x]) if transform is jax.vmap else x
-    first, *rest = counts_of(lambda: transform(f)(argument), compiled)
+    first, *rest = compiles(lambda: transform(f)(argument))
     assert first > 0
     assert rest == [0, 0]
     assert runs.count("meta") == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import t2j_autodiff
 import torch
+from common import agree_with_types
 from jax.test_util import check_grads
 from t2j_autodiff import torch2jax
 
@@ -111,10 +112,7 @@ def like(arrays, seed=0):
 
 
 def agree(got, expected, tolerance=3e-5):
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
+    agree_with_types(got, expected, tolerance)
 
 
 def real_loss(f):

@@ -9,11 +9,11 @@ import weakref
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from common import agree, raises
 from t2j_autodiff import NonDifferentiableError, clear_residuals, module2jax, torch2jax
 from t2j_core import PerformanceWarning
 
@@ -21,7 +21,7 @@ X = jax.random.normal(jax.random.key(0), (4, 3))
 
 
 def close(got, expected, tolerance=1e-3):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, expected)
+    agree(got, expected, tolerance)
 
 
 def many(h):
@@ -139,7 +139,7 @@ class Detached(torch.autograd.Function):
 def test_a_backward_that_is_cut_off_is_not_silently_constant(transform):
     f = torch2jax(lambda x: Detached.apply(x).sum())
     close(jax.grad(f)(X), 3 * X**2)
-    with pytest.raises(NonDifferentiableError, match="cut off from its gradient"):
+    with raises(NonDifferentiableError, anywhere="cut off"):
         transform(f)(X)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import t2j_autodiff
 import torch
+from common import raises, warns
 from t2j_autodiff import (
     ArgumentError,
     DepthError,
@@ -33,9 +35,7 @@ def cube(x):
 def test_depth_0_is_forward_only(transform):
     f = torch2jax(cube, depth=0)
     assert float(f(X)) == 36
-    with pytest.raises(
-        DepthError, match=r"(?s)cube was wrapped with `depth=0` \(forward only\).*Wrap it with `depth=1`"
-    ):
+    with raises(DepthError, what=("cube", "`depth=0`", "forward only"), remedy="`depth=1`"):
         transform(f)(X)
 
 
@@ -46,9 +46,7 @@ def test_beyond_depth(depth, order):
     for _ in range(depth):
         g = (lambda g: lambda x: jax.grad(g)(x).sum())(g)
     g(X)
-    with pytest.raises(
-        DepthError, match=f"(?s)`depth={depth}`, and this needs a derivative of order {order}.*`depth={order}`"
-    ):
+    with raises(DepthError, what=(f"`depth={depth}`", f"of order {order}"), remedy=f"`depth={order}`"):
         jax.grad(g)(X)
 
 
@@ -66,7 +64,7 @@ def test_stop_gradient_is_the_other_remedy():
 
 @pytest.mark.parametrize("depth", [-1, True, 1.0, "2"])
 def test_depth_must_be_a_count(depth):
-    with pytest.raises(ArgumentError, match=r"(?s)`depth` is not valid.*Expected: a non-negative integer"):
+    with raises(ArgumentError, what="`depth`", expected="non-negative integer", got=repr(depth)):
         torch2jax(cube, depth=depth)
 
 
@@ -86,8 +84,8 @@ def test_depth_must_be_a_count(depth):
     ids=str,
 )
 def test_options_are_checked(options):
-    (name,) = options
-    with pytest.raises(ArgumentError, match=rf"(?s)`{name}`.*Expected:.*Got: "):
+    ((name, value),) = options.items()
+    with raises(ArgumentError, what=f"`{name}`", expected=re.compile("."), got=str(value)):
         torch2jax(cube, **options)
 
 
@@ -100,6 +98,9 @@ def test_an_integer_argument_is_jaxs_error():
     f = torch2jax(lambda i: i.float().sum())
     with pytest.raises(TypeError, match="grad requires real- or complex-valued inputs"):
         jax.grad(f)(jnp.arange(3))
+
+
+BOTH_REASONS = re.compile(r"(?s)Forward mode failed:.*Double backward failed:.*reverse mode")
 
 
 class OnceDifferentiable(torch.autograd.Function):
@@ -121,8 +122,7 @@ def test_forward_mode_that_torch_cannot_do_gives_both_reasons():
     f = torch2jax(OnceDifferentiable.apply)
     x = jnp.ones(257)  # more outputs than rows of a Jacobian are computed for
     np.testing.assert_allclose(jax.grad(lambda x: f(x).sum())(x), np.exp(x), rtol=1e-6)
-    message = r"(?s)Forward mode failed:.*Double backward failed:.*Use reverse mode"
-    with pytest.raises(NonDifferentiableError, match=message):
+    with raises(NonDifferentiableError, anywhere=BOTH_REASONS):
         jax.jvp(f, (x,), (x,))
 
 
@@ -134,7 +134,7 @@ def test_a_second_derivative_that_torch_cannot_do():
 
 
 def test_a_nonlinear_function_cannot_be_transposed():
-    with pytest.raises(TransformError, match=r"(?s)not linear in args\[0\].*`jax.vjp`"):
+    with raises(TransformError, what=("not linear", "args[0]"), expected="f(0) = 0", remedy="`jax.vjp`"):
         jax.linear_transpose(torch2jax(lambda x: x * x), X)(X)
 
 
@@ -155,14 +155,12 @@ def test_what_vmap_cannot_batch_is_an_error_on_request():
 @pytest.mark.parametrize("mask", [(True,), ({"a": True}, False), (True, (True, False))], ids=str)
 def test_a_mask_that_does_not_match(mask):
     f = torch2jax(lambda p, x: (p["w"] * x).sum(), nondiff_mask=mask)
-    with pytest.raises(
-        ArgumentError, match=r"(?s)`nondiff_mask` does not match the arguments.*Expected: a tree of bools"
-    ):
+    with raises(ArgumentError, what="`nondiff_mask`", expected="tree of bools"):
         f({"w": X}, X)
 
 
 def test_a_position_without_an_array():
-    with pytest.raises(ArgumentError, match=r"(?s)`nondiff_argnums` names position 3.*args\[0\]"):
+    with raises(ArgumentError, what=("`nondiff_argnums`", "position 3"), expected="args[0]", got="3"):
         torch2jax(cube, nondiff_argnums=3)(X)
 
 
@@ -209,12 +207,12 @@ def test_nan_of_constants_does_not_leak():
 
 def test_derivatives_are_not_exported():
     f = torch2jax(cube, name="cube of the errors test")
-    with pytest.raises(t2j_autodiff.ExportError, match="only forward calls can be"):
+    with raises(t2j_autodiff.ExportError, what="forward call"):
         jax.export.export(jax.jit(jax.grad(f)))(X)
 
 
 def test_the_deprecated_name():
-    with pytest.warns(DeprecationWarning, match="`torch2jax_with_vjp` is now `torch2jax`"):
+    with warns(DeprecationWarning, what=("`torch2jax_with_vjp`", "`torch2jax`")):
         f = t2j_autodiff.torch2jax_with_vjp(cube, depth=1)
     np.testing.assert_allclose(jax.grad(f)(X), 3 * X**2, rtol=1e-6)
 
@@ -233,18 +231,11 @@ def test_the_text_of_a_depth_error(depth, wrap):
     f = torch2jax(cube, depth=depth)
     x = X[None] if wrap is jax.vmap else X
     assert wrap(of_order(f, depth))(x).shape == x.shape[:-1]
-    with pytest.raises(DepthError) as caught:
+    needed = f"of order {depth + 1}" if depth else "cannot be differentiated"
+    remedy = (f"`depth={depth + 1}`", "`depth=None`", "`jax.lax.stop_gradient`")
+    with raises(DepthError, what=("cube", f"`depth={depth}`", needed), remedy=remedy) as caught:
         wrap(of_order(f, depth + 1))(x)
-    first = {
-        0: "cube was wrapped with `depth=0` (forward only), so it cannot be differentiated.",
-        1: "cube was wrapped with `depth=1`, and this needs a derivative of order 2.",
-        2: "cube was wrapped with `depth=2`, and this needs a derivative of order 3.",
-    }[depth]
-    remedy = (
-        f"Wrap it with `depth={depth + 1}`, or `depth=None` for no limit; or use `jax.lax.stop_gradient` on arguments "
-        "that need no derivative."
-    )
-    assert str(caught.value).splitlines() == [first, remedy]
+    assert len(str(caught.value).splitlines()) == 2
     assert isinstance(caught.value, TransformError)
     assert wrap(of_order(f, depth))(x).shape == x.shape[:-1]  # the failure leaves nothing behind
 
@@ -261,7 +252,7 @@ SECOND = {
 
 @pytest.mark.parametrize("name", SECOND)
 def test_every_way_to_a_second_derivative_counts(name):
-    with pytest.raises(DepthError, match="`depth=1`, and this needs a derivative of order 2"):
+    with raises(DepthError, what=("`depth=1`", "of order 2"), remedy="`depth=2`"):
         SECOND[name](torch2jax(cube, depth=1))(X)
     SECOND[name](torch2jax(cube, depth=2))(X)
 
@@ -295,7 +286,7 @@ def test_what_has_no_forward_mode(transform):
     f = torch2jax(lambda x: OnceDifferentiable.apply(x).repeat(129))
     x = jnp.array([0.0, 1.0])
     assert np.isfinite(jax.grad(lambda x: f(x).sum())(x)).all()
-    with pytest.raises(Exception, match=r"(?s)Forward mode failed:.*Double backward failed:.*Use reverse mode"):
+    with raises(Exception, anywhere=BOTH_REASONS):
         jax.block_until_ready(transform(f)(x))
     assert isinstance(t2j_autodiff.last_error(), NonDifferentiableError)
     assert np.isfinite(jax.grad(lambda x: f(x).sum())(x)).all()
@@ -305,7 +296,7 @@ def test_transposition_of_an_affine_function_after_linearize_works():
     f = torch2jax(lambda x: 2 * x + 1)
     _, push = jax.linearize(f, X)
     np.testing.assert_array_equal(jax.linear_transpose(push, X)(X)[0], 2 * X)
-    with pytest.raises(TransformError, match=r"not linear in args\[0\]: its value at zero"):
+    with raises(TransformError, what=("not linear", "args[0]", "at zero"), remedy="`jax.vjp`"):
         jax.jit(lambda ct: jax.linear_transpose(f, X)(ct))(X)
 
 
@@ -315,7 +306,7 @@ MASKS = [(True,), ({"a": True}, False), (True, (True, False)), (True, False, Tru
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 def test_masks_that_do_not_match_name_the_arguments(mask):
     f = torch2jax(lambda p, x: (p["w"] * x).sum(), nondiff_mask=mask)
-    with pytest.raises(ArgumentError, match=r"(?s)^`nondiff_mask` does not match the arguments of <lambda>"):
+    with raises(ArgumentError, what=("`nondiff_mask`", "<lambda>"), expected="tree of bools", got="PyTreeDef"):
         jax.jit(jax.grad(f))({"w": X}, X)
 
 
@@ -330,7 +321,7 @@ def test_masks_that_do_not_match_name_the_arguments(mask):
     ids=["str", "float", "None", "array"],
 )
 def test_masks_of_something_else_than_bools(mask):
-    with pytest.raises(ArgumentError, match=r"`nondiff_mask`"):
+    with raises(ArgumentError, what="`nondiff_mask`"):
         jax.grad(torch2jax(lambda p, x: (p * x).sum(), nondiff_mask=mask))(X, X)
 
 
@@ -356,9 +347,7 @@ def test_masks_that_match():
 @pytest.mark.parametrize("number", [1, 7, (0, 2)])
 def test_positions_without_arrays(number):
     f = torch2jax(lambda x, *, k: (x * k).sum(), nondiff_argnums=number)
-    with pytest.raises(
-        ArgumentError, match=r"(?s)^`nondiff_argnums` names position \d.*has no array there.*Expected: "
-    ):
+    with raises(ArgumentError, what=("`nondiff_argnums`", re.compile(r"position \d")), expected=re.compile(".")):
         f(X, k=X)
 
 
@@ -473,7 +462,7 @@ def test_warnings_point_at_the_users_line():
         warnings.simplefilter("always")
         jax.block_until_ready(jax.vmap(f)(jnp.ones((2, 3))))
     assert [w.category for w in record] == [PerformanceWarning]
-    assert str(record[0].message).endswith('Pass `vmap_method="sequential"` to choose that.')
+    assert '`vmap_method="sequential"`' in str(record[0].message)
 
 
 FAULTS = {
@@ -520,7 +509,7 @@ BATCH = jnp.arange(6.0).reshape(2, 3)
 def test_the_variables_of_a_batch_norm_have_no_derivative(derivative, layers):
     apply, variables = module2jax(torch.nn.Sequential(*layers, torch.nn.BatchNorm1d(3)).eval())
     loss = lambda v: apply(v, BATCH).sum()
-    with pytest.raises(NonDifferentiableError, match=r"to `running_mean`(.|\n)*`variables\[\"params\"\]` without"):
+    with raises(NonDifferentiableError, what="`running_mean`", remedy='`variables["params"]`'):
         derivative(loss, allow_int=True)(variables)
     of_params = jax.grad(lambda p: apply({**variables, "params": p}, BATCH).sum())(variables["params"])
     assert {leaf.shape for leaf in jax.tree.leaves(of_params)} >= {(3,)}
@@ -534,5 +523,5 @@ def of_ones(tree):
 def test_weights_of_a_loss_have_no_derivative():
     f = torch2jax(lambda x, w: torch.nn.functional.cross_entropy(x, torch.tensor([0, 2]), weight=w))
     jax.grad(f)(BATCH, jnp.ones(3))
-    with pytest.raises(NonDifferentiableError, match="`nll_loss_forward` with respect to `weight`"):
+    with raises(NonDifferentiableError, what=("`nll_loss_forward`", "`weight`")):
         jax.grad(f, 1)(BATCH, jnp.ones(3))

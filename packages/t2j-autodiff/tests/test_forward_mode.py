@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from common import agree, raises
 from t2j_autodiff import NonDifferentiableError, module2jax, torch2jax
 
 pytestmark = pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
 
 X = jnp.linspace(0.1, 1.0, 12).reshape(4, 3)
 T = jnp.cos(X)
-
-
-def close(got, expected, tolerance=1e-4):
-    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
 
 
 class Detached(torch.autograd.Function):
@@ -71,17 +68,17 @@ CUT = [Detached, ThroughNumPy, HalfDetached, WithVmapRule]
 def test_a_backward_that_autograd_does_not_see(function, jitted):
     f = torch2jax(function.apply)
     wrap = jax.jit if jitted else lambda f: f
-    close(wrap(lambda x, t: jax.jvp(f, (x,), (t,))[1])(X, T), 3 * X**2 * T)
-    close(wrap(jax.jacfwd(lambda x: f(x).sum()))(X), 3 * X**2)
-    close(wrap(jax.vmap(jax.jacfwd(lambda x: f(x).sum())))(X), 3 * X**2)
-    close(jax.jvp(jax.vmap(f), (X,), (T,))[1], 3 * X**2 * T)
+    agree(wrap(lambda x, t: jax.jvp(f, (x,), (t,))[1])(X, T), 3 * X**2 * T)
+    agree(wrap(jax.jacfwd(lambda x: f(x).sum()))(X), 3 * X**2)
+    agree(wrap(jax.vmap(jax.jacfwd(lambda x: f(x).sum())))(X), 3 * X**2)
+    agree(jax.jvp(jax.vmap(f), (X,), (T,))[1], 3 * X**2 * T)
     assert "rows of the Jacobian" in f.explain()
 
 
 @pytest.mark.parametrize("function", CUT)
 def test_too_many_outputs_for_rows_are_an_error(function):
     f, x = torch2jax(function.apply), jnp.linspace(0.1, 1.0, 300)
-    with pytest.raises(NonDifferentiableError, match=r"(?s)Forward mode failed:.*contradicts the backward"):
+    with raises(NonDifferentiableError, anywhere=("Forward mode failed:", "contradicts the backward")):
         jax.jvp(f, (x,), (x,))
 
 
@@ -98,7 +95,7 @@ def test_rows_of_complex_outputs():
             return 2 * ctx.z.conj() * g + 2 * g.conj()
 
     z, t = jax.lax.complex(X[0], X[1]), jax.lax.complex(T[0], -T[1])
-    close(jax.jvp(torch2jax(Conjugate.apply), (z,), (t,))[1], 2 * z * t + 2 * jnp.conj(t))
+    agree(jax.jvp(torch2jax(Conjugate.apply), (z,), (t,))[1], 2 * z * t + 2 * jnp.conj(t))
 
 
 def test_no_random_number_of_the_user_is_drawn():
@@ -127,10 +124,10 @@ LOSSES = {
 def test_what_has_neither_forward_mode_nor_double_backward(name):
     f = torch2jax(LOSSES[name])
     jacobian = jax.jacrev(f)(X)
-    close(jax.jvp(f, (X,), (T,))[1], jnp.tensordot(jacobian, T, 2))
-    close(jax.jit(jax.jacfwd(f))(X), jacobian)
+    agree(jax.jvp(f, (X,), (T,))[1], jnp.tensordot(jacobian, T, 2))
+    agree(jax.jit(jax.jacfwd(f))(X), jacobian)
     pushed = jax.vmap(lambda t: jax.jvp(f, (X,), (t,))[1])(jnp.stack([T, 2 * T]))
-    close(pushed[1], jnp.tensordot(jacobian, 2 * T, 2))
+    agree(pushed[1], jnp.tensordot(jacobian, 2 * T, 2))
 
 
 @torch.library.custom_op("t2j_tests::cube", mutates_args=())
@@ -148,9 +145,9 @@ cube.register_autograd(
 def test_a_custom_operator_does_not_lose_tangents():
     # Under plain `torch.func.jvp` it does: its backward is skipped for arguments that do not require gradients.
     f = torch2jax(lambda x: cube(x) + x)
-    close(jax.jvp(f, (X,), (T,))[1], (3 * X**2 + 1) * T)
-    close(jax.vmap(jax.jacfwd(lambda x: f(x).sum()))(X), 3 * X**2 + 1)
-    close(jnp.diagonal(jax.hessian(lambda x: f(x).sum())(X[0])), 6 * X[0])
+    agree(jax.jvp(f, (X,), (T,))[1], (3 * X**2 + 1) * T)
+    agree(jax.vmap(jax.jacfwd(lambda x: f(x).sum()))(X), 3 * X**2 + 1)
+    agree(jnp.diagonal(jax.hessian(lambda x: f(x).sum())(X[0])), 6 * X[0])
 
 
 def test_a_way_that_is_taken_only_where_gradients_are_required():
@@ -158,8 +155,8 @@ def test_a_way_that_is_taken_only_where_gradients_are_required():
         return torch.sin(x) if x.requires_grad else torch.sin(x.detach())
 
     f = torch2jax(fn)
-    close(jax.jvp(f, (X,), (T,))[1], jnp.cos(X) * T)
-    close(jax.vmap(jax.jacfwd(lambda x: f(x).sum()))(X), jnp.cos(X))
+    agree(jax.jvp(f, (X,), (T,))[1], jnp.cos(X) * T)
+    agree(jax.vmap(jax.jacfwd(lambda x: f(x).sum()))(X), jnp.cos(X))
 
 
 def test_an_operation_of_torch_that_loses_its_tangent():
@@ -167,8 +164,8 @@ def test_an_operation_of_torch_that_loses_its_tangent():
     indices = torch.tensor([[0, 1, 0], [2, 2, 1]])
     f = torch2jax(lambda x: torch.scatter_reduce(x, 0, indices, torch.full((2, 3), 2.0), "prod"))
     jacobian = jax.jacrev(f)(X)
-    close(jax.jvp(f, (X,), (T,))[1], jnp.tensordot(jacobian, T, 2))
-    close(jax.jacfwd(f)(X), jacobian)
+    agree(jax.jvp(f, (X,), (T,))[1], jnp.tensordot(jacobian, T, 2))
+    agree(jax.jacfwd(f)(X), jacobian)
 
 
 def test_what_is_constant_stays_in_forward_mode():
@@ -176,8 +173,8 @@ def test_what_is_constant_stays_in_forward_mode():
     for _ in range(5):
         moved = jax.jvp(f, (X,), (T,))[1]
         for got, expected in zip(moved, (T.sum(), jnp.zeros_like(X), jnp.zeros(3)), strict=True):
-            close(got, expected)
-    close(jax.jacfwd(torch2jax(torch.sign))(X[0]), np.zeros((3, 3)))
+            agree(got, expected)
+    agree(jax.jacfwd(torch2jax(torch.sign))(X[0]), np.zeros((3, 3)))
     assert "forward mode: torch.func.jvp" in f.explain()
 
 
@@ -203,7 +200,7 @@ def force(x):
     ids=["jacfwd", "jacrev", "jacfwd twice", "hessian", "vmap of jacfwd", "grad of vmap"],
 )
 def test_a_function_that_differentiates_inside(transform):
-    close(transform(torch2jax(force))(X[0]), transform(jax.grad(energy))(X[0]), 1e-3)
+    agree(transform(torch2jax(force))(X[0]), transform(jax.grad(energy))(X[0]), 1e-3)
 
 
 def test_an_encoder_layer_in_eval_mode():
@@ -213,8 +210,8 @@ def test_an_encoder_layer_in_eval_mode():
     loss = lambda x: (apply(variables, x) ** 2).sum()
     push = lambda x: jax.jvp(loss, (x,), (jnp.cos(x),))[1]
     expected = [(jax.grad(loss)(row) * jnp.cos(row)).sum() for row in x]
-    close(push(x[0]), expected[0], 1e-3)
-    close(jax.vmap(push)(x), jnp.stack(expected), 1e-3)
+    agree(push(x[0]), expected[0], 1e-3)
+    agree(jax.vmap(push)(x), jnp.stack(expected), 1e-3)
 
 
 W = torch.linspace(0.5, 1.5, 4)
@@ -238,9 +235,9 @@ def test_a_norm_under_autocast_may_be_the_result(name):
     expected = jnp.tensordot(jax.jacrev(lambda x: f(x).astype(jnp.float32))(x), t, 3)
     for got in (push(x, t), jax.jit(push)(x, t), jax.vmap(push)(x[None], t[None])[0], jax.linearize(f, x)[1](t)):
         assert got.dtype == jnp.bfloat16
-        close(got.astype(jnp.float32), expected, 0.05)
+        agree(got.astype(jnp.float32), expected, 0.05)
     slope = jax.grad(lambda x: jnp.sum(f(x).astype(jnp.float32) ** 3))
-    close(jax.jvp(slope, (x,), (t,))[1], jax.grad(lambda x: jnp.sum(slope(x) * t))(x), 0.1)
+    agree(jax.jvp(slope, (x,), (t,))[1], jax.grad(lambda x: jnp.sum(slope(x) * t))(x), 0.1)
 
 
 # --- gradients that a hook changes ---------------------------------------------------------------------------------
@@ -282,9 +279,9 @@ def ways_forward(f):
 def test_a_gradient_that_is_clamped_leaves_forward_mode_that_of_the_values(name):
     f = hooked(NOT_LINEAR[name], torch.sin)
     for got in ways_forward(f):
-        close(got, 2 * jnp.cos(2 * X) * T)
+        agree(got, 2 * jnp.cos(2 * X) * T)
     ones = torch.full((4, 3), 1.0)
-    close(jax.grad(lambda x: f(x).sum())(X), 2 * NOT_LINEAR[name](torch.cos(2 * torch.tensor(np.asarray(X))) * ones))
+    agree(jax.grad(lambda x: f(x).sum())(X), 2 * NOT_LINEAR[name](torch.cos(2 * torch.tensor(np.asarray(X))) * ones))
 
 
 @pytest.mark.parametrize("name", NOT_LINEAR)
@@ -297,7 +294,7 @@ def test_a_gradient_that_is_clamped_is_not_transposed(name):
         return
     # torch 2.15 has a double backward of `cdist`, and what it is transposed at is not clamped.
     assert name == "clamp at 1"
-    close(got, jax.jvp(torch2jax(lambda x: to_points(2 * x)), (X,), (T,))[1], 1e-3)
+    agree(got, jax.jvp(torch2jax(lambda x: to_points(2 * x)), (X,), (T,))[1], 1e-3)
 
 
 @pytest.mark.parametrize("f", [torch.sin, to_points])
@@ -305,4 +302,4 @@ def test_a_gradient_that_is_scaled_is_the_derivative_in_both_modes(f):
     half = hooked(lambda g: g / 2, f)
     expected = jnp.tensordot(jax.jacrev(half)(X), T, 2)
     for got in ways_forward(half):
-        close(got, expected, 1e-3)
+        agree(got, expected, 1e-3)

@@ -10,6 +10,7 @@ import pytest
 import t2j_core
 import torch
 import torch.nn.functional as F
+from common import agree, raises
 from t2j_autodiff import DepthError, PerformanceWarning, TransformError, module2jax, torch2jax
 
 A = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 0.5, 5.0]])
@@ -22,10 +23,6 @@ VECTOR = jnp.array([-1.0, -0.6, -0.2, 0.2, 0.6, 1.0])
 COMPLEX = jax.lax.complex(VECTOR, VECTOR[::-1])
 IMAGE = jax.random.normal(jax.random.key(0), (1, 2, 6, 6))
 SQUARE = jax.random.normal(jax.random.key(1), (4, 4))
-
-
-def close(got, want, tolerance=1e-4):
-    np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=tolerance, atol=tolerance)
 
 
 def transposed(f, *primals):
@@ -155,7 +152,7 @@ def test_a_linear_function_has_the_transpose_of_its_matrix(name):
     y = jax.eval_shape(g, x)
     ct = jnp.linspace(-1.0, 1.0, y.size).reshape(y.shape)
     ct = jax.lax.complex(ct, 2 * ct) if jnp.issubdtype(y.dtype, jnp.complexfloating) else ct
-    close(transposed(g, x)(ct)[0], adjoint(g, x, ct), 0.05 if name in ("autocast", "half") else 1e-3)
+    agree(transposed(g, x)(ct)[0], adjoint(g, x, ct), 0.05 if name in ("autocast", "half") else 1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.*draws random numbers")
@@ -164,7 +161,7 @@ def test_another_function_is_refused_when_it_is_traced(name):
     f, x = NOT_LINEAR[name]
     g = torch2jax(f)
     ct = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), jax.eval_shape(g, x))
-    with pytest.raises(TransformError, match=r"`jax.linear_transpose` needs .* not linear in args\[0\]"):
+    with raises(TransformError, what=("`jax.linear_transpose`", "not linear", "args[0]"), remedy="`jax.vjp`"):
         jax.jit(transposed(g, x))(ct)
 
 
@@ -172,25 +169,25 @@ def test_solvers_and_their_gradients():
     f, s = torch2jax(lambda v: A @ v), torch2jax(lambda v: SYMMETRIC @ v)
     for solve, matvec, matrix in ((sparse.gmres, f, J), (sparse.bicgstab, f, J), (sparse.cg, s, JS)):
         x = lambda b, solve=solve, matvec=matvec: solve(matvec, b, tol=1e-7)[0]
-        close(x(B), jnp.linalg.solve(matrix, B), 1e-3)
-        close(jax.jit(jax.jacrev(x))(B), jnp.linalg.inv(matrix), 1e-3)
-        close(jax.jacfwd(x)(B), jnp.linalg.inv(matrix), 1e-3)
+        agree(x(B), jnp.linalg.solve(matrix, B), 1e-3)
+        agree(jax.jit(jax.jacrev(x))(B), jnp.linalg.inv(matrix), 1e-3)
+        agree(jax.jacfwd(x)(B), jnp.linalg.inv(matrix), 1e-3)
 
 
 def test_a_solver_is_differentiated_in_the_parameters_of_the_function():
     f = torch2jax(torch.mv)
     loss = lambda a, b: jnp.sum(sparse.gmres(lambda v: f(a, v), b, tol=1e-7)[0] ** 2)
     want = lambda a, b: jnp.sum(jnp.linalg.solve(a, b) ** 2)
-    jax.tree.map(close, jax.jit(jax.grad(loss, (0, 1)))(J, B), jax.grad(want, (0, 1))(J, B))
+    agree(jax.jit(jax.grad(loss, (0, 1)))(J, B), jax.grad(want, (0, 1))(J, B))
     several = jnp.stack([J, 2 * J])
-    close(jax.vmap(jax.grad(loss), (0, None))(several, B), jax.vmap(jax.grad(want), (0, None))(several, B))
+    agree(jax.vmap(jax.grad(loss), (0, None))(several, B), jax.vmap(jax.grad(want), (0, None))(several, B))
 
 
 def test_custom_linear_solve():
     f = torch2jax(lambda v: A @ v)
     solve = lambda _, b: jnp.linalg.solve(J, b)
     x = lambda b: jax.lax.custom_linear_solve(f, b, solve, lambda _, b: jnp.linalg.solve(J.T, b))
-    close(jax.jit(jax.jacrev(x))(B), jnp.linalg.inv(J))
+    agree(jax.jit(jax.jacrev(x))(B), jnp.linalg.inv(J))
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
@@ -207,10 +204,10 @@ def test_a_custom_jvp_rule_that_solves_in_torch(transform):
         return y, solve(primals[0], tangents[1] - tangents[0] @ y)
 
     got, want = (lambda a, b, s=s: jnp.sum(s(a, b) ** 2) for s in (root, jnp.linalg.solve))
-    jax.tree.map(close, transform(jax.grad(got, (0, 1)))(J, B), jax.grad(want, (0, 1))(J, B))
-    close(transform(jax.hessian(got, 1))(J, B), jax.hessian(want, 1)(J, B), 1e-3)
+    agree(transform(jax.grad(got, (0, 1)))(J, B), jax.grad(want, (0, 1))(J, B))
+    agree(transform(jax.hessian(got, 1))(J, B), jax.hessian(want, 1)(J, B), 1e-3)
     several, bs = jnp.stack([J, 2 * J]), jnp.stack([B, -B])
-    close(transform(jax.vmap(jax.grad(got)))(several, bs), jax.vmap(jax.grad(want))(several, bs))
+    agree(transform(jax.vmap(jax.grad(got)))(several, bs), jax.vmap(jax.grad(want))(several, bs))
 
 
 def test_custom_root():
@@ -219,15 +216,15 @@ def test_custom_root():
     root = lambda p: jax.lax.custom_root(lambda x: f(x, p), jnp.array(0.5), newton, lambda g, y: y / g(jnp.ones(())))
     p = jnp.array(1.0)
     want = 1 / (3 - 2 * jnp.tanh(root(p)) ** 2)
-    close(jax.grad(root)(p), want)
-    close(jax.jit(jax.vmap(jax.grad(root)))(p[None]), want[None])
+    agree(jax.grad(root)(p), want)
+    agree(jax.jit(jax.vmap(jax.grad(root)))(p[None]), want[None])
 
 
 def test_an_operator_of_lineax():
     lineax = pytest.importorskip("lineax")
     operator = lineax.FunctionLinearOperator(torch2jax(lambda v: A @ v), jax.ShapeDtypeStruct((3,), jnp.float32))
-    close(operator.T.as_matrix(), J.T)
-    close(operator.T.T.mv(B), J @ B)
+    agree(operator.T.as_matrix(), J.T)
+    agree(operator.T.T.mv(B), J @ B)
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
@@ -235,40 +232,40 @@ def test_transposes_transform(transform):
     f = torch2jax(torch.linalg.solve)
     t = lambda a, c: transposed(lambda v: f(a, v), B)(c)[0]
     want = lambda a, c: jnp.linalg.solve(a.T, c)
-    close(transform(t)(J, B), want(J, B))
-    close(transform(lambda c: transposed(lambda c: t(J, c), B)(c)[0])(B), jnp.linalg.solve(J, B))
+    agree(transform(t)(J, B), want(J, B))
+    agree(transform(lambda c: transposed(lambda c: t(J, c), B)(c)[0])(B), jnp.linalg.solve(J, B))
     for derivative in (jax.jacrev, jax.jacfwd):
-        close(transform(derivative(t))(J, B), derivative(want)(J, B))
-        close(transform(derivative(t, 1))(J, B), derivative(want, 1)(J, B))
+        agree(transform(derivative(t))(J, B), derivative(want)(J, B))
+        agree(transform(derivative(t, 1))(J, B), derivative(want, 1)(J, B))
     several = jnp.stack([J, 3 * J])
-    close(transform(jax.vmap(t, (0, None)))(several, B), jax.vmap(want, (0, None))(several, B))
-    close(transform(jax.vmap(jax.jacrev(t), (0, None)))(several, B), jax.vmap(jax.jacrev(want), (0, None))(several, B))
+    agree(transform(jax.vmap(t, (0, None)))(several, B), jax.vmap(want, (0, None))(several, B))
+    agree(transform(jax.vmap(jax.jacrev(t), (0, None)))(several, B), jax.vmap(jax.jacrev(want), (0, None))(several, B))
 
 
 @pytest.mark.parametrize("method", ["auto", "sequential", "expand_dims"])
 def test_a_batch_is_transposed(method):
     f = torch2jax(lambda x: x @ A.T, vmap_method=method)
     c = jax.random.normal(jax.random.key(0), (5, 3))
-    close(transposed(jax.vmap(f), c)(c)[0], c @ J)
-    close(jax.jit(jax.vmap(lambda c: transposed(f, B)(c)[0]))(c), c @ J)
+    agree(transposed(jax.vmap(f), c)(c)[0], c @ J)
+    agree(jax.jit(jax.vmap(lambda c: transposed(f, B)(c)[0]))(c), c @ J)
 
 
 def test_complex_transposes_are_not_conjugated():
     c = (A + 1j * A.T).to(torch.complex64)
     matrix, z = jnp.asarray(c.numpy()), jax.lax.complex(B, 2 * B[::-1])
-    close(transposed(torch2jax(lambda v: c @ v), z)(z)[0], matrix.T @ z)
-    close(sparse.gmres(torch2jax(lambda v: c @ v), z)[0], jnp.linalg.solve(matrix, z), 1e-3)
+    agree(transposed(torch2jax(lambda v: c @ v), z)(z)[0], matrix.T @ z)
+    agree(sparse.gmres(torch2jax(lambda v: c @ v), z)[0], jnp.linalg.solve(matrix, z), 1e-3)
     of_real = torch2jax(lambda v: c @ v.to(c.dtype))
-    close(transposed(of_real, B)(z)[0], (matrix.T @ z).real)
+    agree(transposed(of_real, B)(z)[0], (matrix.T @ z).real)
 
 
 def test_several_operands_and_outputs():
     f = torch2jax(lambda x, i, y: {"a": x[i.long()] + y[:2], "b": 2 * x.sum(), "not linear": x * x})
     chosen = lambda x, y: {k: v for k, v in f(x, jnp.array([2, 0]), y).items() if k != "not linear"}
     x, y = transposed(chosen, B, B)({"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)})
-    close(x, [8.0, 6.0, 7.0])
-    close(y, [1.0, 2.0, 0.0])
-    with pytest.raises(TransformError, match=r"args\[0\] and args\[2\]"):
+    agree(x, jnp.array([8.0, 6.0, 7.0]))
+    agree(y, jnp.array([1.0, 2.0, 0.0]))
+    with raises(TransformError, what="args[0] and args[2]"):
         transposed(lambda x, y: f(x, jnp.array([2, 0]), y)["not linear"], B, B)(B)
 
 
@@ -276,17 +273,17 @@ def test_modules():
     apply, variables = module2jax(torch.nn.Linear(3, 4, bias=False))
     weight, ct = variables["params"]["weight"], jnp.arange(4.0)
     transpose = lambda v: transposed(lambda x: apply(v, x), B)(ct)[0]
-    close(jax.jit(transpose)(variables), ct @ weight)
-    close(jax.grad(lambda v: transpose(v).sum())(variables)["params"]["weight"], jnp.outer(ct, jnp.ones(3)))
+    agree(jax.jit(transpose)(variables), ct @ weight)
+    agree(jax.grad(lambda v: transpose(v).sum())(variables)["params"]["weight"], jnp.outer(ct, jnp.ones(3)))
     affine, variables = module2jax(torch.nn.Linear(3, 3))
-    with pytest.raises(TransformError, match=r"gmres` needs the transpose of Linear.*args\[1\]: its value at zero"):
+    with raises(TransformError, what=("gmres`", "Linear", "args[1]", "at zero"), remedy="`jax.vjp`"):
         sparse.gmres(lambda x: affine(variables, x), B)
 
 
 def test_transposing_is_no_derivative():
     f = torch2jax(torch.mv, depth=0)
     transpose = lambda a: transposed(lambda v: f(a, v), B)(B)[0]
-    close(transpose(J), J.T @ B)
+    agree(transpose(J), J.T @ B)
     with pytest.raises(DepthError):
         jax.grad(lambda a: transpose(a).sum())(J)
 
@@ -294,13 +291,13 @@ def test_transposing_is_no_derivative():
 def test_a_value_with_residuals_is_transposed():
     large = torch2jax(lambda x: 2 * torch.eye(300) @ x)
     x = jnp.arange(300.0)
-    close(transposed(lambda x: jax.vjp(large, x)[0], x)(x)[0], 2 * x)
+    agree(transposed(lambda x: jax.vjp(large, x)[0], x)(x)[0], 2 * x)
 
 
 def test_the_key_of_a_random_function_is_an_operand_like_others():
     f = torch2jax(F.dropout, rng=True)
     key, ones = jax.random.key(0), jnp.ones(100)
-    close(transposed(lambda x: f(key, x), ones)(ones)[0], f(key, ones))
+    agree(transposed(lambda x: f(key, x), ones)(ones)[0], f(key, ones))
 
 
 # --- the judgement itself -----------------------------------------------------------------------------------------
@@ -347,9 +344,9 @@ def test_where_made_up_values_do_not_serve_the_first_call_judges():
     runs = []
     f = torch2jax(lambda a, x: runs.append(0) or picky(a, x), output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32))
     transpose = jax.jit(lambda a, c: transposed(lambda v: f(a, v), B)(c)[0])
-    close(transpose(J, B), J.T @ B)
+    agree(transpose(J, B), J.T @ B)
     runs.clear()
-    close(transpose(J, B), J.T @ B)
+    agree(transpose(J, B), J.T @ B)
     assert len(runs) == 1
     g = torch2jax(lambda a, x: picky(a, x) ** 2, output_shapes=jax.ShapeDtypeStruct((3,), jnp.float32))
     with pytest.raises(TransformError, match="its derivative differs"):
@@ -360,12 +357,12 @@ def test_where_made_up_values_do_not_serve_the_first_call_judges():
 
 def test_real_values_count_more_than_made_up_ones():
     f = torch2jax(lambda flag, x: torch.where(flag, x, x * x))
-    close(transposed(lambda v: f(jnp.array(True), v), B)(B)[0], B)
+    agree(transposed(lambda v: f(jnp.array(True), v), B)(B)[0], B)
     g = torch2jax(lambda flag, x: torch.where(flag, x, x * x))
     with pytest.raises(TransformError, match="not linear"):
         transposed(lambda v: g(jnp.array(False), v), B)(B)
     power = torch2jax(lambda n, x: x**n)
-    close(transposed(lambda v: power(jnp.array(1), v), B)(B)[0], B)
+    agree(transposed(lambda v: power(jnp.array(1), v), B)(B)[0], B)
 
 
 def test_integers_are_refused():
@@ -387,7 +384,7 @@ def test_jet_is_refused():
 
     f = torch2jax(torch.sin)
     for g in (f, jax.jit(f), lambda x: jax.jvp(f, (x,), (x,))[1], t2j_core.torch2jax(torch.sin)):
-        with pytest.raises(TransformError, match=r"sin.* has no Taylor series"):
+        with raises(TransformError, what=("sin", "Taylor")):
             jet(g, (B,), ((B, B),))
 
 
@@ -405,8 +402,8 @@ CUT_OFF = {
 def test_the_values_of_solvers_take_no_transpose(name, recwarn):
     f = torch2jax(CUT_OFF[name])
     for solve in (sparse.gmres, sparse.bicgstab):
-        close(solve(f, B)[0], jnp.linalg.solve(J, B))
-        close(jax.jit(lambda b, solve=solve: solve(f, b)[0])(B), jnp.linalg.solve(J, B))
+        agree(solve(f, B)[0], jnp.linalg.solve(J, B))
+        agree(jax.jit(lambda b, solve=solve: solve(f, b)[0])(B), jnp.linalg.solve(J, B))
     assert not [w for w in recwarn if issubclass(w.category, PerformanceWarning)]
 
 
@@ -415,14 +412,14 @@ def test_the_values_of_solvers_take_no_transpose(name, recwarn):
 def test_a_transpose_without_a_derivative(name):
     f = torch2jax(CUT_OFF[name])
     t = lambda c: transposed(f, B)(c)[0]
-    close(jax.jit(t)(B), J.T @ B)
-    close(jax.jacrev(t)(B), J.T)
-    close(jax.jacfwd(t)(B), J.T)
-    close(transposed(t, B)(B)[0], J @ B)
+    agree(jax.jit(t)(B), J.T @ B)
+    agree(jax.jacrev(t)(B), J.T)
+    agree(jax.jacfwd(t)(B), J.T)
+    agree(transposed(t, B)(B)[0], J @ B)
     several = jnp.stack([B, -2 * B])
-    close(jax.vmap(t)(several), several @ J)
-    close(transposed(jax.vmap(f), several)(several)[0], several @ J)
-    close(jax.jacrev(lambda b: sparse.gmres(f, b, tol=1e-7)[0])(B), jnp.linalg.inv(J), 1e-3)
+    agree(jax.vmap(t)(several), several @ J)
+    agree(transposed(jax.vmap(f), several)(several)[0], several @ J)
+    agree(jax.jacrev(lambda b: sparse.gmres(f, b, tol=1e-7)[0])(B), jnp.linalg.inv(J), 1e-3)
 
 
 @pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
@@ -430,21 +427,21 @@ def test_a_transpose_without_a_derivative_in_one_of_several_batched_operands():
     f = torch2jax(lambda a, v: (a @ v).detach())
     several, bs = jnp.stack([J, 2 * J]), jnp.stack([B, -B, 3 * B])
     over_matrices = jax.vmap(f, (0, None))
-    close(transposed(lambda v: over_matrices(several, v), B)(bs[:2])[0], J.T @ bs[0] + 2 * J.T @ bs[1])
+    agree(transposed(lambda v: over_matrices(several, v), B)(bs[:2])[0], J.T @ bs[0] + 2 * J.T @ bs[1])
     both = lambda v: jax.vmap(over_matrices, (None, 0))(several, v)
     ct = jnp.arange(18.0).reshape(3, 2, 3)
-    close(transposed(both, bs)(ct)[0], jnp.einsum("bmi,mij->bj", ct, several))
+    agree(transposed(both, bs)(ct)[0], jnp.einsum("bmi,mij->bj", ct, several))
     of_matrix = transposed(lambda a: jax.vmap(f, (None, 0))(a, bs), J)(bs)[0]
-    close(of_matrix, bs.T @ bs)
+    agree(of_matrix, bs.T @ bs)
 
 
 @pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
 def test_a_complex_transpose_without_a_derivative():
     c = (A + 1j * A.T).to(torch.complex64)
     matrix, z = jnp.asarray(c.numpy()), jax.lax.complex(B, 2 * B[::-1])
-    close(transposed(torch2jax(lambda v: (c @ v).detach()), z)(z)[0], matrix.T @ z)
-    close(transposed(torch2jax(lambda v: (c @ v.to(c.dtype)).detach()), B)(z)[0], (matrix.T @ z).real)
-    close(transposed(torch2jax(lambda v: v.imag.clone().detach()), z)(B)[0], transposed(jnp.imag, z)(B)[0])
+    agree(transposed(torch2jax(lambda v: (c @ v).detach()), z)(z)[0], matrix.T @ z)
+    agree(transposed(torch2jax(lambda v: (c @ v.to(c.dtype)).detach()), B)(z)[0], (matrix.T @ z).real)
+    agree(transposed(torch2jax(lambda v: v.imag.clone().detach()), z)(B)[0], transposed(jnp.imag, z)(B)[0])
 
 
 @pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
@@ -465,14 +462,14 @@ def test_a_transpose_without_a_derivative_is_slow_and_says_so():
 
 def test_a_large_transpose_without_a_derivative_is_refused_when_it_runs():
     f, x = torch2jax(lambda x: (2 * x).detach()), jnp.arange(300.0)
-    close(sparse.gmres(f, x)[0], x / 2, 1e-3)
+    agree(sparse.gmres(f, x)[0], x / 2, 1e-3)
     run = jax.linear_transpose(f, x)
-    with pytest.raises(TransformError, match=r"linear in args\[0\] as far as its values tell(.|\n)*Got: .*300 numbers"):
+    with raises(TransformError, what="args[0]", expected="numbers", got="300 numbers", remedy="`autograd.Function`"):
         run(x)
 
 
 def test_a_backward_of_other_values_is_named():
-    with pytest.raises(TransformError, match="whose backward says that it is not linear"):
+    with raises(TransformError, what=("gmres`", "backward", "not linear")):
         sparse.gmres(torch2jax(TripledWrongly.apply), B)
 
 
@@ -501,18 +498,18 @@ def test_a_solver_that_has_diverged(name):
     solved = jax.jit(lambda a: SOLVERS[name](lambda x: product(a, x)))
     of_jnp = jax.jit(lambda a: SOLVERS[name](lambda x: a @ x))
     for matrix in (*NOT_FINITE.values(), J):
-        close(solved(matrix), of_jnp(matrix))
+        agree(solved(matrix), of_jnp(matrix))
 
 
 @pytest.mark.parametrize("name", NOT_FINITE)
 def test_a_transpose_that_is_not_finite(name):
     product, matrix = torch2jax(lambda a, x: a @ x), NOT_FINITE[name]
-    close(transposed(lambda x: product(matrix, x), B)(B)[0], transposed(lambda x: matrix @ x, B)(B)[0])
+    agree(transposed(lambda x: product(matrix, x), B)(B)[0], transposed(lambda x: matrix @ x, B)(B)[0])
 
 
 def test_a_torch_constant_that_is_not_finite():
     weight = torch.tensor([torch.nan, torch.inf, 2.0])
-    close(jax.linear_transpose(torch2jax(lambda x: weight * x), B)(B)[0], [np.nan, np.inf, 6.0])
+    agree(jax.linear_transpose(torch2jax(lambda x: weight * x), B)(B)[0], jnp.array([np.nan, np.inf, 6.0]))
 
 
 def only_for_real_values(f):
@@ -529,7 +526,7 @@ def only_for_real_values(f):
 def test_real_values_that_are_not_finite_judge_alone():
     f = torch2jax(only_for_real_values(torch.mul))
     for c in (B.at[0].set(jnp.nan), B, B.at[2].set(jnp.inf)):
-        close(jax.linear_transpose(lambda x, c=c: f(c, x), B)(B)[0], c * B)
+        agree(jax.linear_transpose(lambda x, c=c: f(c, x), B)(B)[0], c * B)
 
 
 @pytest.mark.parametrize("wraps", [lambda f: f, only_for_real_values], ids=["also made-up values", "real values alone"])
@@ -547,5 +544,5 @@ def test_real_values_that_are_not_finite_judge_alone():
 )
 def test_the_finite_part_is_judged(f, wraps):
     function, c = torch2jax(wraps(f)), B.at[0].set(jnp.nan)
-    with pytest.raises(Exception, match=r"is not linear in args\[1\]"):
+    with raises(Exception, anywhere=("not linear", "args[1]")):
         jax.linear_transpose(lambda x: function(c, x), B)(B)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import raises
 from t2j_autodiff import TransformError, torch2jax
 
 X = jnp.arange(1.0, 4.0)
@@ -34,7 +36,7 @@ REDUCERS = {
 
 @pytest.mark.parametrize("name", REDUCERS)
 def test_a_reducer_is_refused(name):
-    with pytest.raises(TransformError, match=r"is called in the function of `(jax\.lax\.reduce|x\.at)"):
+    with raises(TransformError, what=re.compile(r"`(jax\.lax\.reduce|x\.at)")):
         REDUCERS[name]()
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import agree
 from t2j_autodiff import torch2jax
 from torch import nn
 
@@ -176,8 +177,7 @@ def is_no_leaf(name, route):
 
 
 def close(found, wanted, tolerance=1e-5):
-    for a, b in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    agree(found, wanted, tolerance)
 
 
 @pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")

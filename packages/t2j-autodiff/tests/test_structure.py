@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import agree_with_types, warns
 from t2j_autodiff import ArgumentError, PerformanceWarning, torch2jax
 
 MODES = ["auto", "recompute", "graph"]
@@ -31,12 +32,7 @@ def busy(x):
 
 
 def agree(got, expected, tolerance=1e-5):
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        if a.dtype != float0:
-            a, b = (np.asarray(v).astype(np.complex128 if v.dtype.kind == "c" else np.float64) for v in (a, b))
-            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    agree_with_types(got, expected, tolerance)
 
 
 def total(out):
@@ -498,7 +494,7 @@ def update(x, y):
 
 def changes(f):
     """`f`, whose first call warns that it gets copies."""
-    with pytest.warns(PerformanceWarning, match=r"changes args\[0\] in place"):
+    with warns(PerformanceWarning, what="changes args[0]"):
         jax.eval_shape(f, X, Y)
     return f
 

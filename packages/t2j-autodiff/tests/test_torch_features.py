@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from common import agree, raises
 from t2j_autodiff import ArgumentError, PerformanceWarning, load_variables, module2jax, torch2jax, tree_t2j
 from torch import nn
 
@@ -30,8 +31,7 @@ def native_grad(fn, *tensors):
 
 
 def close(mine, other, rtol=1e-4, atol=1e-5):
-    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b.detach()), rtol=rtol, atol=atol)
+    agree(mine, other, rtol, atol)
 
 
 class OldStyle(torch.autograd.Function):
@@ -247,9 +247,7 @@ def test_no_grad_stops_forward_mode_too():
 
 def test_missing_buffers_are_named():
     apply, variables = module2jax(nn.BatchNorm1d(3).eval())
-    with pytest.raises(
-        ArgumentError, match=r"(?s)`variables\['buffers'\]\['running_mean'\]` is missing.*Pass `{\*\*variables"
-    ):
+    with raises(ArgumentError, what="`variables['buffers']['running_mean']`", remedy="`{**variables"):
         apply({"params": variables["params"]}, jnp.ones((2, 3)))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import t2j_autodiff
 import torch
+from common import agree_with_types
 from t2j_autodiff import clear_residuals, torch2jax
 
 lax = jax.lax
@@ -77,10 +78,7 @@ XSS, YSS = array(2, 4, 3), array(4, 3, start=0.2, stop=0.9)
 
 
 def agree(got, expected, tolerance=2e-5):
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
+    agree_with_types(got, expected, tolerance)
 
 
 # --- the table ----------------------------------------------------------------------------------------------------

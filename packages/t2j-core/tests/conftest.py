@@ -1,4 +1,4 @@
-"""JAX at its strictest, torch on one thread, everything on the CPU unless JAX_PLATFORMS says otherwise."""
+"""Settings of all tests: everything on the CPU unless JAX_PLATFORMS says otherwise; see `common.be_strict`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,33 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import hypothesis
+import pytest
+
+pytest.register_assert_rewrite("common", "helpers")
+
+import common
 import jax
-import jax.experimental
-import jax.export
-import torch
+import jax.numpy as jnp
+from common import frozen as frozen
+from helpers import check_intact
+from t2j_core import Size, torch2jax
+from t2j_core.testing import assert_nothing_escaped
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
-torch.set_num_threads(1)
+common.be_strict()
 
-# Compiling takes what it takes, so no deadline; the same examples at every run, so that a failure is everybody's.
-hypothesis.settings.register_profile("t2j", deadline=None, derandomize=True, database=None, max_examples=25)
-hypothesis.settings.load_profile("t2j")
 
-if not hasattr(jax, "enable_x64"):  # jax before 0.8
-    jax.enable_x64 = jax.experimental.enable_x64
+@pytest.fixture
+def intact():
+    """After the test, everything works as before."""
+    yield
+    check_intact()
+
+
+@pytest.fixture
+def nothing_escaped(intact):
+    """After the test, nothing holds memory that was lent to a call."""
+    yield
+    one = jax.block_until_ready(jnp.ones(1))  # where the inputs are there, JAX runs a call at once and raises at once
+    with pytest.raises(ZeroDivisionError):  # the last error keeps the frames it went through, and what they hold
+        torch2jax(lambda t: 1 / 0, output_shapes=Size(1))(one)
+    assert_nothing_escaped()

@@ -7,23 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import compiles
 from t2j_core import module2jax, torch2jax
 
 x = jnp.arange(3.0)
 here = np.arange(3, dtype=np.float32)
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    """The names of what XLA has compiled since it was last cleared."""
-    names: list[str] = []
-
-    def note(event: str, _seconds: float, **_: object) -> None:
-        if "backend_compile" in event:
-            names.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    return names
 
 
 def total(*args, **kwargs):
@@ -50,46 +38,34 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_signature_is_compiled_once(name, compiled):
+def test_a_signature_is_compiled_once(name):
     for _ in range(2):  # the second wrapper as the first
         runs = []
         f = torch2jax(lambda *args, runs=runs, **kwargs: (runs.append(1), total(*args, **kwargs))[1])
-        counts = []
-        for _ in range(3):
-            compiled.clear()
-            CALLS[name](f)
-            counts.append(len(compiled))
-        assert counts == [1, 0, 0]
+        assert compiles(lambda f=f: CALLS[name](f)) == [1, 0, 0]
         assert len(runs) == 1 + 3  # one without data
 
 
 @pytest.mark.parametrize("first", ["NumPy", "array"])
-def test_arrays_of_numpy_and_jax_share_a_compiled_form(first, compiled):
+def test_arrays_of_numpy_and_jax_share_a_compiled_form(first):
     f = torch2jax(torch.sin)
     arguments = (here, x) if first == "NumPy" else (x, here)
-    compiled.clear()
-    results = [np.asarray(f(argument)) for argument in arguments]
-    assert len(compiled) == 1
+    results = []
+    assert compiles(lambda: results.append(np.asarray(f(arguments[len(results)]))), times=2) == [1, 0]
     np.testing.assert_array_equal(*results)
 
 
-def test_a_key_a_module_and_no_argument(compiled):
+def test_a_key_a_module_and_no_argument():
     seeded = torch2jax(lambda t: t + torch.rand(3), rng=True)
     apply, variables = module2jax(torch.nn.Linear(3, 2))
     key = jax.random.key(0)
     for call in (lambda: seeded(key, x), lambda: apply(variables, x), torch2jax(lambda: torch.zeros(3))):
-        counts = []
-        for _ in range(3):
-            compiled.clear()
-            call()
-            counts.append(len(compiled))
-        assert counts == [1, 0, 0]
+        assert compiles(call) == [1, 0, 0]
 
 
-def test_examples_are_inferred_once(compiled):
+def test_examples_are_inferred_once():
     runs = []
     f = torch2jax(lambda t: (runs.append(t.device.type), t.sin())[1], torch.ones(3))
     assert runs == ["meta"]
-    compiled.clear()
-    f(x)
-    assert (len(compiled), runs) == (1, ["meta", "cpu"])
+    assert compiles(lambda: f(x), times=1) == [1]
+    assert runs == ["meta", "cpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import raises
 from t2j_core import ArgumentError, DTypeError, j2t, module2jax, t2j, torch2jax, tree_j2t, tree_t2j
 
 SHARED = ["int8", "int32", "uint8", "uint16", "uint32", "float16", "bfloat16", "float32", "complex64", "bool"]
@@ -215,7 +217,7 @@ def test_a_sliced_jax_array():
 
 
 def test_a_tracer_has_no_memory():
-    with pytest.raises(ArgumentError, match=r"traced array(.|\n)*Got: +float32\[3\](.|\n)*`torch2jax`"):
+    with raises(ArgumentError, what=("`j2t`", "traced array"), got="float32[3]", remedy="`torch2jax`"):
         jax.jit(lambda x: t2j(j2t(x)))(jnp.ones(3))
     with pytest.raises(ArgumentError, match="traced array"):
         jax.make_jaxpr(lambda tree: t2j(tree_j2t(tree)["a"]))({"a": jnp.ones(3)})
@@ -223,7 +225,7 @@ def test_a_tracer_has_no_memory():
 
 @pytest.mark.parametrize("value", [np.ones(3), [1.0], 3, None, torch.ones(3)], ids=lambda v: type(v).__name__)
 def test_j2t_takes_jax_arrays_only(value):
-    with pytest.raises(ArgumentError, match=rf"`j2t` takes a JAX array(.|\n)*Got: +{type(value).__name__}"):
+    with raises(ArgumentError, what="`j2t`", expected="jax.Array", got=type(value).__name__):
         j2t(value)
 
 
@@ -234,14 +236,13 @@ def test_j2t_takes_jax_arrays_only(value):
         (jnp.ones(3), "ArrayImpl"),
         (3.0, "float"),
         (torch.ones(3).to_sparse(), "torch.sparse_coo"),
-        (torch.ones(3, device="meta"), None),
+        (torch.ones(3, device="meta"), "meta tensor"),
     ],
     ids=["numpy", "jax", "float", "sparse", "meta"],
 )
 def test_t2j_takes_dense_tensors_only(value, got):
-    with pytest.raises(ArgumentError, match="`t2j` takes a dense torch tensor") as error:
+    with raises(ArgumentError, what=("`t2j`", "dense"), expected="torch.Tensor", got=got):
         t2j(value)
-    assert got is None or got in str(error.value)
 
 
 def test_a_tensor_without_data_is_called_so():
@@ -317,5 +318,5 @@ def test_via_of_trees():
 @pytest.mark.parametrize("convert", [lambda via: j2t(jnp.ones(3), via=via), lambda via: t2j(torch.ones(3), via=via)])
 @pytest.mark.parametrize("via", ["gpu", "", None])
 def test_an_unknown_via(convert, via):
-    with pytest.raises(ArgumentError, match=r"`via` of `\w+` is unknown(.|\n)*Expected:(.|\n)*Got:"):
+    with raises(ArgumentError, what=re.compile(r"`via` of `\w+`"), expected=('"dlpack"', '"host"'), got=repr(via)):
         convert(via)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import raises
 from t2j_core import DTypeError, dtype_j2t, dtype_t2j, j2t, t2j, torch2jax
 
 NARROW = [
@@ -173,7 +176,7 @@ def test_x64_may_change_between_calls_of_one_function(first):
 def test_a_dtype_that_only_jax_has_is_refused_when_traced(name):
     x = jnp.zeros(3, getattr(jnp, name))
     for attempt in (lambda: jax.make_jaxpr(torch2jax(lambda t: t))(x), lambda: j2t(x), lambda: dtype_j2t(x.dtype)):
-        with pytest.raises(DTypeError, match=rf"\b{name}\b.*(that PyTorch does not have|is packed)"):
+        with raises(DTypeError, what=re.compile(rf"`{name}`.*(PyTorch does not have|packed)"), got=name):
             attempt()
 
 
@@ -183,13 +186,13 @@ PACKED_IN_TORCH = ["uint1", "uint4", "uint7", "int3", "bits1x8", "bits2x4", "bit
 
 @pytest.mark.parametrize("dtype", [getattr(jnp, name) for name in PACKED if hasattr(jnp, name)])
 def test_packed_dtypes_of_jax_are_refused_as_such(dtype):
-    with pytest.raises(DTypeError, match=r"is packed: its numbers have [24] bits"):
+    with raises(DTypeError, what=("packed", re.compile("[24] bits")), remedy="astype"):
         dtype_j2t(dtype)
 
 
 @pytest.mark.parametrize("dtype", [getattr(torch, name) for name in PACKED_IN_TORCH if hasattr(torch, name)], ids=str)
 def test_packed_dtypes_of_torch_are_refused_as_such(dtype):
-    with pytest.raises(DTypeError, match=r"is packed: its numbers have [12347] bits"):
+    with raises(DTypeError, what=("packed", re.compile("[12347] bits")), got=str(dtype), remedy="tensor.to"):
         dtype_t2j(dtype)
 
 
@@ -203,11 +206,11 @@ def test_the_refusal_names_the_argument():
     f = torch2jax(lambda a, b: a, name="pick")
     x, bad = jnp.zeros(2), jnp.zeros(2, jnp.int4)
     for attempt in (lambda: f(x, bad), lambda: jax.jit(f)(x, bad), lambda: f(x, b=bad)):
-        with pytest.raises(DTypeError, match=r"^(args\[1\]|kwargs\['b'\]) of pick: `int4` is packed"):
+        with raises(DTypeError, what=(re.compile(r"^(args\[1\]|kwargs\['b'\]) of pick"), "`int4`", "packed")):
             attempt()
-    with pytest.raises(DTypeError, match=r"^args\[0\] of pick: `torch.bits8`"):
+    with raises(DTypeError, what=("args[0] of pick", "`torch.bits8`")):
         f(torch.empty(2, dtype=torch.bits8), x)
-    with pytest.raises(DTypeError, match="In `output_shapes`: `int4` is packed"):
+    with raises(DTypeError, what=("`output_shapes`", "`int4`", "packed")):
         torch2jax(torch.sin, output_shapes=jax.ShapeDtypeStruct((2,), jnp.int4))
 
 
@@ -219,13 +222,13 @@ def test_a_jax_key_is_no_data_for_torch():
 @pytest.mark.parametrize("dtype", ["U1", object, "datetime64[s]", "longdouble", ">f4"])
 def test_a_dtype_that_only_numpy_has_is_refused(dtype):
     x = np.zeros(2, dtype)
-    with pytest.raises(DTypeError, match="that PyTorch does not have"):
+    with raises(DTypeError, what=("args[0] of <lambda>", "PyTorch does not have")):
         torch2jax(lambda t: t)(x)
 
 
 @pytest.mark.parametrize("dtype", ONLY_TORCH, ids=str)
 def test_a_dtype_that_only_torch_has_is_refused(dtype):
-    with pytest.raises(DTypeError, match=rf"{dtype}.*that JAX does not have"):
+    with raises(DTypeError, what=(f"`{dtype}`", "JAX does not have"), got=str(dtype)):
         dtype_t2j(dtype)
 
 
@@ -236,10 +239,8 @@ def test_a_result_dtype_that_only_torch_has_is_refused_when_traced():
 
 
 def test_the_refusal_lists_what_would_do():
-    with pytest.raises(DTypeError) as error:
+    with raises(DTypeError, expected=tuple(DTYPES)):
         dtype_t2j(torch.complex32)
-    for name in DTYPES:
-        assert name in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import pickle
-import subprocess
-import sys
 import textwrap
 
 import jax
@@ -15,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import raises, run_python
 from jax.experimental import serialize_executable
 from t2j_core import ExportError, torch2jax
 
@@ -30,15 +28,7 @@ def run(code: str, *arguments: str, **environment: str) -> str:
     """Run code in a fresh interpreter; its standard output."""
     prelude = "import jax, jax.export, jax.numpy as jnp, numpy as np, sys, torch\n"
     prelude += "from t2j_core import torch2jax\nx = jnp.arange(4.0)\n"
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + textwrap.dedent(code), *arguments],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run_python(prelude + textwrap.dedent(code), *arguments, **environment).stdout.strip()
 
 
 def export(f, *arguments):
@@ -133,7 +123,7 @@ def test_every_signature_of_plain_containers_makes_the_round_trip(arguments):
 
 
 def test_a_function_without_a_name_is_refused():
-    with pytest.raises(ExportError, match=r"has no `name=`(.|\n)*name='my_function'"):
+    with raises(ExportError, what=("sin", "no `name=`"), remedy="name='my_function'"):
         export(torch2jax(torch.sin), X)
 
 
@@ -144,9 +134,7 @@ class Options(tuple):
 @pytest.mark.parametrize("constant", [torch.float32, max, Options((1, 2)), 1j, ...], ids=repr)
 def test_a_constant_that_is_no_text_is_refused(constant):
     f = torch2jax(lambda t, c: t * 2, name="with_constant")
-    with pytest.raises(
-        ExportError, match=f"constant of type {type(constant).__name__}|contain a {type(constant).__name__}"
-    ):
+    with raises(ExportError, what=("with_constant", f" {type(constant).__name__}."), expected="numbers"):
         export(lambda x: f(x, constant), X)
     assert np.asarray(f(X, constant)).tolist() == [0, 2, 4, 6]  # only the export is
 
@@ -156,10 +144,10 @@ def test_other_containers_are_refused():
 
     pair = collections.namedtuple("Pair", "a b")
     f = torch2jax(lambda p: p.a * 2, name="with_pair")
-    with pytest.raises(ExportError, match="contain a Pair"):
+    with raises(ExportError, what=("with_pair", "a Pair"), expected="tuples, lists and dicts"):
         export(lambda x: f(pair(x, x)), X)
     g = torch2jax(lambda p: p[1] * 2, name="with_numbers_as_keys")
-    with pytest.raises(ExportError, match="contain a dict"):
+    with raises(ExportError, what=("with_numbers_as_keys", "a dict"), expected="strings"):
         export(lambda x: g({1: x}), X)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import raises
 from t2j_core import JaxInsideTorchError, torch2jax
 
 
@@ -95,7 +96,7 @@ def test_a_function_that_is_handed_a_live_reference_is_named():
 
     live = Cycle()
     reference = weakref.ref(live)
-    with pytest.raises(JaxInsideTorchError, match="The torch function fn calls JAX"):
+    with raises(JaxInsideTorchError, what="fn calls JAX", remedy="arguments"):
         torch2jax(lambda x: uses_jax(x, reference), name="fn")(jnp.ones(2))
 
 
@@ -104,7 +105,7 @@ def test_the_function_in_a_finalizer_is_named():
 
     class Caller(Cycle):
         def __del__(self):
-            with pytest.raises(JaxInsideTorchError, match="The torch function uses_jax calls JAX"):
+            with raises(JaxInsideTorchError, what="uses_jax calls JAX", remedy="arguments"):
                 torch2jax(uses_jax)(jnp.ones(2))
             seen.append(True)
 

@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core import Size, T2jError, module2jax, torch2jax
+from common import raises, warns
+from t2j_core import Size, T2jError, T2jWarning, module2jax, torch2jax
 
 x = jnp.arange(1.0, 4)
 
 
 class Slots:
     __slots__ = ("table",)
+
+
+KEPT = ("Doubled uses a tensor", "inferred its outputs", "no data")
 
 
 class Doubled(torch.nn.Module):
@@ -47,11 +51,11 @@ def in_slots():
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("keep", [in_a_global, in_slots])
 def test_a_table_of_a_parameter_in_a_cache_of_the_users(keep, jitted):
-    with pytest.warns(UserWarning, match="keeps a tensor that it computed from its arguments"):
+    with warns(T2jWarning, what=("Doubled keeps a tensor", "`output_shapes=`")):
         apply, variables = module2jax(Doubled(keep()))
-        with pytest.raises(Exception, match="kept while t2j inferred its outputs"):
+        with raises(Exception, what=KEPT):
             (jax.jit(apply) if jitted else apply)(variables, x)
-    with pytest.raises(Exception, match="kept while t2j inferred its outputs"):
+    with raises(Exception, what=KEPT):
         apply(variables, jnp.ones((2, 3)))  # of another signature
 
 
@@ -64,7 +68,7 @@ def test_a_table_of_an_argument():
         return x @ memo["table"]
 
     f = torch2jax(function)
-    with pytest.warns(UserWarning, match="keeps a tensor"), pytest.raises(T2jError, match="output_shapes="):
+    with warns(T2jWarning, what="function keeps a tensor"), raises(T2jError, remedy="`output_shapes=`"):
         f(x)
 
 
@@ -81,7 +85,7 @@ def test_what_is_kept_and_not_used_is_no_error():
         seen.append(x * 2)
         return x + 1
 
-    with pytest.warns(UserWarning, match="keeps a tensor"):
+    with warns(T2jWarning, what="function keeps a tensor"):
         f = torch2jax(function, x)
     np.testing.assert_array_equal(f(x), x + 1)
     assert seen[-1].tolist() == [2.0, 4.0, 6.0]

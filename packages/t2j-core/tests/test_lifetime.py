@@ -272,7 +272,7 @@ def test_an_object_that_wraps_its_own_method_is_freed_if_it_was_never_called():
     assert alive() is None
 
 
-def test_an_object_that_wraps_its_own_method_stays_after_a_call_until_jaxs_caches_are_cleared():
+def test_an_object_that_wraps_its_own_method_stays_until_jaxs_caches_are_cleared():
     # The README's rule: the program that the wrapper compiled owns the function, which owns the wrapper.
     model = Model()
     alive = weakref.ref(model)
@@ -297,3 +297,19 @@ def test_an_object_whose_wrapper_is_kept_outside_is_freed():
     del model, call
     collect(passes=2)
     assert alive() is None
+
+
+def test_dropped_wrappers_are_freed_but_for_those_with_a_name():
+    before, sites = baseline()
+    references = []
+    for i in range(20):
+        scale = Scale(1.0)
+        references.append(weakref.ref(scale))
+        f = torch2jax(scale, name=None if i % 2 else f"dropped{i}")
+        np.testing.assert_array_equal(f(X), X)
+        np.testing.assert_array_equal(jax.jit(lambda a, f=f: f(a) * 2)(X), 2 * X)
+        del f, scale
+    collect(passes=2)
+    assert sum(reference() is not None for reference in references) <= 10  # names stay registered
+    assert live_functions() - before <= 10
+    assert counters()["live_sites"] - sites <= 10

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import raises
 from t2j_core import ArgumentError, Size, module2jax, torch2jax
 
 CUSTOM_CALL = [jax.export.DisabledSafetyCheck.custom_call("t2j_torch_call")]
@@ -217,7 +218,7 @@ def test_the_struct_of_a_typed_key_among_the_examples():
     ids=["array", "number", "two keys", "shape", "signed", "scalar", "None", "nothing", "second"],
 )
 def test_a_first_argument_that_is_no_key(arguments):
-    with pytest.raises(ArgumentError, match="`rng=True`.* first argument must be a JAX key"):
+    with raises(ArgumentError, what=("`rng=True`", "first argument"), expected="`jax.random.key(seed)`"):
         noise(*arguments)
 
 

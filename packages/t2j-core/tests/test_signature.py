@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import raises
 from t2j_core import ArgumentError, DataDependentShapeError, OutputError, Size, _compat, module2jax, torch2jax
 
 
@@ -217,13 +218,8 @@ def test_a_mask_that_does_not_change_the_output_shape():
     ids=["mask", "nonzero", "unique", "masked_select", "repeat", "nested"],
 )
 def test_a_shape_that_depends_on_data_is_an_error_of_the_trace(function, advice):
-    with pytest.raises(
-        DataDependentShapeError, match=r"depend on the values of its inputs \(args\[0\]: f32\[5\]\)"
-    ) as error:
+    with raises(DataDependentShapeError, what="(args[0]: f32[5])", expected="shapes", got="[", remedy=advice):
         jax.make_jaxpr(torch2jax(function))(f32(5))
-    assert "Expected:" in str(error.value)
-    assert "Got:" in str(error.value)
-    assert advice in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +234,7 @@ def test_a_shape_that_depends_on_data_is_an_error_of_the_trace(function, advice)
 )
 def test_a_shape_that_depends_on_a_value_is_an_error_of_the_trace(function):
     # Regression: noticed only for operations with a dynamic shape of their own; here the answer was an empty array.
-    with pytest.raises(DataDependentShapeError, match="depend on the values of its inputs"):
+    with raises(DataDependentShapeError, what="(args[0]: f32[5])"):
         jax.make_jaxpr(torch2jax(function))(f32(5))
 
 
@@ -279,10 +275,8 @@ class Cache:
 
 
 def test_tensors_deep_inside_an_object_that_is_no_pytree():
-    with pytest.raises(OutputError, match="returns tensors inside a Cache") as error:
+    with raises(OutputError, what="a Cache", got="`layers[0]['keys']`", remedy="`use_cache=False`"):
         torch2jax(lambda t: (t + 1, Cache(t * 2)))(f32(3))
-    assert "`layers[0]['keys']`" in str(error.value)
-    assert "`use_cache=False`" in str(error.value)
 
 
 def test_a_function_that_works_only_on_real_data_is_declared():
@@ -363,16 +357,16 @@ def test_a_lazy_module():
 
 
 @pytest.mark.parametrize(
-    ("function", "message"),
+    ("function", "parts"),
     [
-        (lambda t: t.to_sparse(), "sparse tensor"),
-        (lambda t: np.ones(3), r"returns a ndarray where a tensor is needed(.|\n)*f64\[3\]"),
-        (lambda t: (t, np.float32(1)), "returns a float32 where a tensor is needed"),
+        (lambda t: t.to_sparse(), dict(what="sparse tensor", got="torch.sparse_coo", remedy="to_dense")),
+        (lambda t: np.ones(3), dict(what="ndarray", expected="tensors", got="ndarray f64[3]", remedy="as_tensor")),
+        (lambda t: (t, np.float32(1)), dict(what="float32", expected="tensors", got="f32[]", remedy="as_tensor")),
     ],
     ids=["sparse", "numpy", "numpy scalar"],
 )
-def test_outputs_that_are_no_tensors(function, message):
-    with pytest.raises(OutputError, match=message):
+def test_outputs_that_are_no_tensors(function, parts):
+    with raises(OutputError, **parts):
         torch2jax(function)(f32(3))
 
 
@@ -449,21 +443,21 @@ def test_a_wide_declaration_is_narrowed_while_x64_is_off():
 @pytest.mark.parametrize(
     ("shapes", "expected", "got"),
     [
-        (Size(4), r"f32\[4\]", r"f32\[3\]"),
-        (Size(3, 1), r"f32\[3,1\]", r"f32\[3\]"),
-        (jax.ShapeDtypeStruct((3,), jnp.float16), r"f16\[3\]", r"f32\[3\]"),
-        (jax.ShapeDtypeStruct((3,), jnp.int32), r"i32\[3\]", r"f32\[3\]"),
+        (Size(4), "f32[4]", "f32[3]"),
+        (Size(3, 1), "f32[3,1]", "f32[3]"),
+        (jax.ShapeDtypeStruct((3,), jnp.float16), "f16[3]", "f32[3]"),
+        (jax.ShapeDtypeStruct((3,), jnp.int32), "i32[3]", "f32[3]"),
     ],
     ids=["size", "rank", "half", "int"],
 )
 def test_a_wrong_declaration_is_found_at_the_call(shapes, expected, got):
-    with pytest.raises(OutputError, match=rf"returned a wrong output(.|\n)*Expected: {expected}\n *Got: +{got}\n"):
+    with raises(OutputError, what=("sin", "wrong output"), expected=expected, got=got, remedy="`output_shapes`"):
         torch2jax(torch.sin, output_shapes=shapes)(f32(3))
 
 
 def test_a_wrong_leaf_of_a_declared_tree_is_named():
     f = torch2jax(lambda t: {"a": [t, t]}, output_shapes={"a": [Size(3), Size(2)]})
-    with pytest.raises(OutputError, match=r"wrong output\['a'\]\[1\]"):
+    with raises(OutputError, what="wrong output['a'][1]", expected="f32[2]", got="f32[3]"):
         f(f32(3))
 
 
@@ -502,7 +496,7 @@ def test_the_declaration_of_a_function_without_outputs():
 )
 def test_a_constant_that_depends_on_values_is_refused(function):
     # Regression: alone, it came back as it was for zeros, because a call without results never ran.
-    with pytest.raises(OutputError, match="depends on the values of its inputs"):
+    with raises(OutputError, what="depends on the values of its inputs (args[0]: f32[3])"):
         torch2jax(function)(f32(3) + 1)
 
 
@@ -510,8 +504,8 @@ def test_a_traced_number_that_decides_a_shape_is_named_as_a_way_out():
     f = torch2jax(lambda t, dim: t.sum(int(dim)))
     assert f(f32(2, 3), 1).shape == (2,)
     assert jax.jit(f, static_argnums=1)(f32(2, 3), 1).shape == (2,)
-    with pytest.raises(DataDependentShapeError, match="static_argnums"):
+    with raises(DataDependentShapeError, what="(args[1]: i32[])", remedy="static_argnums"):
         jax.jit(f)(f32(2, 3), 1)
-    with pytest.raises(DataDependentShapeError, match="^(?!(.|\n)*static_argnums)"):
+    with raises(DataDependentShapeError, lacks="static_argnums"):
         f2 = torch2jax(lambda t: t.nonzero())
         f2(f32(2, 3))

@@ -6,6 +6,7 @@ from collections import deque
 
 import pytest
 import torch
+from common import raises
 from t2j_core import _compat
 from t2j_core._run import streams
 
@@ -123,7 +124,7 @@ def test_events_are_used_again(cuda):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has a GPU")
 def test_torch_without_a_gpu_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"Got:      torch .*\nInstall a CUDA build of PyTorch, or run on the CPU"):
+    with raises(RuntimeError, what="GPU", expected="CUDA", got="torch ", remedy=("Install", "on the CPU")):
         streams.enter(1, 0)
 
 

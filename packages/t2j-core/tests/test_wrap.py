@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import agree, raises, warns
 from t2j_core import ArgumentError, PerformanceWarning, Size, TorchFunction, torch2jax, torch2jax_without_vjp
 
 
@@ -21,7 +22,7 @@ def f32(*shape: int) -> jax.Array:
 
 
 def close(got, expected):
-    np.testing.assert_allclose(np.asarray(got), np.asarray(expected), rtol=1e-6, atol=1e-7)
+    agree(got, expected, rtol=1e-6, atol=1e-7)
 
 
 # --- what the predecessor's README shows --------------------------------------------------------------------------
@@ -321,21 +322,20 @@ def test_the_signature_of_torch2jax_is_the_documented_one():
 
 
 def test_something_that_is_not_callable():
-    with pytest.raises(ArgumentError, match="`fn` must be callable(.|\n)*Got: +int"):
+    with raises(ArgumentError, what=("`fn`", "callable"), got="int"):
         torch2jax(3)
 
 
 def test_an_unknown_way_of_outputs():
-    with pytest.raises(ArgumentError, match=r'`outputs` is unknown(.|\n)*"auto", "copy" or "out"(.|\n)*\'fast\''):
+    with raises(ArgumentError, what="`outputs`", expected='"auto", "copy" or "out"', got="'fast'"):
         torch2jax(torch.sin, outputs="fast")
 
 
 def test_another_tree_than_the_examples():
     f = torch2jax(add, f32(3), f32(3))
     for arguments, keywords in [((f32(3),), {}), ((f32(3), [f32(3)]), {}), ((f32(3),), {"b": f32(3)})]:
-        with pytest.raises(ArgumentError, match="called with another tree of arguments than its examples") as error:
+        with raises(ArgumentError, what=("add", "examples"), expected="(*, *)", got="PyTreeDef"):
             f(*arguments, **keywords)
-        assert "Expected:" in str(error.value)
 
 
 def test_a_missing_argument_is_the_functions_own_error():
@@ -346,7 +346,7 @@ def test_a_missing_argument_is_the_functions_own_error():
 def test_examples_are_checked_when_wrapping():
     with pytest.raises(RuntimeError, match="must match the size"):
         torch2jax(add, torch.zeros(3), torch.zeros(4))
-    with pytest.raises(ArgumentError, match=r"args\[0\] is neither an array nor hashable"):
+    with raises(ArgumentError, what="args[0]", expected="hashable constant", got="set"):
         torch2jax(add, {1, 2}, torch.zeros(3))
 
 
@@ -365,15 +365,13 @@ def test_an_array_of_python_objects():
 
 def test_an_error_text_holds_avals_and_no_values():
     secret = jnp.full(3, 12345.678)
-    with pytest.raises(Exception) as error:
+    with raises(Exception, expected="f32[4]", got="f32[3]", lacks="12345"):
         torch2jax(lambda t: t, output_shapes=Size(4))(secret)
-    assert "f32[3]" in str(error.value)
-    assert "12345" not in str(error.value)
 
 
 def test_the_performance_warning_points_at_the_users_line():
     f = torch2jax(lambda t: t.add_(1))
-    with pytest.warns(PerformanceWarning, match=r"changes args\[0\] in place") as record:
+    with warns(PerformanceWarning, what="changes args[0]") as record:
         f(f32(3))
     assert [w.filename for w in record] == [__file__]
     with warnings.catch_warnings():

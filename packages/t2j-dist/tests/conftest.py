@@ -1,4 +1,4 @@
-"""JAX at its strictest on 8 virtual devices, torch on one thread."""
+"""Settings of all tests: 8 virtual devices; see `common.be_strict`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "64")  # XLA's threads: a collective needs one for each device of each step in flight
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-import jax
-import jax.experimental
-import jax.export
-import torch
+import pytest
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
-torch.set_num_threads(1)
+pytest.register_assert_rewrite("common", "helpers")
 
-if not hasattr(jax, "enable_x64"):  # jax before 0.8
-    jax.enable_x64 = jax.experimental.enable_x64
+import common
+
+common.be_strict()

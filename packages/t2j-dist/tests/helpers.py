@@ -6,6 +6,7 @@ import contextlib
 import re
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,8 +54,7 @@ def collectives(f: Any, *args: Any) -> dict[str, int]:
 
 
 def agree(ours: Any, theirs: Any, rtol: float = 2e-4, atol: float = 1e-5) -> None:
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
+    common.agree(ours, theirs, rtol, atol)
 
 
 def squares(f: Any) -> Any:

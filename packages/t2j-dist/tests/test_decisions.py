@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import raises
 from helpers import TRANSFORMS, W, X, agree, collectives, in_jnp, in_torch, mesh_of, put, use
 from jax.sharding import PartitionSpec as P
 from t2j_core.testing import collect, live_functions
@@ -84,12 +87,9 @@ def test_only_out_specs_under_jit_on_explicit_axes(in_context):
 def test_only_out_specs_under_jit_on_auto_axes_says_what_is_missing():
     mesh = mesh_of("Auto")
     f = torch2jax(in_torch, out_specs=P("data"))
-    with pytest.raises(ShardingError) as caught:
+    operands = (re.compile(r"args\[0\]: (f|float)32\[16,3\]"), re.compile(r"args\[1\]: (f|float)32\[3,4\]"))
+    with raises(ShardingError, what="`out_specs`", expected="`in_specs`", got=operands, remedy="`in_specs=`"):
         jax.jit(f)(put(X, mesh, "data"), put(W, mesh))
-    text = str(caught.value)
-    assert "args[0]: float32[16,3]" in text.replace("f32[", "float32[")
-    assert "args[1]: float32[3,4]" in text.replace("f32[", "float32[")
-    assert "in_specs=" in text
 
 
 def test_sharded_examples_say_what_in_specs_does_not():
@@ -178,7 +178,7 @@ def test_lists_of_arrays_have_lists_of_specs(kind):
         out_specs=[P("data"), (P(None, "model"),)],
         mesh=mesh,
     )
-    with pytest.raises(ShardingError, match="differs from device to device"):
+    with raises(ShardingError, what=("output", "differs"), remedy="`out_specs`"):
         f({"xs": [X, X]})
     g = torch2jax(
         lambda d: [d["xs"][0] + 1, (d["xs"][1].T,)],
@@ -193,10 +193,8 @@ def test_lists_of_arrays_have_lists_of_specs(kind):
 def test_an_explicit_operand_without_specs_is_refused_with_three_ways_out():
     mesh = mesh_of("Explicit")
     f = torch2jax(in_torch)
-    with pytest.raises(ShardingError) as caught:
+    with raises(ShardingError, remedy=("jax.shard_map", "jax.reshard", "t2j_dist.torch2jax")):
         jax.jit(f)(put(X, mesh, "data"), put(W, mesh))
-    for way in ("jax.shard_map", "jax.reshard", "t2j_dist.torch2jax"):
-        assert way in str(caught.value)
 
 
 def test_auto_axes_without_specs_are_a_plain_call():

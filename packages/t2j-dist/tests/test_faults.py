@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import textwrap
 
 import jax
 import pytest
+from common import run_python
 
 pytestmark = pytest.mark.skipif(
     jax.__version_info__ < (0, 8), reason="the time that collectives wait for a shard cannot be set before jax 0.8"
@@ -26,22 +26,19 @@ def summed(f):
     step = lambda x: jax.lax.psum(f(x), "data")
     return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P()))
 """
-FLAGS = (
-    "--xla_force_host_platform_device_count=8"
-    " --xla_cpu_collective_call_warn_stuck_timeout_seconds=2 --xla_cpu_collective_call_terminate_timeout_seconds=4"
-)
+DEVICES = "--xla_force_host_platform_device_count=8"
+SOON = " --xla_cpu_collective_call_warn_stuck_timeout_seconds=2 --xla_cpu_collective_call_terminate_timeout_seconds=4"
 
 
-def run(program: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "NPROC": "64"}
-    source = PRELUDE + textwrap.dedent(program)
-    return subprocess.run(
-        [sys.executable, "-c", source], env=environment, timeout=240, text=True, capture_output=True, check=False
-    )
+def run(program: str, *, ends_soon: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a program on 8 devices; where it `ends_soon`, XLA waits 4 seconds for a shard instead of 60."""
+    flags = DEVICES + SOON * ends_soon
+    return run_python(PRELUDE + textwrap.dedent(program), check=False, XLA_FLAGS=flags)
 
 
-def test_an_exception_on_one_shard_before_a_collective_is_shown_before_the_process_ends():
-    done = run("""
+def test_an_exception_on_one_shard_is_shown_before_a_collective_ends_the_process():
+    done = run(
+        """
         def fn(x):
             if x.device.type == "cpu" and float(x[0]) == 3:
                 raise ArithmeticError("of the third shard")
@@ -49,7 +46,9 @@ def test_an_exception_on_one_shard_before_a_collective_is_shown_before_the_proce
 
         f = torch2jax(fn, output_shapes=(1,))
         jax.block_until_ready(summed(f)(jnp.arange(8.0)))
-    """)
+    """,
+        ends_soon=True,
+    )
     assert done.returncode != 0
     shown = done.stderr.split("Termination timeout")[0]
     assert "The torch function fn raised on one of several devices:" in shown

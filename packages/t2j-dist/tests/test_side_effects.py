@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import t2j_autodiff
 import t2j_core
 import t2j_dist
 import torch
+from common import raises
 from helpers import mesh_of
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -119,7 +122,7 @@ def test_a_program_that_is_manual_in_part_is_refused():
     f, _ = counted()
     mesh = mesh_of("Auto", a=2, b=2)
     g = jax.shard_map(f, mesh=mesh, in_specs=P("a"), out_specs=P("a"), axis_names={"a"})
-    with pytest.raises(t2j_core.ShardingError, match="some of the mesh axes"):
+    with raises(t2j_core.ShardingError, what=("`has_side_effect=True`", "`jax.shard_map`", "some")):
         jax.jit(g)(jnp.asarray(X))
 
 
@@ -132,15 +135,15 @@ def test_a_refusal_names_the_function_of_the_user_where_it_is_differentiated(tra
     mesh = mesh_of("Auto", a=2, b=2)
     step = lambda x: transform(f)(x) * jnp.ones(2)
     g = jax.shard_map(step, mesh=mesh, in_specs=P(None), out_specs=P("a"), axis_names={"a"})
-    with pytest.raises(t2j_core.ShardingError, match="^total has `has_side_effect=True`"):
+    with raises(t2j_core.ShardingError, what=re.compile("^total .*`has_side_effect=True`")):
         jax.jit(g)(jnp.ones(2))
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.grad])
-def test_explicitly_sharded_operands_are_named_as_the_user_does_where_it_is_differentiated(transform):
+def test_sharded_operands_of_a_derivative_are_named_as_the_user_does(transform):
     def total(rows):
         return (rows * rows).sum()
 
     x = on(mesh_of("Explicit", d=4), P("d"))
-    with pytest.raises(t2j_core.ShardingError, match="^args\\[0\\] of total is sharded"):
+    with raises(t2j_core.ShardingError, what=re.compile(r"^args\[0\] of total ")):
         transform(t2j_autodiff.torch2jax(total))(x)

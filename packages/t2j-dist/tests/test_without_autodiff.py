@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import textwrap
 
 import pytest
+from common import run_python
 
 PRELUDE = """
 import sys
@@ -22,11 +21,7 @@ x = jnp.arange(16.0)
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "NPROC": "64"}
-    source = PRELUDE + textwrap.dedent(program)
-    return subprocess.run(
-        [sys.executable, "-c", source], env=os.environ | flags, timeout=240, text=True, capture_output=True, check=False
-    )
+    return run_python(PRELUDE + textwrap.dedent(program), check=False)
 
 
 def test_forward_calls():
