@@ -122,7 +122,7 @@ CONTROL_FLOW = {
 @pytest.mark.parametrize("control_flow", CONTROL_FLOW.values(), ids=CONTROL_FLOW)
 def test_of_functions_in_eager_control_flow_only_a_few_stay(control_flow, monkeypatch):
     """JAX keeps their programs in a cache of 4,096."""
-    orphans._bereaved.clear()  # functions of other tests, which programs of theirs may keep
+    orphans._without_wrapper.clear()  # functions of other tests, which programs of theirs may keep
     monkeypatch.setitem(orphans._patience, "count", orphans._MOST)
     alive = []
     for i in range(24):

@@ -88,6 +88,6 @@ def test_blocks_are_compared_as_the_whole_is(monkeypatch, differs_at):
         second.view(torch.uint8)[differs_at] ^= 1
     same = differs_at is None
     assert comparing.has_same_bits(first, second.untyped_storage()) == same
-    assert bool(comparing._are_same(*map(comparing._bytes_of, (first, second)))) == same
+    assert bool(comparing._are_same(*map(comparing.bytes_of, (first, second)))) == same
     assert not comparing.has_same_bits(first, torch.ones(3))
     assert not bool(comparing._are_same(first.view(torch.uint8), torch.ones(3, dtype=torch.uint8)))

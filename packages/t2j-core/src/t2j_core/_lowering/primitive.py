@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from .. import _compat
+from .._base.caught import Caught
 from .._run.debug_nans import check_numbers, wanted_checks, without_checks
 from .._run.exceptions import note_several_devices
 from .._run.host import host_call
@@ -54,13 +55,12 @@ def _impl(*operands: jax.Array, fn: TorchFn) -> list[Any]:
             check_numbers(fn.signature.name, results[: len(results) - fn.hidden], checks)
         return results
     except _compat.XLA_ERRORS as error:
-        failure = original_of(error)
-        if failure is None:
+        original = original_of(error)
+        if original is None:
             raise
-    try:  # raised out here, its own `__cause__` and `__context__` stay
-        raise failure
-    finally:
-        del failure  # the traceback refers to this frame, and this frame to the exception
+        caught = Caught(original)
+        del original
+    raise caught.taken()
 
 
 def _jitted(fn: TorchFn) -> Any:
