@@ -124,7 +124,7 @@ def test_an_unknown_option():
 
 def test_another_mesh_than_that_of_the_call():
     f = torch2jax(in_torch, in_specs=(P("data"), P()), out_specs=P("data"), mesh=mesh_of("Auto", data=8))
-    with use(mesh_of("Auto")), pytest.raises(ShardingError, match="another mesh") as caught:
+    with use(mesh_of("Auto")), pytest.raises(ShardingError, match=r"mesh(.|\n)*Expected: mesh \{") as caught:
         f(X, W)
     assert "'data': 8" in str(caught.value)
     agree(f(X, W), in_jnp(X, W))
@@ -134,11 +134,11 @@ def test_another_mesh_than_that_of_the_call():
 def test_arrays_of_another_mesh(kind):
     here, there = mesh_of(kind), mesh_of(kind, row=8)
     f = torch2jax(lambda x, y: x + y, out_specs=P("data"))
-    with pytest.raises(ShardingError, match=r"args\[1\] of .* is split over another mesh") as caught:
+    with pytest.raises(ShardingError, match=r"^args\[1\] of (.|\n)*Expected: an array on the mesh") as caught:
         f(put(X, here, "data"), put(X, there, "row"))
     assert "{'row': 8}" in str(caught.value)
     g = torch2jax(lambda x: x + 1, out_specs=P("data"), mesh=here)
-    with pytest.raises(ShardingError, match="is split over another mesh"):
+    with pytest.raises(ShardingError, match=r"^args\[0\] of (.|\n)*Expected: an array on the mesh"):
         g(put(X, mesh_of(kind, data=8), "data"))
     agree(g(put(X, here, "data")), X + 1)
 
