@@ -20,7 +20,7 @@ from t2j_autodiff._base.decisions import Shared
 from t2j_autodiff._base.options import DiffOptions
 from t2j_autodiff._batching.batch_axes import NO_AXES
 from t2j_autodiff._residuals import tracing
-from t2j_autodiff._residuals.protocol import FlatFunction
+from t2j_autodiff._residuals.protocol import DifferentiatedFunction
 from t2j_autodiff._residuals.store import kept_graphs
 from t2j_autodiff._residuals.traced import TracedFunction
 from t2j_core import _compat
@@ -111,7 +111,9 @@ def test_a_traced_graph_runs_where_its_operands_are():
         return ((x * torch.arange(6.0, device=x.device)).sin().sum() + torch.zeros((), device=x.device),)
 
     vector, number = (Leaf(shape, np.dtype(np.float32), torch.float32) for shape in ((6,), ()))
-    traced = TracedFunction.of(FlatFunction(f, [vector], [number], (0,), (0,), Shared("f", DiffOptions()), "f"))
+    traced = TracedFunction.of(
+        DifferentiatedFunction(f, [vector], [number], (0,), (0,), Shared("f", DiffOptions()), "f")
+    )
     forward = traced.forward(f, f, NO_AXES)
     pullback = traced.pullback((0,), (0,), NO_AXES, recompute=None)
     for device in ("cpu", "meta"):  # in place of a GPU

@@ -41,7 +41,7 @@ def test_the_names_for_other_packages():
             *("CallTree", "split", "declared_outputs", "Leaf", "Outputs", "Signature", "flat_signature", "leaves_of"),
             *("Dtypes", "ExampleValues"),
             *("call_primitive", "current_pair", "torch_call", "torch_call_p", "BORROW", "Lending", "Rules"),
-            *("TorchFn",),
+            *("TorchFn", "FlatFunction"),
             *("CallBuilder", "TorchFunction", "P", "functional"),
             *("options_of", "public", "Keywords", "Options", "are_at", "argument_numbers", "check_choice"),
             *("checked_bool", "checked_examples", "checked_integer", "refused", "parameters_of", "check_options"),

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from t2j_core import dtype_t2j
-from t2j_core.extend import Leaf, as_written, canonical
+from t2j_core.extend import FlatFunction, Leaf, as_written, canonical
 
 from .. import _compat
 from .._base.decisions import Shared
-from .._derivatives.flat_functions import Flat
 from .._workarounds.requires_grad_queries import RequiresGradQueries
 from .._workarounds.vmap_fixes import VmapFixes
 from .._workarounds.wrong_batching_rules import WrongBatchingRules
@@ -30,7 +29,7 @@ class AtOnce:
     """`torch.func.vmap`. Its first run is watched for operations that it gets wrong without an error."""
 
     def __init__(
-        self, f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool
+        self, f: FlatFunction, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool
     ) -> None:
         self.results, self.size, self.shared = results, size, shared
         self.shows_gradients = is_derivative  # inside, `torch.func.vjp` shows what `vmap` hides, except for hooks

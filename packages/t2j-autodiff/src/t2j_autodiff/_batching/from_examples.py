@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from t2j_core import PerformanceWarning
-from t2j_core.extend import warn
+from t2j_core.extend import FlatFunction, warn
 
 from .. import _compat
 from .._base.decisions import Shared
 from .._base.errors import OUT_OF_MEMORY, first_line
-from .._derivatives.flat_functions import Flat
 from .batch_axes import Dims
 from .in_turn import InTurn
 
@@ -19,11 +18,11 @@ _KIND = "recorded"
 
 
 def from_examples(
-    f: Flat, direction: str, ins: Sequence[int], outs: Sequence[int], size: int, dims: Dims, shared: Shared
-) -> Flat:
+    f: FlatFunction, direction: str, ins: Sequence[int], outs: Sequence[int], size: int, dims: Dims, shared: Shared
+) -> FlatFunction:
     """The pushforward ("jvp") or pullback ("vjp") of a batch; `f` is that of one example."""
     given: Dims = tuple(dims[i] for i in ins) if direction == "jvp" else (0,) * len(outs)
-    of_examples: Flat = InTurn(f, size, (*dims, *given), shared)
+    of_examples: FlatFunction = InTurn(f, size, (*dims, *given), shared)
 
     def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(g.sum(0) if dims[i] is None else g for i, g in zip(ins, of_examples(*a), strict=True))
@@ -31,7 +30,7 @@ def from_examples(
     return of_examples if direction == "jvp" else pull
 
 
-def unless_it_fails(at_once: Flat, one_by_one: Flat, shared: Shared) -> Flat:
+def unless_it_fails(at_once: FlatFunction, one_by_one: FlatFunction, shared: Shared) -> FlatFunction:
     """`at_once`, a derivative of a batch, until it fails.
 
     The batching rule of an operation may change in place what its derivative needs (`index_reduce_`), or not take the

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from t2j_core.extend import Lending, check_example, storage_uses
+from t2j_core.extend import FlatFunction, Lending, check_example, storage_uses
 
 from .. import _compat
 from .._base.decisions import Shared
-from .._derivatives.flat_functions import Flat
 from .batch_axes import Dims
 
 
 class InTurn:
     """`f` for `size` examples, one after another; every result has the examples along axis 0."""
 
-    def __init__(self, f: Flat, size: int, dims: Dims, shared: Shared) -> None:
+    def __init__(self, f: FlatFunction, size: int, dims: Dims, shared: Shared) -> None:
         self.f, self.size, self.dims, self.shared = f, size, dims, shared
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:

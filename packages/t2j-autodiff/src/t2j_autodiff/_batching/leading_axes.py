@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from t2j_core.extend import Leaf
+from t2j_core.extend import FlatFunction, Leaf
 
-from .._derivatives.flat_functions import Flat
 from .batch_axes import BatchAxes, Dims
 
 
 class LeadingAxes:
     """A function that takes its batch axes itself, in front of the axes of an example."""
 
-    def __init__(self, f: Flat, axes: BatchAxes, results: Sequence[Leaf], *, expand: bool) -> None:
+    def __init__(self, f: FlatFunction, axes: BatchAxes, results: Sequence[Leaf], *, expand: bool) -> None:
         self.f = f
         self.axes = axes
         self.results = results

@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Callable
 
 import torch
+from t2j_core.extend import FlatFunction
 
 from .. import _compat
 from .._base.errors import OUT_OF_MEMORY
-from .._derivatives.flat_functions import Flat
 from .._derivatives.jvp_decision import JvpDecision
 from .batch_axes import BatchAxes
 
 
-def rehearsed(f: Flat, alone: Callable[..., None], n: int, axes: BatchAxes, known: JvpDecision) -> Flat:
+def rehearsed(f: FlatFunction, alone: Callable[..., None], n: int, axes: BatchAxes, known: JvpDecision) -> FlatFunction:
     """`f`, a batch of pushforwards. Until it is known how they are computed, `alone` is called with one example first.
 
     The first `n` arguments are operands; the others are tangents, which have all batch axes.

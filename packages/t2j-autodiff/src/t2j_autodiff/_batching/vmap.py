@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from t2j_core.extend import Leaf
+from t2j_core.extend import FlatFunction, Leaf
 
 from .._base.decisions import Shared
-from .._derivatives.flat_functions import Flat
 from .at_once import AtOnce
 from .batch_axes import NO_AXES, BatchAxes, Dims
 from .in_turn import InTurn
@@ -16,8 +15,15 @@ from .until_it_fails import AtOnceUntilItFails
 
 
 def batched(
-    f: Flat, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool, kind: str = ""
-) -> Flat:
+    f: FlatFunction,
+    results: Sequence[Leaf],
+    size: int,
+    dims: Dims,
+    shared: Shared,
+    *,
+    is_derivative: bool,
+    kind: str = "",
+) -> FlatFunction:
     """`f` for `size` examples; every result has the examples along axis 0.
 
     `kind` is "value", "shown", "vjp" or "jvp": one may fail to be batched where another can be. For "record", a
@@ -45,8 +51,8 @@ def batched(
 
 
 def over_axes(
-    f: Flat, results: Sequence[Leaf], axes: BatchAxes, shared: Shared, *, is_derivative: bool, kind: str = ""
-) -> Flat:
+    f: FlatFunction, results: Sequence[Leaf], axes: BatchAxes, shared: Shared, *, is_derivative: bool, kind: str = ""
+) -> FlatFunction:
     """`f` over all batch axes, as `batched` over each. `results` are those of one example."""
     if not axes:
         return f

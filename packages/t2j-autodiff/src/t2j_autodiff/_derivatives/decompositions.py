@@ -10,12 +10,11 @@ import threading
 from collections.abc import Iterator
 
 import torch
-from t2j_core.extend import as_written, turns
+from t2j_core.extend import FlatFunction, as_written, turns
 
 from .. import _compat
 from .._base.decisions import Shared
 from .._workarounds.norms import DecomposedNorms
-from .flat_functions import Flat
 
 one_at_a_time = turns
 """Torch's level of forward mode and its choice of attention kernel are those of the process, so threads take turns."""
@@ -37,7 +36,7 @@ def _active(norms: DecomposedNorms | None) -> Iterator[None]:
         yield
 
 
-def with_decompositions(f: Flat, shared: Shared) -> Flat:
+def with_decompositions(f: FlatFunction, shared: Shared) -> FlatFunction:
     """`f`, a second derivative, with attention and normalisation in elementary operations.
 
     A mode costs as much per operation as a small operation does. So where all runs go the same way, the first one

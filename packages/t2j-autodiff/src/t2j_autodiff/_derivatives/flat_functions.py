@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-
-Flat = Callable[..., tuple[torch.Tensor, ...]]
-"""A flat function: one tensor per operand in, a tuple of tensors out."""
+from t2j_core.extend import FlatFunction
 
 Tensors = Sequence[torch.Tensor]
 
 
-def restricted(f: Flat, x: Tensors, ins: Sequence[int], outs: Sequence[int] | None = None) -> Flat:
+def restricted(f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[int] | None = None) -> FlatFunction:
     """`f` at `x` as a function of the inputs `ins` to the outputs `outs`, or to all outputs."""
 
     def g(*moved: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from t2j_core.extend import Leaf
+from t2j_core.extend import FlatFunction, Leaf
 
-from .flat_functions import Flat, Tensors, restricted
+from .flat_functions import Tensors, restricted
 from .made_up_numbers import small_normal
 from .reverse_mode import Pullback, vjp
 
@@ -21,7 +21,7 @@ class Pushforward:
     is given where there is a better pullback than torch's derivative of `f`.
     """
 
-    f: Flat
+    f: FlatFunction
     x: Tensors
     ins: Sequence[int]
     tangents: Tensors
@@ -36,7 +36,7 @@ class Pushforward:
         return tuple(self.x[i] for i in self.ins)
 
     @property
-    def restricted(self) -> Flat:
+    def restricted(self) -> FlatFunction:
         """`f` as a function of `moved` to the outputs `outs`."""
         return restricted(self.f, self.x, self.ins, self.outs)
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from t2j_core.extend import modules_in_use
+from t2j_core.extend import FlatFunction, modules_in_use
 
 from .. import _compat
-from .flat_functions import Flat, Tensors, requiring_grad, restricted
+from .flat_functions import Tensors, requiring_grad, restricted
 from .nondifferentiable import refuse_constant, refuse_cut_backward, refuse_no_derivative, refuse_once_differentiable
 
 Pullback = Callable[[Tensors, Sequence[int], Mapping[int, torch.Tensor]], Tensors]
@@ -22,7 +22,7 @@ Pullback = Callable[[Tensors, Sequence[int], Mapping[int, torch.Tensor]], Tensor
 
 
 def vjp(
-    f: Flat,
+    f: FlatFunction,
     x: Tensors,
     ins: Sequence[int],
     cotangents: Mapping[int, torch.Tensor],
@@ -51,7 +51,7 @@ def vjp(
 
 
 def _vjp(
-    f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor], linear: Sequence[int]
+    f: FlatFunction, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor], linear: Sequence[int]
 ) -> Tensors:
     is_differentiated = any(t.requires_grad for t in (*x, *cotangents.values()))
     with torch.enable_grad():
@@ -72,7 +72,9 @@ def _vjp(
     return [torch.zeros_like(x[i]) if g is None else g for i, g in zip(ins, grads, strict=False)]
 
 
-def _vjp_in_transform(f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
+def _vjp_in_transform(
+    f: FlatFunction, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]
+) -> Tensors:
     # Torch's annotations give `torch.func.vjp` three results, of which it returns the third for `has_aux` alone.
     y, pullback = torch.func.vjp(restricted(f, x, ins, tuple(cotangents)), *(x[i] for i in ins))  # type: ignore[misc]
     return pullback(tuple(ct.to(yi.dtype) for yi, ct in zip(y, cotangents.values(), strict=True)))

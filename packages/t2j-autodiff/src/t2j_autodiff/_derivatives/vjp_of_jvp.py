@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from t2j_core.extend import Leaf
+from t2j_core.extend import FlatFunction, Leaf
 
 from .. import _compat
 from .._base.errors import OUT_OF_MEMORY
-from .flat_functions import Flat, Tensors
+from .flat_functions import Tensors
 from .reverse_mode import vjp
 
 
 class VjpOfJvp:
     """The pullback of `pushforward`, a function of `n` operands and then tangents, whose transpose is `pullback`."""
 
-    def __init__(self, pushforward: Flat, pullback: Flat, n: int, results: Sequence[Leaf]) -> None:
+    def __init__(self, pushforward: FlatFunction, pullback: FlatFunction, n: int, results: Sequence[Leaf]) -> None:
         self.pushforward, self.pullback, self.n, self.results = pushforward, pullback, n, results
         self.is_missing = False  # torch can differentiate the pushforward, and not the pullback
 

@@ -15,9 +15,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from t2j_core.extend import Leaf
+from t2j_core.extend import FlatFunction, Leaf
 
-from .._derivatives.flat_functions import Flat, Tensors
+from .._derivatives.flat_functions import Tensors
 from .._derivatives.made_up_numbers import generator, normal, points
 from .._derivatives.reverse_mode import vjp
 from .equations import Precision, are_adjoint, are_alike, are_alike_where_finite, are_in_proportion, only
@@ -28,7 +28,7 @@ MANY, FEW = 6, 3
 
 
 def reason_not_linear(
-    f: Flat,
+    f: FlatFunction,
     x: Tensors,
     ins: Sequence[int],
     outs: Sequence[int],
@@ -66,7 +66,7 @@ def reason_not_linear(
 
 
 def reason_not_linear_where_finite(
-    f: Flat,
+    f: FlatFunction,
     x: Tensors,
     ins: Sequence[int],
     outs: Sequence[int],
@@ -102,7 +102,7 @@ def reason_not_linear_where_finite(
 
 
 def _value_and_pullback(
-    f: Flat, x: Tensors, ins: Sequence[int], point: Tensors, cotangents: Mapping[int, torch.Tensor]
+    f: FlatFunction, x: Tensors, ins: Sequence[int], point: Tensors, cotangents: Mapping[int, torch.Tensor]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     values: list[torch.Tensor] = []
 

@@ -9,15 +9,16 @@ import math
 from collections.abc import Sequence
 
 import torch
+from t2j_core.extend import FlatFunction
 
 from .. import _compat
-from .._derivatives.flat_functions import Flat, Tensors, requiring_grad
+from .._derivatives.flat_functions import Tensors, requiring_grad
 from .._derivatives.made_up_numbers import generator, points
 from .equations import Precision, adds_up, are_in_proportion
 from .reasons import NOT_ADDITIVE, NOT_FINITE, NOT_IN_PROPORTION, NOT_REPEATABLE, NOT_ZERO
 
 
-def is_cut_off(f: Flat, x: Tensors, ins: Sequence[int], outs: Sequence[int]) -> bool:
+def is_cut_off(f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[int]) -> bool:
     """Whether a derivative that is not that of the values is an accident.
 
     That of an `autograd.Function` is its author's choice.
@@ -28,7 +29,7 @@ def is_cut_off(f: Flat, x: Tensors, ins: Sequence[int], outs: Sequence[int]) -> 
 
 
 def reason_values_are_not_linear(
-    f: Flat, x: Tensors, ins: Sequence[int], outs: Sequence[int], *, least: float = 0.0
+    f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[int], *, least: float = 0.0
 ) -> str | None:
     """What shows that the finite values of `f` are not linear in `ins`; `NOT_FINITE` if some values are not finite.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from t2j_core.extend import Leaf
+from t2j_core.extend import FlatFunction, Leaf
 
-from .._derivatives.flat_functions import Flat, Tensors
+from .._derivatives.flat_functions import Tensors
 from .by_derivative import MANY, reason_not_linear, reason_not_linear_where_finite
 from .by_values import is_cut_off, reason_values_are_not_linear
 from .reasons import NOT_FINITE, NOT_ITS_ADJOINT, NOT_ZERO
@@ -23,7 +23,7 @@ class Judge:
     may differ by.
     """
 
-    f: Flat
+    f: FlatFunction
     x: Tensors
     ins: Sequence[int]
     outs: Sequence[int]

@@ -12,18 +12,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from t2j_core.extend import Leaf
+from t2j_core.extend import FlatFunction, Leaf
 
 from .. import _compat
 from .._base.errors import OUT_OF_MEMORY, first_line
 from .._batching.at_once import HiddenGradientError
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.flat_functions import Flat
 from . import example_numbers, tickets
 from .backward import BackwardError, Fitting, fitting, pulled_back
 from .keeping import Keeping
 from .kept_graph import Gradients, KeptGraph
-from .protocol import FlatFunction, Residuals
+from .protocol import DifferentiatedFunction, Residuals
 from .recording import Recording, record
 from .store import kept_graphs
 from .waiting import Waiting
@@ -45,14 +44,14 @@ class AutogradGraphs(Residuals):
     leaves = (_NUMBER,)
     leaves_tickets = True
 
-    def __init__(self, function: FlatFunction) -> None:
+    def __init__(self, function: DifferentiatedFunction) -> None:
         super().__init__(function)
         self._keeping = Keeping(function)
         self._waiting = Waiting(kept_graphs)
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, value: Flat, to_record: Flat, axes: BatchAxes) -> Flat:
+    def forward(self, value: FlatFunction, to_record: FlatFunction, axes: BatchAxes) -> FlatFunction:
         """The results, and for each example its number in a kept graph."""
         sizes = axes.sizes
 
@@ -71,7 +70,7 @@ class AutogradGraphs(Residuals):
 
         return run
 
-    def _recorded(self, f: Flat, x: Sequence[torch.Tensor], axes: BatchAxes) -> tuple[int, Results | None]:
+    def _recorded(self, f: FlatFunction, x: Sequence[torch.Tensor], axes: BatchAxes) -> tuple[int, Results | None]:
         """The number of the kept graph and the results; no results where the value is to run instead."""
         try:
             return self._recorded_once(f, x, axes)
@@ -83,7 +82,7 @@ class AutogradGraphs(Residuals):
         self._keeping.note_out_of_memory()
         return _NOT_KEPT, None
 
-    def _recorded_once(self, f: Flat, x: Sequence[torch.Tensor], axes: BatchAxes) -> tuple[int, Results | None]:
+    def _recorded_once(self, f: FlatFunction, x: Sequence[torch.Tensor], axes: BatchAxes) -> tuple[int, Results | None]:
         try:
             recording = record(f, x, self.function.ins, axes)
         except HiddenGradientError as error:  # `torch.func.vjp` does not hide it, so the backward recomputes
@@ -104,7 +103,9 @@ class AutogradGraphs(Residuals):
 
     # --- linear maps -----------------------------------------------------------------------------------------------
 
-    def pullback(self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: Flat) -> Flat:
+    def pullback(
+        self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: FlatFunction
+    ) -> FlatFunction:
         """From the kept graph, if there is one and it fits."""
         self._keeping.is_reversed = True
         n, m = self.places
@@ -141,7 +142,7 @@ class AutogradGraphs(Residuals):
             return None
         return pulled_back(graph, x, ins, cotangents, fits.of_cotangents, self._keeping)
 
-    def pushforward(self, recompute: Flat) -> Flat:
+    def pushforward(self, recompute: FlatFunction) -> FlatFunction:
         """The pushforward, which frees the graph. From now on graphs are kept only once a backward is asked for."""
         n, m = self.places
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .autograd import AutogradGraphs
-from .protocol import FlatFunction, Residuals
+from .protocol import DifferentiatedFunction, Residuals
 from .recompute import Recompute
 from .traced import TracedFunction
 
 
-def residuals_of(function: FlatFunction, *, keeps: bool, is_quick: bool) -> Residuals:
+def residuals_of(function: DifferentiatedFunction, *, keeps: bool, is_quick: bool) -> Residuals:
     """How the backward of a function gets what its forward has computed.
 
     `keeps` says whether there is a forward that may keep something; `is_quick` that another run costs little.

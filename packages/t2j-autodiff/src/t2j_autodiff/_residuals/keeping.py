@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from .._batching.batch_axes import BatchAxes
-from .protocol import FlatFunction
+from .protocol import DifferentiatedFunction
 
 logger = logging.getLogger("t2j_autodiff")
 
@@ -19,7 +19,7 @@ _MUCH = 16
 class Keeping:
     """Whether the graphs of one function are kept. `explain()` shows each change."""
 
-    def __init__(self, function: FlatFunction) -> None:
+    def __init__(self, function: DifferentiatedFunction) -> None:
         self.is_reversed = False  # a backward has been asked for
         self.is_pushed = False  # a forward-mode derivative has run
         self.can_batch = True  # one graph can be pulled back along many cotangents at once

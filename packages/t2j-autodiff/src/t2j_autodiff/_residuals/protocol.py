@@ -6,18 +6,17 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from t2j_core.extend import Leaf
+from t2j_core.extend import FlatFunction, Leaf
 
 from .._base.decisions import Shared
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.flat_functions import Flat
 
 
 @dataclass(frozen=True, eq=False)
-class FlatFunction:
+class DifferentiatedFunction:
     """A flat function of one example, and which of its derivatives are wanted."""
 
-    flat: Flat
+    flat: FlatFunction
     operands: Sequence[Leaf]
     results: Sequence[Leaf]
     ins: tuple[int, ...]  # the operands that it is differentiated with respect to
@@ -33,9 +32,9 @@ class FlatFunction:
 class Residuals(abc.ABC):
     """How the backward of one function gets what its forward has computed.
 
-    A new way is a subclass of this, and a line in `choice.py`. An instance belongs to one `FlatFunction`. It declares
-    its residual arrays in `leaves` and implements `forward` and `pullback`. It calls `function.explain` when it is made
-    and whenever what it does changes.
+    A new way is a subclass of this, and a line in `choice.py`. An instance belongs to one `DifferentiatedFunction`. It
+    declares its residual arrays in `leaves` and implements `forward` and `pullback`. It calls `function.explain` when it
+    is made and whenever what it does changes.
 
     JAX owns the residuals between forward and backward. It may merge, repeat, reorder or drop either call, hand the
     same residuals to several backwards, and combine those of several calls or examples. Residuals that are plain
@@ -55,11 +54,11 @@ class Residuals(abc.ABC):
     On a GPU its derivatives find the number there, without waiting for the device.
     """
 
-    def __init__(self, function: FlatFunction) -> None:
+    def __init__(self, function: DifferentiatedFunction) -> None:
         self.function = function
 
     @abc.abstractmethod
-    def forward(self, value: Flat, to_record: Flat, axes: BatchAxes) -> Flat:
+    def forward(self, value: FlatFunction, to_record: FlatFunction, axes: BatchAxes) -> FlatFunction:
         """A flat function from the operands to the results and the residuals, over the batch axes of the operands.
 
         `value` returns the results without residuals. `to_record` does too, and is for a run that autograd records:
@@ -67,14 +66,16 @@ class Residuals(abc.ABC):
         """
 
     @abc.abstractmethod
-    def pullback(self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: Flat) -> Flat:
+    def pullback(
+        self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: FlatFunction
+    ) -> FlatFunction:
         """A flat function from operands, residuals and cotangents of the results `outs` to cotangents of `ins`.
 
         `axes` are the batch axes of operands and residuals; cotangents have all of them, also those returned.
         `recompute` takes operands and cotangents, and runs the forward again.
         """
 
-    def pushforward(self, recompute: Flat) -> Flat:
+    def pushforward(self, recompute: FlatFunction) -> FlatFunction:
         """A flat function from operands, residuals and tangents to tangents; `recompute` takes no residuals.
 
         JAX's `jvp` runs it right after the forward, whose residuals no backward needs then.

@@ -8,19 +8,18 @@ from collections.abc import Sequence
 
 import torch
 from t2j_core import T2jWarning
-from t2j_core.extend import generator_states, warn
+from t2j_core.extend import FlatFunction, generator_states, warn
 
 from .. import _compat
 from .._base.decisions import Shared
 from .._base.errors import first_line
-from .._derivatives.flat_functions import Flat
 
 logger = logging.getLogger("t2j_autodiff")
 
 _CHECKS = 3  # how many runs are watched
 
 
-def warn_if_random(f: Flat, shared: Shared) -> Flat:
+def warn_if_random(f: FlatFunction, shared: Shared) -> FlatFunction:
     """`f`, which runs a forward again, with a warning if it draws random numbers: others than the forward drew."""
     checks = itertools.count()
 
@@ -41,7 +40,7 @@ def warn_if_random(f: Flat, shared: Shared) -> Flat:
     return run
 
 
-def _draws(f: Flat, x: Sequence[torch.Tensor]) -> bool:
+def _draws(f: FlatFunction, x: Sequence[torch.Tensor]) -> bool:
     """Whether it was `f` that drew from torch's generators, which all threads share: it is run once more."""
     operations = _compat.RandomOperations()
     try:

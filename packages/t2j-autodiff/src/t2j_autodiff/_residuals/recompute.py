@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from t2j_core.extend import FlatFunction
+
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.flat_functions import Flat
 from .protocol import Residuals
 
 
 class Recompute(Residuals):
     """Keeps nothing."""
 
-    def forward(self, value: Flat, to_record: Flat, axes: BatchAxes) -> Flat:
+    def forward(self, value: FlatFunction, to_record: FlatFunction, axes: BatchAxes) -> FlatFunction:
         """The value alone."""
         return value
 
-    def pullback(self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: Flat) -> Flat:
+    def pullback(
+        self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: FlatFunction
+    ) -> FlatFunction:
         """The pullback that runs the forward again."""
         return recompute
 
-    def pushforward(self, recompute: Flat) -> Flat:
+    def pushforward(self, recompute: FlatFunction) -> FlatFunction:
         """The pushforward as it is."""
         return recompute

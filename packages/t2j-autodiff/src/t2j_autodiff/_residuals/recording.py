@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from t2j_core.extend import modules_in_use, storage_uses
+from t2j_core.extend import FlatFunction, modules_in_use, storage_uses
 
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.flat_functions import Flat
 from .kept_graph import KeptGraph
 from .saved_tensors import SavedTensors
 
@@ -25,7 +24,7 @@ class Recording(NamedTuple):
     reason_not_kept: str | None  # what is wrong with graphs of this function
 
 
-def record(f: Flat, x: Sequence[torch.Tensor], ins: Sequence[int], axes: BatchAxes) -> Recording:
+def record(f: FlatFunction, x: Sequence[torch.Tensor], ins: Sequence[int], axes: BatchAxes) -> Recording:
     """Run `f` with the operands `ins` requiring gradients, with every batch axis."""
     graph = KeptGraph(axes, x[0].device, SavedTensors(x))
     uses = [storage_uses(t.untyped_storage()) for t in x]
@@ -36,7 +35,7 @@ def record(f: Flat, x: Sequence[torch.Tensor], ins: Sequence[int], axes: BatchAx
 
 
 def _run(
-    f: Flat, x: Sequence[torch.Tensor], ins: Sequence[int], graph: KeptGraph
+    f: FlatFunction, x: Sequence[torch.Tensor], ins: Sequence[int], graph: KeptGraph
 ) -> tuple[tuple[torch.Tensor, ...], bool]:
     """The results, and whether the graph refers to a module; fills the edges of `graph`."""
     handles = [

@@ -11,18 +11,18 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from t2j_core.extend import as_written
+from t2j_core.extend import FlatFunction, as_written
 
 from .. import _compat
 from .._base.decisions import Shared
 from .._base.errors import OUT_OF_MEMORY, first_line
-from .._derivatives.flat_functions import Flat, requiring_grad, restricted
+from .._derivatives.flat_functions import requiring_grad, restricted
 from .._workarounds.requires_grad_queries import RequiresGradQueries
 
 logger = logging.getLogger("t2j_autodiff")
 
 
-def recorded(f: Flat, ins: Sequence[int], shared: Shared) -> Flat:
+def recorded(f: FlatFunction, ins: Sequence[int], shared: Shared) -> FlatFunction:
     """`f` as in a derivative: the inputs `ins` require gradients while it runs. The results do not."""
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -44,7 +44,7 @@ class Shown:
     `plain` and `recorded` are the function without gradients and with them. The first run tells whether it asks.
     """
 
-    def __init__(self, plain: Flat, recorded: Flat, shared: Shared) -> None:
+    def __init__(self, plain: FlatFunction, recorded: FlatFunction, shared: Shared) -> None:
         self.plain, self.recorded, self.shared = plain, recorded, shared
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from t2j_core import PerformanceWarning, dtype_t2j
-from t2j_core.extend import Leaf, canonical, warn
+from t2j_core.extend import FlatFunction, Leaf, canonical, warn
 
 from .. import _compat
 from .._base.errors import first_line
 from .._batching.batch_axes import BatchAxes
 from .._batching.vmap import over_axes
-from .._derivatives.flat_functions import Flat
-from .protocol import FlatFunction, Residuals
+from .protocol import DifferentiatedFunction, Residuals
 from .tracing import NothingToKeepError, Traced, is_of_no_dropout, outputs_of, parameters_of, trace
 
 Order = list[int]
@@ -28,7 +27,7 @@ Order = list[int]
 class TracedFunction(Residuals):
     """A traced forward and backward of one function."""
 
-    def __init__(self, function: FlatFunction, traced: Traced) -> None:
+    def __init__(self, function: DifferentiatedFunction, traced: Traced) -> None:
         super().__init__(function)
         operands, cotangents = parameters_of(traced.forward), parameters_of(traced.backward)
         saved = outputs_of(traced.forward)[len(function.results) :]
@@ -50,7 +49,7 @@ class TracedFunction(Residuals):
         function.explain(f"{len(self.leaves)} arrays ({megabytes:.1f} MB) from a traced graph")
 
     @staticmethod
-    def of(function: FlatFunction) -> TracedFunction | None:
+    def of(function: DifferentiatedFunction) -> TracedFunction | None:
         """Trace a function; None where that is not possible, with a warning unless there is nothing to keep."""
         try:
             return TracedFunction(function, trace(function.flat, function.operands, function.ins))
@@ -72,7 +71,7 @@ class TracedFunction(Residuals):
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, value: Flat, to_record: Flat, axes: BatchAxes) -> Flat:
+    def forward(self, value: FlatFunction, to_record: FlatFunction, axes: BatchAxes) -> FlatFunction:
         """The results of the traced forward, and what it saves."""
         n = len(self.function.results)
 
@@ -87,7 +86,9 @@ class TracedFunction(Residuals):
 
     # --- backward --------------------------------------------------------------------------------------------------
 
-    def pullback(self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: Flat) -> Flat:
+    def pullback(
+        self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: FlatFunction
+    ) -> FlatFunction:
         """From the saved tensors."""
         n, m = self.places
 

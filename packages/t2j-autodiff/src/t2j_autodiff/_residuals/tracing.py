@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from t2j_core.extend import Leaf, modules_in_use, torch_device
+from t2j_core.extend import FlatFunction, Leaf, modules_in_use, torch_device
 from torch.fx import GraphModule, Node
 
 from .. import _compat
-from .._derivatives.flat_functions import Flat
 from .._workarounds.requires_grad_queries import RequiresGradQueries
 
 
@@ -32,7 +31,7 @@ class Traced(NamedTuple):
         return Traced(forward, backward, self.differentiated)
 
 
-def trace(flat: Flat, operands: Sequence[Leaf], ins: Sequence[int]) -> Traced:
+def trace(flat: FlatFunction, operands: Sequence[Leaf], ins: Sequence[int]) -> Traced:
     """Trace a function that is differentiated with respect to `ins`. Raises any exception where that fails."""
     from torch._functorch.aot_autograd import aot_export_joint_simple
     from torch._functorch.partitioners import min_cut_rematerialization_partition

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from t2j_core.extend import FlatFunction
 
-from .._derivatives.flat_functions import Flat
 
-
-def clones(f: Flat, indices: Sequence[int]) -> Flat:
+def clones(f: FlatFunction, indices: Sequence[int]) -> FlatFunction:
     """`f`, which may write into the operands `indices`: it gets copies of them."""
     if not indices:
         return f

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from t2j_core.extend import Rules, TorchFn
+from t2j_core.extend import FlatFunction, Rules, TorchFn
 
 from .._base.decisions import Shared
 from .._base.memo import Memo
 from .._batching.batch_axes import Dims
-from .._derivatives.flat_functions import Flat
 from .._derivatives.vjp_of_jvp import VjpOfJvp
 
 
@@ -16,7 +15,7 @@ class FunctionRules(Rules[TorchFn]):
 
     def __init__(
         self,
-        flat_function: Flat,
+        flat_function: FlatFunction,
         depth: float,
         shared: Shared,
         *,

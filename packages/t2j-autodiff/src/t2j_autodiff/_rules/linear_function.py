@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from t2j_core import PerformanceWarning, TransformError
-from t2j_core.extend import TorchFn, apart, describe, transposing_call, warn
+from t2j_core.extend import FlatFunction, TorchFn, apart, describe, transposing_call, warn
 
 from .. import _compat
 from .._base.decisions import Shared
 from .._batching.batch_axes import NO_AXES, BatchAxes, BatchAxis
 from .._batching.vmap import over_axes
-from .._derivatives.flat_functions import Flat, Tensors
+from .._derivatives.flat_functions import Tensors
 from .._derivatives.reverse_mode import Pullback
 from .._linearity.by_derivative import FEW, MANY
 from .._linearity.judge import Judge
@@ -40,7 +40,9 @@ class LinearFunction(Linearized):
         self._is_confirmed = is_judged and len(ins) == len(self.operands)
         self._is_partly_confirmed = False  # on values with which the pullback was not all finite
 
-    def recomputing_map(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
+    def recomputing_map(
+        self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
+    ) -> FlatFunction:
         """As of `Linearized`. The first run judges the function on the values that the other operands have."""
         if direction == "jvp":
             linear_map = self._itself(ins, outs, axes)
@@ -55,7 +57,7 @@ class LinearFunction(Linearized):
 
         return run
 
-    def _itself(self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
+    def _itself(self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> FlatFunction:
         f, n = self._over(axes), len(self.operands)
 
         def pushforward(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -67,7 +69,7 @@ class LinearFunction(Linearized):
 
         return pushforward
 
-    def _over(self, axes: BatchAxes) -> Flat:
+    def _over(self, axes: BatchAxes) -> FlatFunction:
         """The function over batch axes, which all operands `ins` have; batched as derivatives are."""
         axes = axes.of_first(len(self.operands)).filled(self.ins)
         return over_axes(self.flat_function, self.results, axes, self.shared, is_derivative=True)

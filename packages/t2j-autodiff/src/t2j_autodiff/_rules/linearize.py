@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import torch
-from t2j_core.extend import Leaf, TorchFn
+from t2j_core.extend import FlatFunction, Leaf, TorchFn
 
 from .._base.memo import Memo
 from .._batching.batch_axes import NO_AXES, BatchAxes
@@ -15,14 +15,13 @@ from .._batching.from_examples import from_examples, unless_it_fails
 from .._batching.rehearsal import rehearsed
 from .._batching.vmap import over_axes
 from .._derivatives.decompositions import with_decompositions
-from .._derivatives.flat_functions import Flat
 from .._derivatives.forward_mode import jvp, rehearse
 from .._derivatives.jvp_decision import JvpDecision
 from .._derivatives.pushforward import Pushforward
 from .._derivatives.reverse_mode import Pullback, vjp
 from .._derivatives.vjp_of_jvp import VjpOfJvp
 from .._residuals.choice import residuals_of
-from .._residuals.protocol import FlatFunction
+from .._residuals.protocol import DifferentiatedFunction
 from .._residuals.random_check import warn_if_random
 from .._residuals.shown import Shown, recorded
 from .function_rules import rules_of
@@ -63,7 +62,9 @@ class Linearized:
         """The operands that the function is linear in, if it is itself a derivative."""
         label = str(source.signature)
         self.forward_mode = JvpDecision(functools.partial(self.shared.forward_modes.__setitem__, label))
-        function = FlatFunction(self.flat_function, self.operands, self.results, ins, self.outs, self.shared, label)
+        function = DifferentiatedFunction(
+            self.flat_function, self.operands, self.results, ins, self.outs, self.shared, label
+        )
         self.residuals = residuals_of(function, keeps=keeps, is_quick=source.signature.outputs.is_quick)
 
     @property
@@ -78,13 +79,13 @@ class Linearized:
 
     # --- the function and its forward ------------------------------------------------------------------------------
 
-    def batched_function(self, axes: BatchAxes, *, is_record: bool = False) -> Flat:
+    def batched_function(self, axes: BatchAxes, *, is_record: bool = False) -> FlatFunction:
         """The function over batch axes. In one that autograd is to record, the inputs `ins` have every axis."""
         axes = axes.of_first(len(self.operands))
         axes, kind = (axes.filled(self.ins), "record") if is_record else (axes, "value")
         return over_axes(self.flat_function, self.results, axes, self.shared, is_derivative=False, kind=kind)
 
-    def primal_function(self, axes: BatchAxes) -> Flat:
+    def primal_function(self, axes: BatchAxes) -> FlatFunction:
         """The flat function that returns the outputs alone. It sees that it is differentiated."""
         primal = self.batched_function(axes)
         if self.shared.options.has_leading_axes:
@@ -93,7 +94,7 @@ class Linearized:
         f = over_axes(f, self.results, axes, self.shared, is_derivative=True, kind="shown")
         return Shown(primal, f, self.shared)
 
-    def forward_function(self, axes: BatchAxes) -> Flat:
+    def forward_function(self, axes: BatchAxes) -> FlatFunction:
         """The flat function that returns outputs and residuals."""
         return self.residuals.forward(self.primal_function(axes), self.batched_function(axes, is_record=True), axes)
 
@@ -108,7 +109,9 @@ class Linearized:
         """How the function is differentiated in reverse mode."""
         return self.rules.vjp_of_jvp or functools.partial(vjp, self.flat_function, linear=self.linear)
 
-    def recomputing_map(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
+    def recomputing_map(
+        self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
+    ) -> FlatFunction:
         """A linear map without residuals: it runs the forward again, and torch can differentiate it."""
         f, n, shared = self.flat_function, len(self.operands), self.shared
         known, linear, pullback_at, vjp_of_jvp = self.forward_mode, self.linear, self.pullback(), self.rules.vjp_of_jvp
@@ -126,7 +129,7 @@ class Linearized:
         if linear:  # its backward too, which may run forwards again (checkpoints)
             pullback = with_decompositions(pullback, shared)
         taken, returned = self.map_leaves(direction, ins, outs)
-        run: Flat = warn_if_random(pushforward if direction == "jvp" else pullback, shared)
+        run: FlatFunction = warn_if_random(pushforward if direction == "jvp" else pullback, shared)
         if (example := self._of_example(direction, ins, outs)) is not None:
             run = unless_it_fails(run, example, shared)
         of_map = axes.of_first(n).with_full(len(taken))
@@ -135,7 +138,7 @@ class Linearized:
             run = rehearsed(run, lambda *a: rehearse(at(a), known), n, axes, known)
         return run
 
-    def _of_example(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...]) -> Flat | None:
+    def _of_example(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...]) -> FlatFunction | None:
         """A linear map of a batch from those of its examples."""
         if self.rules.batch_of is None or self.shared.options.vmap_method != "auto":
             return None
@@ -147,13 +150,17 @@ class Linearized:
         """The same of another function, which this one is a batch of."""
         return linearized(fn, self.ins, keeps=False)
 
-    def vjp_of_jvp(self, pushforward: Flat, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> VjpOfJvp:
+    def vjp_of_jvp(
+        self, pushforward: FlatFunction, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
+    ) -> VjpOfJvp:
         """The pullback of `pushforward`."""
         pullback = with_decompositions(self.recomputing_map("vjp", ins, outs, axes), self.shared)
         results = [axes.of_result(self.results[i]) for i in outs]
         return VjpOfJvp(pushforward, pullback, len(self.operands), results)
 
-    def map_function(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes) -> Flat:
+    def map_function(
+        self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
+    ) -> FlatFunction:
         """A linear map with residuals: it uses them if they are there, else it runs the forward again."""
         recompute = self.recomputing_map(direction, ins, outs, axes)
         if direction == "jvp":

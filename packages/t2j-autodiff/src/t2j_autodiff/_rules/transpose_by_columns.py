@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from t2j_core.extend import Leaf
+from t2j_core.extend import FlatFunction, Leaf
 
 from .._batching.batch_axes import BatchAxes
-from .._derivatives.flat_functions import Flat, Tensors
+from .._derivatives.flat_functions import Tensors
 
 COLUMNS = 256
 """How many columns the transpose of one call may take."""
@@ -22,7 +22,7 @@ def n_columns(operands: Sequence[Leaf]) -> int:
 
 
 def transposed_by_columns(
-    f: Flat, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor], axes: BatchAxes
+    f: FlatFunction, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor], axes: BatchAxes
 ) -> tuple[torch.Tensor, ...]:
     """The transpose of `f`, a function over batch axes, whose examples all have columns of their own."""
     x = [torch.zeros_like(t) if i in ins else t for i, t in enumerate(x)]
