@@ -33,8 +33,8 @@ class Residuals(abc.ABC):
     """How the backward of one function gets what its forward has computed.
 
     A new way is a subclass of this, and a line in `choice.py`. An instance belongs to one `DifferentiatedFunction`. It
-    declares its residual arrays in `leaves` and implements `forward` and `pullback`. It calls `function.explain` when it
-    is made and whenever what it does changes.
+    declares its residual arrays in `leaves` and implements `forward` and `pullback`. It calls `function.explain` when
+    it is made and whenever what it does changes.
 
     JAX owns the residuals between forward and backward. It may merge, repeat, reorder or drop either call, hand the
     same residuals to several backwards, and combine those of several calls or examples. Residuals that are plain
