@@ -144,7 +144,7 @@ def call_primitive(name: str) -> _compat.Primitive:
     return primitive
 
 
-torch_call_p = call_primitive("torch_call")
+torch_call_p: _compat.Primitive = call_primitive("torch_call")
 _compat.hold_weakly(TorchFn)
 _compat.hold_weakly(WeakFn)
 
