@@ -1,0 +1,34 @@
+"""One sample of each PyTorch operator, called eagerly in float32; `opdb.py` runs more samples, under `jit`.
+
+Two files run them, so that two processes of pytest can.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import opdb
+import pytest
+
+KNOWN = opdb.load_known()
+CHUNKS = 16
+
+
+def release(version: str) -> list[str]:
+    """The first two numbers of a version."""
+    return version.split(".")[:2]
+
+
+same_torch = pytest.mark.skipif(
+    release(KNOWN["versions"].get("torch", "")) != release(metadata.version("torch")),
+    reason="the list of known failures is that of another torch",
+)
+
+
+def check_chunk(worker: opdb.Worker, chunk: int) -> None:
+    """Run every 16th operator, and compare what fails with the list."""
+    indices = [i for i in range(chunk, len(worker.names), CHUNKS) if worker.names[i] not in opdb.SLOW]
+    results = [result for index in indices for result in worker.run(index)]
+    assert len({r.op for r in results}) == len(indices)
+    assert sum(r.outcome == "passed" for r in results) > 3 * len(indices)
+    assert not opdb.differences(results, KNOWN)
