@@ -152,7 +152,8 @@ def reads(module: Module) -> Iterator[tuple[str, int]]:
             yield node.attr, node.lineno
 
 
-# What objects have that are not ours, and may have the names of attributes of ours.
+# What objects have that are not ours, and may have the names of attributes of ours. No array of JAX is made, which would
+# start its devices before other tests choose them.
 _SAMPLES = (
     *(torch.ones(1), np.ones(1), jnp.ones(1), jax, jax.tree, jnp, torch, torch.nn.Module(), {}, [], "", set(), object),
 )
