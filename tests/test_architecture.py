@@ -152,10 +152,10 @@ def reads(module: Module) -> Iterator[tuple[str, int]]:
             yield node.attr, node.lineno
 
 
-# What objects have that are not ours, and may have the names of attributes of ours. No array of JAX is made, which would
-# start its devices before other tests choose them.
+# What objects have that are not ours, and may have the names of attributes of ours. Makes no array of JAX, which would
+# start its devices before other tests have chosen them.
 _SAMPLES = (
-    *(torch.ones(1), np.ones(1), jnp.ones(1), jax, jax.tree, jnp, torch, torch.nn.Module(), {}, [], "", set(), object),
+    *(torch.ones(1), np.ones(1), jax.Array, jax, jax.tree, jnp, torch, torch.nn.Module(), {}, [], "", set(), object),
 )
 _CLASSES = (
     *(inspect.Signature, inspect.Parameter, inspect.BoundArguments, slice, property, types.FunctionType),
