@@ -11,8 +11,8 @@ import pytest
 import torch
 from t2j_core import TransformError
 from t2j_core._run.call_options import CallOptions
-from t2j_core._signature.signature import leaf_of
-from t2j_core.extend import Options, Rules, TorchFn, flat_signature, torch_call
+from t2j_core._signature.signature import flat_signature, leaf_of
+from t2j_core.extend import Options, Rules, TorchFn, torch_call
 
 LEAF = leaf_of((3,), jnp.float32)
 X = jnp.arange(3.0)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from .._base.dtypes import canonical
-from .._base.errors import T2jWarning, listed, warn
+from .._base.errors import T2jWarning, warn
+from .._base.text import listed
 from .._signature.call_tree import CallTree
 from .._signature.signature import Leaf, Outputs, named_avals
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .._base.errors import DataDependentShapeError, OutputError, describe, listed
+from .._base.errors import DataDependentShapeError, OutputError, describe
+from .._base.text import listed
 from .._signature.signature import Outputs, named_values
 from .apart import apart
 from .call import Call

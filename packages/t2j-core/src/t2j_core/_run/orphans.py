@@ -1,7 +1,7 @@
 """Functions whose wrapper is gone, and which only a cache of JAX may own.
 
 JAX keeps what it compiles for an eager `scan`, `cond` or `while_loop` in a cache of 4,096 entries that own their
-programs, and jax 0.6 keeps loops of compiled programs (`forget_eager_primitives` and `keeps_loops` in `_compat`).
+programs, and jax 0.6 keeps loops of compiled programs (`_compat/jax_caches.py`).
 JAX has no way to remove a single entry. So the whole cache is emptied when many functions, or large ones, have lost
 their wrapper. If the user's own programs keep them, nothing is freed, and the limits are raised.
 """

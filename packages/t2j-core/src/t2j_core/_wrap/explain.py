@@ -16,12 +16,11 @@ import torch
 
 from .._base.config import config
 from .._base.dtypes import aval_text, dtype_t2j, row_of_jax
-from .._base.errors import listed
+from .._base.text import listed
 from .._run.lending import CLONE, MUTABLE
 from .._run.redirect import Redirected
 from .._run.torch_fn import TorchFn
 from .._signature.call_tree import is_data
-from .._signature.signature import Leaf
 from .options import OptionGroup
 
 _LONG = 120
@@ -69,15 +68,10 @@ def _shown_leaf(leaf: Any) -> object:
 _PLAIN = (bool, int, float, complex, type(Ellipsis), slice, torch.dtype, torch.device, torch.Size, np.dtype)
 
 
-def short_avals(leaves: Sequence[Leaf]) -> str:
-    """The first avals, and the number of the others."""
-    return listed(leaves)
-
-
 def heading(fn: TorchFn) -> str:
     """A signature on one line, however many leaves it has."""
     signature = fn.signature
-    return f"{signature.name}({short_avals(signature.operands)}) -> ({short_avals(signature.outputs.leaves)})"
+    return f"{signature.name}({listed(signature.operands)}) -> ({listed(signature.outputs.leaves)})"
 
 
 def explained(fn: TorchFn) -> list[str]:
