@@ -25,7 +25,7 @@ from .jax_lowering import is_exporting as is_exporting
 from .jax_lowering import is_partly_manual as is_partly_manual
 from .jax_lowering import keep_alive as keep_alive
 from .jax_lowering import named as named
-from .jax_lowering import paired as paired
+from .jax_lowering import pair_attributes as pair_attributes
 from .jax_lowering import platforms_of as platforms_of
 from .jax_lowering import register_lowering as register_lowering
 from .jax_lowering import whole_mesh as whole_mesh

@@ -70,7 +70,7 @@ def platforms_of(ctx: mlir.LoweringRuleContext) -> Sequence[str]:
     return platforms
 
 
-def paired(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value[Any], target: str) -> dict[str, Any]:
+def pair_attributes(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value[Any], target: str) -> dict[str, Any]:
     """Attributes of a call being lowered that pair it with the call of `target` that makes its operand, if one does.
 
     The number of a pair is unique in the module, and the same whenever the module is lowered again. There are none if

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-MET_OTHERS = "tensors without data are always dense"
+ALWAYS_DENSE = "tensors without data are always dense"
 
 
 def is_dense(value: object) -> bool:

@@ -78,7 +78,7 @@ def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) 
                 remedy="Store `tensor.clone()` instead (with `.detach()` if an autograd graph would keep it).",
             )
         )
-    if "keeps state" in lending.told:  # inference has warned of it
+    if "keeps state" in lending.noted:  # inference has warned of it
         return
     lending.warn_once(
         f"{name} keeps {path}, or something that refers to it, beyond the call. What it keeps has memory of its own, "

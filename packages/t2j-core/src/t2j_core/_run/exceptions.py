@@ -83,7 +83,7 @@ def report(signature: Signature | None, error: BaseException, depth: int = 1) ->
         _log(name, text)
     status = next((status for kind, status in _STATUS_OF.items() if isinstance(error, kind)), _Status.INTERNAL)
     message = f"{tag(number)} {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
-    return status, _plain_text(message)
+    return status, _as_c_string(message)
 
 
 def _texts(error: BaseException) -> tuple[str, str]:
@@ -95,7 +95,7 @@ def _texts(error: BaseException) -> tuple[str, str]:
         return type(error).__name__, type(error).__name__
 
 
-def _plain_text(text: str) -> str:
+def _as_c_string(text: str) -> str:
     """`text` without what C strings and UTF-8 cannot have: zeros and lone surrogates become escapes."""
     return utf8(text).replace("\0", "\\0")
 

@@ -46,16 +46,16 @@ class Signatures(dict[Any, Any]):
         self,
         note: Callable[[Iterable[weakref.ref[Origin]]], None] = _without_wrapper.extend,
         refer: Callable[[Origin], weakref.ref[Origin]] = weakref.ref,
-        let_go: Callable[[], None] = in_flight.let_go,
+        release: Callable[[], None] = in_flight.release_finished,
     ) -> None:  # may run at any moment, also when the globals of modules are gone
         note([refer(fn.origin) for fn in self.values()])
-        let_go()
+        release()
 
 
 _patience = {"count": _MOST, "bytes": _MOST_BYTES}
 
 
-def let_go() -> None:
+def release_orphans() -> None:
     """Empty JAX's cache if there are many orphans. Called before a new function is compiled."""
     if not _without_wrapper:
         return

@@ -17,7 +17,7 @@ class Callee(Protocol):
 
     id: int
 
-    def description(self) -> CallSite:
+    def call_site(self) -> CallSite:
         """What the native call site is built from."""
         ...
 
@@ -81,7 +81,7 @@ def resolve(number: int, call: str) -> CallSite:
         fn = build(serialise.decode(call))
     if fn is None:
         raise serialise.forgotten(number)
-    return fn.description()
+    return fn.call_site()
 
 
 def live_count() -> int:

@@ -24,14 +24,14 @@ from .._infer.notes import warn_of_no_arrays
 from .._infer.rng import seeded
 from .._infer.unkeyed import draws_without_key, warning_of_draws
 from .._lowering.primitive import torch_call
-from .._run.orphans import Signatures, let_go
+from .._run.orphans import Signatures, release_orphans
 from .._run.registry import register_name
 from .._run.torch_fn import TorchFn
 from .._signature.call_tree import CallTree
 from .._signature.declared import declared_outputs
 from .._signature.signature import Leaf, Outputs, Signature
 from .arguments import check_callable, check_key_is_first, key_data, leaves_of
-from .changing_constants import Watch
+from .changing_constants import ChangingConstants
 from .examples import Dtypes, ExampleValues, GivenExamples, read_examples
 from .explain import explained, heading
 from .in_place import handed_over
@@ -59,7 +59,7 @@ class CallBuilder:
     """The functions that were built, by everything that they depend on."""
     noted: set[str] = field(default_factory=set, init=False)
     """What was found of the function, and warned of: "random", "keeps state" and others."""
-    constants_seen: Watch = field(default_factory=Watch, init=False)
+    constants_seen: ChangingConstants = field(default_factory=ChangingConstants, init=False)
 
     def __post_init__(self) -> None:
         check_callable(self.fn)
@@ -118,19 +118,21 @@ class CallBuilder:
 
         Where outputs can be inferred only on data, `values` are tried first, or else those of the examples.
         """
-        full = self._full(call_tree, operands)
-        fn: TorchFn | None = self.signatures.get(full)
+        dependencies = self._dependencies(call_tree, operands)
+        fn: TorchFn | None = self.signatures.get(dependencies)
         if fn is not None:
             return fn
-        let_go()
+        release_orphans()
         with turns if self.options.output_shapes is None else contextlib.nullcontext():  # threads infer once together
-            fn = self.signatures.get(full)
+            fn = self.signatures.get(dependencies)
             if fn is None:
-                fn = remember(self.signatures, full, self.build(self._signature(call_tree, operands, values)))
+                fn = remember(self.signatures, dependencies, self.build(self._signature(call_tree, operands, values)))
                 self.constants_seen.note(self.name, call_tree, operands)
             return fn
 
-    def _full(self, call_tree: CallTree, operands: tuple[Leaf, ...]) -> tuple[CallTree, tuple[Leaf, ...], object]:
+    @staticmethod
+    def _dependencies(call_tree: CallTree, operands: tuple[Leaf, ...]) -> tuple[CallTree, tuple[Leaf, ...], object]:
+        """Everything that a built function depends on."""
         return call_tree, operands, canonical(np.int64)  # what 64-bit outputs become depends on x64
 
     def _signature(self, call_tree: CallTree, operands: tuple[Leaf, ...], values: ExampleValues | None) -> Signature:
@@ -151,7 +153,7 @@ class CallBuilder:
 
     def learn(self, call_tree: CallTree, operands: tuple[Leaf, ...], values: ExampleValues) -> bool:
         """Infer a signature on the values of an eager call, after made-up ones have failed. False if that fails too."""
-        if self.options.output_shapes is not None or self._full(call_tree, operands) in self.signatures:
+        if self.options.output_shapes is not None or self._dependencies(call_tree, operands) in self.signatures:
             return False
         if not works_on(self._inferred(), self.name, call_tree, operands, values.matching(operands)):
             return False
@@ -177,7 +179,7 @@ class CallBuilder:
         if signature.outputs.is_doubtful:
             options = dataclasses.replace(options, has_side_effect=True)
         call = with_long_indices(call) if needs_long else call
-        return TorchFn(call, signature, options, passes=passes, aliases=aliases, told=self.noted)
+        return TorchFn(call, signature, options, passes=passes, aliases=aliases, noted=self.noted)
 
     @property
     def is_random(self) -> bool:

@@ -60,12 +60,12 @@ def _shown_leaf(leaf: Any) -> object:
         return _Text(aval_text(tuple(leaf.shape), dtype))
     if isinstance(leaf, (str, bytes)):
         return _Text(reprlib.repr(leaf))
-    if isinstance(leaf, _PLAIN) or type(leaf).__module__.partition(".")[0] in ("jax", "jaxlib", "t2j_core"):
+    if isinstance(leaf, _SHOWN_UNCHANGED) or type(leaf).__module__.partition(".")[0] in ("jax", "jaxlib", "t2j_core"):
         return leaf
     return _Text(getattr(leaf, "__qualname__", None) or f"<{type(leaf).__name__}>")
 
 
-_PLAIN = (bool, int, float, complex, type(Ellipsis), slice, torch.dtype, torch.device, torch.Size, np.dtype)
+_SHOWN_UNCHANGED = (bool, int, float, complex, type(Ellipsis), slice, torch.dtype, torch.device, torch.Size, np.dtype)
 
 
 def heading(fn: TorchFn) -> str:

@@ -14,12 +14,12 @@ from .._base.caught import Caught
 from .._base.errors import T2jError, TensorEscapeError, describe
 from .._run.escapes import hold
 from .._run.originals import raises_originals
+from .argument_errors import as_argument_error
 from .builder import CallBuilder
 from .explain import shown_options
-from .misplaced import as_users_error
 from .options import Options
 from .python_signature import signature_of
-from .routes import Routes, is_of_inference, user_error
+from .routes import Routes, error_for_user, is_of_inference
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec  # with a default, which `typing` has from Python 3.13
@@ -105,7 +105,7 @@ class TorchFunction(Generic[P]):
             return self._routes.call(args, kwargs)
         except Exception as error:
             while_tracing = is_of_inference(error)
-            caught = Caught(as_users_error(self.__name__, error, args, kwargs) or user_error(error))
+            caught = Caught(as_argument_error(self.__name__, error, args, kwargs) or error_for_user(error))
         if while_tracing and self._routes.learn_from(args, kwargs, caught.error):
             del caught
             return self(*args, **kwargs)
