@@ -13,6 +13,7 @@ from jax.interpreters import mlir as mlir
 
 from . import versions as versions  # first: it refuses versions that are too old
 from .dlpack import array_over as array_over
+from .dlpack import crosses_as_bytes as crosses_as_bytes
 from .dlpack import torch_exchange_api as torch_exchange_api
 from .dlpack import with_foreign_memory as with_foreign_memory
 from .jax_caches import forget_eager_primitives as forget_eager_primitives
