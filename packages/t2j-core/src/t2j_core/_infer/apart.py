@@ -1,4 +1,4 @@
-"""Functions of the user's run for inference in isolation: they neither see nor change the state of a real call."""
+"""Isolation of the runs for inference: the user's function neither sees nor changes the state of a real call."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def note_jax_dtypes(error: BaseException) -> None:
         if type(error) is TypeError and "_ScalarMeta" in str(error):
             add_note(
                 error,
-                "A dtype of JAX, such as `jnp.float32`, is no dtype of torch. Pass `torch.float32`, or convert with "
+                "A dtype of JAX, such as `jnp.float32`, is not a dtype of torch. Pass `torch.float32`, or convert with "
                 "`dtype_j2t`.",
             )
 

@@ -34,7 +34,7 @@ _NATIVE = {"cpu", "cuda", "rocm"}  # platforms that have the handler; on others 
 def outputs_of(entry: Callable[..., Any], arrays: Sequence[Any]) -> Any:
     """The outputs of a compiled form. What its function raises is raised here, or by JAX as it runs.
 
-    What calls inside of this one have raised, it has handled.
+    Exceptions of calls nested inside this one do not count: its function has handled them.
     """
     newest = of_thread.newest
     outputs = entry(*arrays)

@@ -18,6 +18,8 @@ from .put_back import put_back_of
 _MOST_PARTS = 1000
 _Holder = type | dict[Any, Any] | list[Any] | set[Any] | collections.deque[Any]
 
+_MISSING = object()
+
 
 class _Trials(threading.local):
     depth = 0
@@ -72,7 +74,7 @@ class ClassLevel:
         """Remove the tensors of the trial, and empty the caches over methods."""
         for holder, before in self._before:
             now = _items(holder)
-            new = [k for k, value in now.items() if before.get(k, self) is not value and _hold_data(_tensors(value))]
+            new = [k for k, v in now.items() if before.get(k, _MISSING) is not v and _hold_data(_tensors(v))]
             if new:
                 _put_back(holder, before, new)
         self._before = []

@@ -145,9 +145,8 @@ class Snapshot:
 def _leads_to(value: object, ids: frozenset[int]) -> bool:
     if not isinstance(value, tuple):
         return False
-    return any(
-        id(part) in ids or _leads_to(part, ids) for part in tuple.__iter__(value)
-    )  # `__iter__` of a subclass may raise
+    parts_of_value = tuple.__iter__(value)  # `__iter__` of a subclass may raise
+    return any(id(part) in ids or _leads_to(part, ids) for part in parts_of_value)
 
 
 def _items(container: Slots | dict[Any, Any] | list[Any]) -> list[tuple[Any, Any]]:

@@ -52,7 +52,7 @@ _STATUS_OF: dict[type[BaseException], _Status] = {
     ValueError: _Status.INVALID_ARGUMENT,
     TypeError: _Status.INVALID_ARGUMENT,
 }
-"""The status of an exception is that of the first class here that it is of; INTERNAL if it is of none."""
+"""The first class that an exception is an instance of gives its status; INTERNAL if there is none."""
 
 
 def note_several_devices(name: str) -> None:
@@ -63,7 +63,7 @@ def note_several_devices(name: str) -> None:
 def report(signature: Signature | None, error: BaseException, depth: int = 1) -> tuple[int, str]:
     """Keep an exception for `last_error`, and return XLA's status code and a message.
 
-    It was raised in a call inside of `depth - 1` others of this thread.
+    `depth` is how many calls of this thread were nested in each other when it was raised.
     """
     if signature is not None:
         error = as_jax_inside(signature.name, error) or error

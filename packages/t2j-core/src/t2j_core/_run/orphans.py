@@ -47,7 +47,7 @@ class Signatures(dict[Any, Any]):
         note: Callable[[Iterable[weakref.ref[Origin]]], None] = _without_wrapper.extend,
         refer: Callable[[Origin], weakref.ref[Origin]] = weakref.ref,
         release: Callable[[], None] = in_flight.release_finished,
-    ) -> None:  # may run at any moment, also when the globals of modules are gone
+    ) -> None:  # may run when the globals of modules are gone: hence the defaults
         note([refer(fn.origin) for fn in self.values()])
         release()
 

@@ -43,8 +43,9 @@ class CallBuilder:
     """How a torch function becomes a call in a program of JAX: its signatures, its operands, the primitive.
 
     A sister package derives from it, as a dataclass with `eq=False`, and extends the methods that its users' calls
-    need; `docs/extending.md` lists them. The fields that `__init__` takes are what the function is: copies, pickles and
-    `variant` take them along. Fields with `init=False` are what was learned of it, and begin anew in each of these.
+    need; `docs/extending.md` lists them. The fields that `__init__` takes define the function: copies, pickles and
+    `variant` keep them. Fields with `init=False` hold what earlier calls have shown: copies, pickles and variants start
+    without it.
     """
 
     fn: Callable[..., Any]
@@ -58,7 +59,7 @@ class CallBuilder:
     signatures: Signatures = field(default_factory=Signatures, init=False)
     """The functions that were built, by everything that they depend on."""
     noted: set[str] = field(default_factory=set, init=False)
-    """What was found of the function, and warned of: "random", "keeps state" and others."""
+    """What was found about the function, and warned of: "random", "keeps state" and others."""
     constants_seen: ChangingConstants = field(default_factory=ChangingConstants, init=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ class CallBuilder:
     # --- a call ------------------------------------------------------------------------------------------------------
 
     def torch_dtypes(self, data: Sequence[object], call_tree: CallTree) -> Dtypes:
-        """The torch dtypes of the data of a call that JAX cannot store. Raises for another tree than the examples'."""
+        """The torch dtypes of a call's data that JAX cannot store. Raises for a tree other than the examples'."""
         return self.examples.torch_dtypes(self.name, data, call_tree)
 
     def prepared(self, arrays: Sequence[jax.Array], call_tree: CallTree) -> list[jax.Array]:
@@ -173,7 +174,7 @@ class CallBuilder:
             self.noted.add("keeps state")
         if signature.outputs.is_declared and not (self.options.rng or self.options.has_side_effect):
             call = warning_of_draws(call, self.name, self.noted)
-        if "keeps state" in self.noted:  # that of one signature may be used by another
+        if "keeps state" in self.noted:  # a tensor kept from one signature may be used in a call of another
             call = refusing_kept(call, self.name)
         options = self.options.for_calls()
         if signature.outputs.is_doubtful:

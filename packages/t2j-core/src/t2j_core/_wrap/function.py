@@ -42,9 +42,8 @@ class TorchFunction(Generic[P]):
         self.__name__: str = builder.name
         self.__doc__: str | None = getattr(fn, "__doc__", None)
         self.__wrapped__: Callable[..., Any] = fn
-        self.__signature__: inspect.Signature = signature_of(
-            fn, *["key"] * options.rng, without=["out"] * (options.outputs == "out")
-        )
+        first, without = ("key",) if options.rng else (), ("out",) if options.outputs == "out" else ()
+        self.__signature__: inspect.Signature = signature_of(fn, *first, without=without)
         builder.publish()
         if examples is not None:
             builder.check_examples(*examples)
