@@ -1,5 +1,5 @@
 // One call of a torch function; see `call.h`. Runs on the thread of the call, with the GIL held. The methods of `Call`
-// return false with a Python error set; `call_site` turns that into an error of XLA. No byte of a result buffer may be
+// return false with a Python error set; `run_call` turns that into an error of XLA. No byte of a result buffer may be
 // written before every result has been read: the buffers may hold what results are made of.
 #include "call.h"
 
@@ -92,8 +92,8 @@ class Call {
     size_t n = site_.results.size();
     if (site_.returns_tensor ? !PyObject_TypeCheck(returned, hooks.tensor_type.type)
                              : !PyTuple_Check(returned) || PyTuple_GET_SIZE(returned) != static_cast<Py_ssize_t>(n)) {
-      hooks.check_results(site_.signature, returned);
-      if (!PyErr_Occurred()) PyErr_SetString(PyExc_SystemError, "the hook `check_results` did not raise");
+      hooks.refuse_results(site_.signature, returned);
+      if (!PyErr_Occurred()) PyErr_SetString(PyExc_SystemError, "the hook `refuse_results` did not raise");
       return false;
     }
     results_.resize(n);
@@ -196,7 +196,7 @@ class Call {
 
 }  // namespace
 
-ffi::Error* call_site(Site& site, ffi::CallFrame* frame, dl::Device device) {
+ffi::Error* run_call(Site& site, ffi::CallFrame* frame, dl::Device device) {
   Call call(site, frame, device);
   bool ok = call.run();
   // Before `finish`: the frames of a traceback refer to arguments, and `take_python_error` clears them.

@@ -7,6 +7,6 @@
 namespace t2j {
 
 // Runs the function and fills the result buffers. An error of XLA if it failed, else null.
-ffi::Error* call_site(Site& site, ffi::CallFrame* frame, dl::Device device);
+ffi::Error* run_call(Site& site, ffi::CallFrame* frame, dl::Device device);
 
 }  // namespace t2j

@@ -9,7 +9,7 @@
 namespace t2j::dl {
 
 enum DeviceType : int32_t { kCPU = 1, kCUDA = 2, kROCM = 10 };
-enum TypeCode : uint8_t { kComplex = 5, kBool = 6 };  // those that need care; `_dtypes.py` has all
+enum TypeCode : uint8_t { kComplex = 5, kBool = 6 };  // those that need care; `_base/dtypes.py` has all
 
 struct Device {
   int32_t type;

@@ -3,9 +3,9 @@
 // to them.
 #include "errors.h"
 
+#include "abi.h"
 #include "handler.h"
 #include "hooks.h"
-#include "state.h"
 
 namespace t2j {
 

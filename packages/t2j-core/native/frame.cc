@@ -7,13 +7,13 @@
 #include <cstring>
 #include <string>
 
-#include "state.h"
+#include "abi.h"
 
 namespace t2j {
 
 namespace {
 
-// The column `short` of the table in `_dtypes.py`.
+// The column `short` of the table in `_base/dtypes.py`.
 constexpr struct {
   int32_t dtype;
   const char* name;

@@ -5,12 +5,12 @@
 
 #include <new>
 
+#include "abi.h"
 #include "call.h"
 #include "errors.h"
 #include "frame.h"
 #include "hooks.h"
 #include "site.h"
-#include "state.h"
 
 namespace t2j {
 
@@ -119,7 +119,7 @@ ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
   if (!error && device.type != dl::kCPU) error = enter_stream(frame, site, device, &stream);
   if (!error) {
     Pairing pairing(frame, site, device);
-    error = without_exceptions(frame->api, [&] { return call_site(site, frame, device); });
+    error = without_exceptions(frame->api, [&] { return run_call(site, frame, device); });
     PyErr_Clear();  // a C++ exception may have left one
     if (is_first && !error) site.called.store(true, std::memory_order_relaxed);
     // The function may have turned gradients off for this thread, which may be the caller's.

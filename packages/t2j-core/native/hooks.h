@@ -1,9 +1,9 @@
 // The Python objects that the native part uses: one list, from which the struct `Hooks` and its reader are generated.
 //
-// `t2j_core/_lowering/hooks.py` declares the same names with their Python types, and says of each when it is called and what
-// happens if it raises; tests/test_hooks.py compares both. `_lowering/native.py` hands the objects over once, at import.
-// Reading and calling them needs the GIL. A call that fails returns null with a Python error set; the caller handles
-// it.
+// `t2j_core/_lowering/hooks.py` declares the same names with their Python types, and says of each when it is called and
+// what happens if it raises; tests/test_hooks.py compares both. `_lowering/native.py` hands the objects over once, at
+// import. Reading and calling them needs the GIL. A call that fails returns null with a Python error set; the caller
+// handles it.
 #pragma once
 #include <Python.h>
 
@@ -35,9 +35,9 @@
   X(hook::Callable<1>, leave_state, "(token) -> None")                                                           \
   X(hook::Callable<2>, enter_stream, "(pointer: int, device: int) -> token")                                     \
   X(hook::Callable<1>, leave_stream, "(token) -> None")                                                          \
-  X(hook::Callable<2>, resolve, "(id: int, key: str) -> CallSite")                                               \
+  X(hook::Callable<2>, resolve, "(id: int, call: str) -> CallSite")                                              \
   X(hook::Callable<5>, check_output, "(Signature, index: int, value, device_type: int, device: int) -> Tensor")  \
-  X(hook::Callable<2>, check_results, "(Signature, returned) -> None")                                           \
+  X(hook::Callable<2>, refuse_results, "(Signature, returned) -> None")                                          \
   X(hook::Callable<3>, report, "(Signature | None, BaseException, depth: int) -> (code: int, message: str)")     \
   X(hook::Callable<1>, private_copy, "(Tensor) -> Tensor | None")                                                \
   X(hook::Callable<1>, digest, "(Tensor) -> Tensor")                                                             \

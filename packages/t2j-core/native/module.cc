@@ -8,11 +8,11 @@
 #include <chrono>
 #include <thread>
 
+#include "abi.h"
 #include "borrow.h"
 #include "handler.h"
 #include "hooks.h"
 #include "site.h"
-#include "state.h"
 #include "storage.h"
 
 namespace py = pybind11;

@@ -17,7 +17,7 @@ class Record {
   PyObject* object(const char* field);                                  // any object; borrowed
   PyObject* tuple(const char* field);                                   // borrowed
   const char* text(const char* field);                                  // belongs to the tuple
-  int64_t integer(const char* field, int64_t lowest, int64_t highest);  // within these bounds, of which 0 is the least
+  int64_t integer(const char* field, int64_t lowest, int64_t highest);  // within these bounds; `lowest` is 0 or more
   bool flag(const char* field);                                         // True or False itself
 
   // Sets a `TypeError`: the field read last must be `expected`.

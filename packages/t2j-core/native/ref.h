@@ -1,4 +1,4 @@
-// `Ref`: owns one reference to a Python object. Used in every file of this folder.
+// `Ref`: owns one reference to a Python object. Used throughout this folder.
 //
 // Every method needs the GIL, except moving. A plain `PyObject*` parameter or member in this folder is borrowed:
 // somebody else owns it for as long as it is used. A null `Ref` that a function returns means that a Python error is

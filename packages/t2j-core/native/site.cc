@@ -1,6 +1,6 @@
-// Builds call sites: reads the attributes of a frame and the `CallSite` (in `_run/call_site.py`) that Python returns for them.
-// Called by the handler on a thread of XLA, with the GIL held. A failure sets a Python error, which the handler takes.
-// Nothing of a tuple from Python may be used before its `Record` is `ok`.
+// Builds call sites: reads the attributes of a frame, and the `CallSite` (`_run/call_site.py`) that Python returns for
+// them. Called by the handler on a thread of XLA, with the GIL held. A failure sets a Python error, which the handler
+// takes. Nothing of a tuple from Python may be used before its `Record` is `ok`.
 #include "site.h"
 
 #include <cstring>
@@ -97,8 +97,8 @@ std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
     PyErr_SetString(PyExc_RuntimeError, "a t2j call without the attributes `id` (int64) and `call` (string)");
     return nullptr;
   }
-  Ref key = Ref::steal(PyUnicode_DecodeUTF8(call->ptr, static_cast<Py_ssize_t>(call->len), nullptr));
-  Ref call_site = key ? hooks.resolve(*id, key) : Ref();
+  Ref text = Ref::steal(PyUnicode_DecodeUTF8(call->ptr, static_cast<Py_ssize_t>(call->len), nullptr));
+  Ref call_site = text ? hooks.resolve(*id, text) : Ref();
   if (!call_site) return nullptr;
   auto site = std::make_unique<Site>();
   if (!read_site(call_site.get(), site.get())) return nullptr;

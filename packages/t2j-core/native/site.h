@@ -16,7 +16,7 @@
 
 namespace t2j {
 
-// How an operand is handed over. `_lending.py` has the same numbers.
+// How an operand is handed over. `_run/lending.py` has the same numbers.
 enum class Pass : uint8_t {
   kBorrow = 0,   // a tensor over XLA's buffer; must not be written
   kClone = 1,    // a private copy, because the function writes into it

@@ -1,7 +1,7 @@
 // The part of XLA's FFI C ABI that a handler needs, declared from its specification.
 //
 // Layouts are those of FFI version 0.3 (jaxlib 0.9 and 0.10; 0.4 and 0.5 changed nothing declared here). Where 0.1 and
-// 0.2 differ (user-defined state), the older layout stands beside the newer one and `state.h` picks by the runtime's
+// 0.2 differ (user-defined state), the older layout stands beside the newer one and `abi.h` picks by the runtime's
 // version. Plain structs: no thread and no GIL matters here. Nothing may be added or reordered: tests/test_abi.py
 // compares every size, offset and number with the header that the installed jaxlib ships.
 #pragma once

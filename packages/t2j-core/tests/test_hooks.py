@@ -92,8 +92,8 @@ def test_what_has_no_attributes_is_refused():
 
 def call(description, monkeypatch):
     """An eager call of a function whose call site has another description."""
-    original = TorchFn.description
-    monkeypatch.setattr(TorchFn, "description", lambda fn: description(original(fn)))
+    original = TorchFn.call_site
+    monkeypatch.setattr(TorchFn, "call_site", lambda fn: description(original(fn)))
     torch2jax(lambda t: t + 1, output_shapes=Size(3))(jnp.ones(3))
 
 

@@ -174,7 +174,7 @@ def test_an_outer_program_keeps_it(monkeypatch):
     check(program)
     del program
     collect(passes=2)
-    if _compat.keeps_loops():  # jax 0.6: the function goes once enough of them have lost their wrapper
+    if _compat.jax_caches.cache_of_loops():  # jax 0.6: the function goes once enough of them have lost their wrapper
         monkeypatch.setattr("t2j_core._run.orphans._patience", {"count": 1, "bytes": 1 << 40})
         torch2jax(torch.sin)(X)
         collect(passes=2)

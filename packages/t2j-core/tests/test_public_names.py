@@ -38,7 +38,7 @@ def test_the_public_names():
 def test_the_names_for_other_packages():
     assert public(t2j_core.extend) == sorted(
         [
-            *("CallTree", "split", "declared_outputs", "Leaf", "Outputs", "Signature", "flat_signature", "leaves_of"),
+            *("CallTree", "split", "declared_outputs", "Leaf", "Outputs", "Signature", "leaves_of"),
             *("Dtypes", "ExampleValues"),
             *("call_primitive", "current_pair", "torch_call", "torch_call_p", "BORROW", "Lending", "Rules"),
             *("TorchFn", "FlatFunction"),
@@ -46,10 +46,10 @@ def test_the_names_for_other_packages():
             *("options_of", "public", "Keywords", "Options", "are_at", "argument_numbers", "check_choice"),
             *("checked_bool", "checked_examples", "checked_integer", "refused", "parameters_of", "check_options"),
             *("option_names", "OptionGroup", "taken"),
-            *("DispatchMode", "numbers_in", "storage_uses", "torch_device", "torch_gpus", "apart", "as_written"),
+            *("DispatchMode", "numbers_in", "storage_uses", "torch_device", "apart"),
             *("generator_states", "turns", "modules_in_use", "check_example"),
-            *("canonical", "Tracer", "batched_mesh_axes", "explicit_spec", "hide_frames", "manual_axes", "reshard"),
-            *("transposing_call", "remember", "describe", "warn", "grouped", "heading", "short_avals"),
+            *("canonical", "Tracer", "explicit_spec", "hide_frames", "manual_axes", "reshard"),
+            *("transposing_call", "remember", "describe", "warn", "grouped", "heading", "listed"),
         ]
     )
 

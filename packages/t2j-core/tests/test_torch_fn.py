@@ -11,8 +11,8 @@ import pytest
 import torch
 from t2j_core import TransformError
 from t2j_core._run.call_options import CallOptions
-from t2j_core._signature.signature import leaf_of
-from t2j_core.extend import Options, Rules, TorchFn, flat_signature, torch_call
+from t2j_core._signature.signature import flat_signature, leaf_of
+from t2j_core.extend import Options, Rules, TorchFn, torch_call
 
 LEAF = leaf_of((3,), jnp.float32)
 X = jnp.arange(3.0)
@@ -41,7 +41,7 @@ def test_a_derived_function_has_the_options_of_its_source(outputs):
     own = {"outputs": "auto" if outputs == "out" else outputs, "name": None}
     assert fn.options == dataclasses.replace(options, **own)
     assert fn.passes == source.passes
-    assert fn.lending.told is source.lending.told
+    assert fn.lending.noted is source.lending.noted
     np.testing.assert_array_equal(torch_call(X, fn=fn)[0], 2 * X)
 
 

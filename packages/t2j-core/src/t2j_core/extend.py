@@ -10,7 +10,6 @@ from ._signature.declared import declared_outputs as declared_outputs
 from ._signature.signature import Leaf as Leaf
 from ._signature.signature import Outputs as Outputs
 from ._signature.signature import Signature as Signature
-from ._signature.signature import flat_signature as flat_signature
 from ._wrap.arguments import leaves_of as leaves_of
 from ._wrap.examples import Dtypes as Dtypes
 from ._wrap.examples import ExampleValues as ExampleValues
@@ -60,9 +59,7 @@ from ._compat import DispatchMode as DispatchMode
 from ._compat import numbers_in as numbers_in
 from ._compat import storage_uses as storage_uses
 from ._compat import torch_device as torch_device
-from ._compat import torch_gpus as torch_gpus
 from ._infer.apart import apart as apart
-from ._infer.apart import as_written as as_written
 from ._infer.draws import generator_states as generator_states
 from ._modules.in_use import modules_in_use as modules_in_use
 from ._run.escapes import check_example as check_example
@@ -71,7 +68,6 @@ from ._run.escapes import check_example as check_example
 # Sharding, and other parts of JAX that differ between versions.
 from ._base.dtypes import canonical as canonical
 from ._compat import Tracer as Tracer
-from ._compat import batched_mesh_axes as batched_mesh_axes
 from ._compat import explicit_spec as explicit_spec
 from ._compat import hide_frames as hide_frames
 from ._compat import manual_axes as manual_axes
@@ -79,10 +75,10 @@ from ._compat import reshard as reshard
 from ._compat import transposing_call as transposing_call
 
 # isort: split
-# Texts: errors, warnings and lines of `explain()`. And tables that stay small.
+# Texts of errors, warnings and `explain()`, and tables of bounded size.
 from ._base.bounded import remember as remember
 from ._base.errors import describe as describe
 from ._base.errors import warn as warn
+from ._base.text import listed as listed
 from ._wrap.explain import grouped as grouped
 from ._wrap.explain import heading as heading
-from ._wrap.explain import short_avals as short_avals

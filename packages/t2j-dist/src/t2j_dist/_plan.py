@@ -16,9 +16,9 @@ from t2j_core.extend import (
     Tracer,
     describe,
     grouped,
+    listed,
     manual_axes,
     reshard,
-    short_avals,
 )
 
 from ._specs import Shape, Sizes, SpecTree, is_same, is_spec, shard_shape, spec_axes, spread, tree_axes, without_axes
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
         ins = grouped(zip(call_tree.paths(), map(str, self.in_specs), strict=True))
         outs = grouped(zip(outputs.paths(), map(str, self.out_specs(outputs)), strict=True))
         return (
-            f"sharding: once per shard of ({short_avals(operands)}), over {_listed(self.axes)} of {mesh}",
+            f"sharding: once per shard of ({listed(operands)}), over {_listed(self.axes)} of {mesh}",
             f"in_specs{given}: {'; '.join(ins)}",
             f"out_specs: {'; '.join(outs)}",
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from t2j_core import dtype_t2j
-from t2j_core.extend import FlatFunction, Leaf, as_written, canonical
+from t2j_core.extend import FlatFunction, Leaf, canonical
 
 from .. import _compat
 from .._base.decisions import Shared
@@ -47,12 +47,12 @@ class AtOnce:
 
     def _run(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:
         if how not in self.fixes:
-            with as_written():
+            with _compat.as_written():
                 return self._first(x, how)
         fixes = self.fixes[how]
         if fixes is None:
             return self.run(*x)
-        with as_written(), fixes:
+        with _compat.as_written(), fixes:
             return self.run(*x)
 
     def _first(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:

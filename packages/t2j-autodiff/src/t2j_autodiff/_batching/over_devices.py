@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-from t2j_core.extend import batched_mesh_axes, explicit_spec, manual_axes, reshard
+from t2j_core.extend import explicit_spec, manual_axes, reshard
 
+from .. import _compat
 from .batch_axes import Dims
 
 Call = Callable[[int, Sequence[jax.Array]], Sequence[jax.Array]]
@@ -35,7 +36,7 @@ def over_devices(call: Call, size: int, operands: Sequence[jax.Array], dims: Dim
     def of_shard(*shards: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(call(size_of_shard, shards))
 
-    with batched_mesh_axes():
+    with _compat.batched_mesh_axes():
         results: Any = jax.shard_map(
             of_shard,
             mesh=mesh if jax.sharding.get_abstract_mesh().empty else None,

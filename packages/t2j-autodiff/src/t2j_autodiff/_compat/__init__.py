@@ -10,6 +10,8 @@ from .autograd_nodes import has_old_function as has_old_function
 from .autograd_nodes import has_own_jvp as has_own_jvp
 from .autograd_nodes import is_once_differentiable as is_once_differentiable
 from .autograd_nodes import nodes_of as nodes_of
+from .batched_mesh_axes import batched_mesh_axes as batched_mesh_axes
+from .compiled_functions import as_written as as_written
 from .forward_levels import close_forward_level as close_forward_level
 from .forward_levels import count_forward_nesting as count_forward_nesting
 from .forward_levels import forward_canary as forward_canary

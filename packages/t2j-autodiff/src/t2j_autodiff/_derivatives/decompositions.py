@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import torch
-from t2j_core.extend import FlatFunction, as_written, turns
+from t2j_core.extend import FlatFunction, turns
 
 from .. import _compat
 from .._base.decisions import Shared
@@ -32,7 +32,7 @@ def _active(norms: DecomposedNorms | None) -> Iterator[None]:
     if norms is None:
         yield
         return
-    with as_written(), norms:
+    with _compat.as_written(), norms:
         yield
 
 

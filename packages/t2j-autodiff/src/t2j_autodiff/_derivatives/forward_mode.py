@@ -8,7 +8,6 @@ of a batch is run alone before (`rehearse`).
 from __future__ import annotations
 
 import torch
-from t2j_core.extend import as_written
 
 from .. import _compat
 from .._base.errors import OUT_OF_MEMORY, NonDifferentiableError, first_line
@@ -23,7 +22,7 @@ from .torch_jvp import torch_jvp
 
 def jvp(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, ...]:
     """The tangents of the outputs."""
-    with one_at_a_time, as_written(), _compat.math_attention():
+    with one_at_a_time, _compat.as_written(), _compat.math_attention():
         _compat.prepare_forward_mode()
         return _in_transform(pushforward, decision) if _compat.in_transform() else _alone(pushforward, decision)
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from t2j_core.extend import FlatFunction, as_written
+from t2j_core.extend import FlatFunction
 
 from .. import _compat
 from .._base.decisions import Shared
@@ -56,7 +56,7 @@ class Shown:
     def _watched(self, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         queries = RequiresGradQueries()
         try:
-            with as_written(), queries:
+            with _compat.as_written(), queries:
                 y = self.recorded(*x)
         except OUT_OF_MEMORY:
             return self.plain(*x)

@@ -12,7 +12,7 @@ MOST = 1024
 
 
 def remember(table: MutableMapping[_K, _V], key: _K, value: _V, most: int = MOST) -> _V:
-    """The value of `key` in a table: the one that is there, else `value`, which is added. Keeps the last `most`.
+    """Add `value` under `key`, unless the table has a value there, and return the table's. Keeps the newest `most`.
 
     It takes no lock: if two threads, or a function and the signal handler that interrupts it, add a value for the same
     key, both get the one that was added first.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable
+
+from .frames import INTERNAL, package_of
 
 
 class T2jError(Exception):
@@ -78,23 +79,12 @@ def describe(what: str, *, expected: object = None, got: object = None, remedy: 
     return "\n".join(lines)
 
 
-def listed(names: Iterable[object], most: int = 4) -> str:
-    """The first names, and how many more there are.
-
-    >>> print(listed("abcdefg"))
-    a, b, c, d and 3 more
-    """
-    texts = list(map(str, names))
-    more = f" and {len(texts) - most} more" if len(texts) > most + 1 else ""
-    return ", ".join(texts[: most if more else None]) + more
-
-
 def warn(message: str, category: type[Warning]) -> None:
     """Warn at the user's line: the innermost one outside t2j and JAX."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INTERNAL:
+    while frame.f_back and package_of(frame) in _NOT_USERS:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
 
-_INTERNAL = ("t2j_core", "t2j_autodiff", "t2j_dist", "jax", "functools", "contextlib")
+_NOT_USERS = (*INTERNAL, "functools", "contextlib")

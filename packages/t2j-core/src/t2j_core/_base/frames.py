@@ -14,29 +14,30 @@ from typing import NamedTuple
 
 import jax
 
-_INTERNAL = ("jax", "jaxlib", "t2j_core", "t2j_autodiff", "t2j_dist")
-_FRAMEWORKS = (*_INTERNAL, "torch", "contextlib", "functools")
+INTERNAL = ("jax", "jaxlib", "t2j_core", "t2j_autodiff", "t2j_dist")
+_FRAMEWORKS = (*INTERNAL, "torch", "contextlib", "functools")
 
 
-def _package(frame: types.FrameType) -> str:
+def package_of(frame: types.FrameType) -> str:
+    """The top-level package of a frame."""
     return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def is_users(frame: types.FrameType) -> bool:
     """Whether a frame is of the user's code, not of torch, JAX or t2j."""
-    return _package(frame) not in _FRAMEWORKS
+    return package_of(frame) not in _FRAMEWORKS
 
 
 def is_of_jax(frame: types.FrameType) -> bool:
     """Whether a frame is of JAX."""
-    return _package(frame) == "jax"
+    return package_of(frame) == "jax"
 
 
 def running_finalizer() -> str | None:
     """The finalizer that Python is running in the middle of the user's function; None if there is none."""
     frame: types.FrameType | None = sys._getframe(1)
     has_met_user = False
-    while frame is not None and not (has_met_user and _package(frame) in _INTERNAL):
+    while frame is not None and not (has_met_user and package_of(frame) in INTERNAL):
         if frame.f_code.co_name == "__del__":
             return frame.f_code.co_qualname
         if frame.f_code is weakref.finalize.__call__.__code__:
@@ -122,7 +123,7 @@ def _shortened(entry: types.TracebackType | None) -> types.TracebackType | None:
     """A traceback without the frames of JAX and t2j."""
     kept = []
     while entry is not None:
-        if _package(entry.tb_frame) not in _INTERNAL:
+        if package_of(entry.tb_frame) not in INTERNAL:
             kept.append(entry)
         entry = entry.tb_next
     shortened: types.TracebackType | None = None

@@ -1,4 +1,4 @@
-"""The one lock that t2j holds while code of the user's runs."""
+"""The one lock that t2j holds while the user's code runs."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from jax.interpreters import mlir as mlir
 
 from . import versions as versions  # first: it refuses versions that are too old
 from .dlpack import array_over as array_over
+from .dlpack import crosses_as_bytes as crosses_as_bytes
 from .dlpack import torch_exchange_api as torch_exchange_api
 from .dlpack import with_foreign_memory as with_foreign_memory
 from .jax_caches import forget_eager_primitives as forget_eager_primitives
 from .jax_caches import hold_weakly as hold_weakly
-from .jax_caches import keeps_loops as keeps_loops
 from .jax_frames import hide_frames as hide_frames
 from .jax_frames import reducing_call as reducing_call
 from .jax_frames import transposing_call as transposing_call
@@ -26,7 +26,7 @@ from .jax_lowering import is_exporting as is_exporting
 from .jax_lowering import is_partly_manual as is_partly_manual
 from .jax_lowering import keep_alive as keep_alive
 from .jax_lowering import named as named
-from .jax_lowering import paired as paired
+from .jax_lowering import pair_attributes as pair_attributes
 from .jax_lowering import platforms_of as platforms_of
 from .jax_lowering import register_lowering as register_lowering
 from .jax_lowering import whole_mesh as whole_mesh
@@ -35,10 +35,8 @@ from .jax_primitives import register_checkify as register_checkify
 from .jax_primitives import register_dce as register_dce
 from .jax_primitives import register_jet as register_jet
 from .jax_primitives import side_effects as side_effects
-from .jax_sharding import batched_mesh_axes as batched_mesh_axes
 from .jax_sharding import explicit_spec as explicit_spec
 from .jax_sharding import manual_axes as manual_axes
-from .jax_sharding import mesh_axis_sizes as mesh_axis_sizes
 from .jax_sharding import reshard as reshard
 from .jax_sharding import result_aval as result_aval
 from .jax_sharding import vary_alike as vary_alike
@@ -47,6 +45,7 @@ from .jax_tracing import after_fork as after_fork
 from .jax_tracing import check_jax_is_allowed as check_jax_is_allowed
 from .jax_tracing import is_concrete_array as is_concrete_array
 from .jax_tracing import jax_has_run as jax_has_run
+from .jax_tracing import mesh_axis_sizes as mesh_axis_sizes
 from .jax_tracing import refusing_jax as refusing_jax
 from .torch_devices import current_stream as current_stream
 from .torch_devices import is_default_generator as is_default_generator

@@ -80,6 +80,11 @@ def with_foreign_memory(tensor: torch.Tensor) -> torch.Tensor:
     return twin
 
 
+def crosses_as_bytes(dtype: torch.dtype) -> bool:
+    """Whether this torch's DLPack lacks a dtype, whose tensors then cross as bytes: float8, before torch 2.10."""
+    return torch_exchange_api() is None and str(dtype).startswith("torch.float8")
+
+
 def torch_exchange_api() -> Any | None:
     """Torch's table of DLPack functions; None before torch 2.10 (https://github.com/pytorch/pytorch/pull/169724)."""
     return getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)

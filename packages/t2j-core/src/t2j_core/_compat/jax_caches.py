@@ -26,15 +26,17 @@ def forget_eager_primitives() -> None:
         from jax._src.dispatch import xla_primitive_callable
     except ImportError:
         return
-    for cache in (xla_primitive_callable, _cache_of_loops()):
+    for cache in (xla_primitive_callable, cache_of_loops()):
         clear = getattr(cache, "cache_clear", None)
         if clear is not None:
             clear()
 
 
 @functools.cache
-def _cache_of_loops() -> Any | None:
+def cache_of_loops() -> Any | None:
     """The cache in which jax 0.6 keeps the last 2,048 bodies of `scan` and `while_loop`, with all they refer to.
+
+    None where JAX has no such cache.
 
     `close_jaxpr` refers to its keys weakly, but its values refer to the keys. Since jax 0.7 it returns a copy
     (https://github.com/jax-ml/jax/issues/29803).
@@ -45,8 +47,3 @@ def _cache_of_loops() -> Any | None:
         return None
     jaxpr = jax.make_jaxpr(lambda: ())().jaxpr
     return close_jaxpr if close_jaxpr(jaxpr).jaxpr is jaxpr else None
-
-
-def keeps_loops() -> bool:
-    """Whether this JAX keeps a traced loop, and the functions it calls, after the last program with it is gone."""
-    return _cache_of_loops() is not None

@@ -50,7 +50,7 @@ _REDUCING = {
 def reducing_call() -> str | None:
     """The operation of JAX whose reducer this thread is lowering; None if it lowers none.
 
-    XLA applies a reducer to single numbers. A function that the reducer calls is lowered as a function of its own, so
+    XLA applies a reducer to single numbers. A function that the reducer calls is lowered as a separate function, so
     the stack is searched.
     """
     return _public_name(_REDUCING)

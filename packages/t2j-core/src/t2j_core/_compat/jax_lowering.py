@@ -70,8 +70,8 @@ def platforms_of(ctx: mlir.LoweringRuleContext) -> Sequence[str]:
     return platforms
 
 
-def paired(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value[Any], target: str) -> dict[str, Any]:
-    """Attributes of a call being lowered that pair it with the call of `target` that makes its operand, if one does.
+def pair_attributes(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value[Any], target: str) -> dict[str, Any]:
+    """The attributes that pair a call being lowered with the call of `target` that makes its operand; none without one.
 
     The number of a pair is unique in the module, and the same whenever the module is lowered again. There are none if
     the operand comes from another block: what enters a loop or a branch may come from several calls.

@@ -1,10 +1,9 @@
-"""Mesh axes: in avals, and of the trace that is running."""
+"""Mesh axes of avals: how values vary over them and are sharded over them."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -85,31 +84,3 @@ def manual_axes(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axes: Itera
         if kind == AxisType.Auto or (is_every_axis_manual and kind == AxisType.Explicit)
     }
     return wanted | auto if wanted else wanted
-
-
-_core: Any = importlib.import_module("jax._src.core")
-_AxisEnv: Any = getattr(_core, "AxisEnv", None)
-# jax 0.8: a batching rule sees the Explicit axes of the batch as axes that `jax.shard_map` must not use (`AxisEnv` in
-# jax/_src/core.py). Since jax 0.9 `remove_explicit_mesh_axis_names` takes them off.
-_HIDES_AXES = hasattr(_AxisEnv, "add_explicit_mesh_axis_names") and not hasattr(
-    _AxisEnv, "remove_explicit_mesh_axis_names"
-)
-
-
-@contextlib.contextmanager
-def batched_mesh_axes() -> Iterator[None]:
-    """Within a batching rule, allow `jax.shard_map` over the Explicit axes that the batch is split over."""
-    if not _HIDES_AXES:
-        yield
-        return
-    env = _core.get_axis_env()
-    _core.trace_ctx.set_axis_env(_AxisEnv(env.axis_sizes, env.spmd_axis_names, frozenset()))
-    try:
-        yield
-    finally:
-        _core.trace_ctx.set_axis_env(env)
-
-
-def mesh_axis_sizes() -> tuple[int, ...]:
-    """The sizes of the named axes around a trace: those of `jax.shard_map`, and of `jax.vmap` with a name."""
-    return tuple(_core.get_axis_env().axis_sizes.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import jax.extend.core
 from jax.core import Tracer
 from jax.extend.core import Primitive
 
-from .jax_sharding import _core
+_core: Any = importlib.import_module("jax._src.core")
 
 
 def jax_has_run() -> bool:
@@ -34,6 +35,11 @@ def after_fork(callback: Callable[[], object]) -> None:
 def is_concrete_array(x: object) -> bool:
     """Whether `x` is a JAX array with values, not a tracer."""
     return isinstance(x, jax.Array) and not isinstance(x, Tracer)
+
+
+def mesh_axis_sizes() -> tuple[int, ...]:
+    """The sizes of the named axes around a trace: those of `jax.shard_map`, and of `jax.vmap` with a name."""
+    return tuple(_core.get_axis_env().axis_sizes.values())
 
 
 class _Refuse(jax.core.Trace if hasattr(jax.core, "Trace") else object):  # type: ignore[misc]

@@ -17,7 +17,7 @@ def torch_device() -> torch.device:
     return _CUDA if on_gpu else _CPU
 
 
-_CPU, _CUDA = torch.device("cpu"), torch.device("cuda")  # once: a function mode of the user's sees each being made
+_CPU, _CUDA = torch.device("cpu"), torch.device("cuda")  # made once: a user's function mode sees each construction
 
 
 def is_default_generator(generator: torch.Generator) -> bool:
@@ -34,7 +34,7 @@ def torch_gpus() -> list[int]:
     return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
-# `torch.cuda.current_stream` and `torch.cuda.set_stream` add as much time again in Python, twice in each call on a GPU.
+# `torch.cuda.current_stream` and `torch.cuda.set_stream` take twice as long, and each runs twice in a call on a GPU.
 
 
 def current_stream(device: int) -> tuple[int, int, int]:

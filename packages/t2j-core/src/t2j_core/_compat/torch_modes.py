@@ -79,9 +79,9 @@ class _WithoutAddresses(TorchFunctionMode):
 
 @contextlib.contextmanager
 def without_addresses() -> Iterator[None]:
-    """Within, asking a tensor without data for its address raises, in place of returning 0.
+    """Within, asking a tensor without data for its address raises, instead of returning 0.
 
-    A kernel of the user's (Triton, `torch.cuda.jiterator`) would be launched on that address. After such a fault CUDA
+    The user's own kernels (Triton, `torch.cuda.jiterator`) would be launched on that address. After such a fault CUDA
     fails for the rest of the process.
     """
     launch = getattr(torch._C, _JITERATOR, None)  # it reads the address in C++; torch for the CPU does not have it
@@ -123,7 +123,7 @@ def has_data(tensor: torch.Tensor) -> bool:
     try:
         is_meta = has_meta_storage(tensor)  # first: a fake tensor warns if asked for its address
         return tensor.numel() == 0 or (not is_meta and tensor.data_ptr() != 0)
-    except Exception:  # from a subclass of the user's
+    except Exception:  # a user's subclass may raise anything
         return False
 
 

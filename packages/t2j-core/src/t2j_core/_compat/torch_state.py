@@ -30,7 +30,7 @@ def state_getters() -> tuple[Callable[[], Any], ...]:
         torch._C._len_torch_function_stack,
         torch._C._len_torch_dispatch_stack,
         torch._C._functorch.peek_interpreter_stack,
-        _is_watched,
+        _has_other_state,
     )
 
 
@@ -45,16 +45,16 @@ _levels = {"are_watched": False}
 
 
 def watch_forward_levels() -> None:
-    """From now on count every call as one outside torch's default state, so that its forward level is looked after."""
+    """Treat calls as outside torch's default state from now on, so that levels that they leave open are closed."""
     _levels["are_watched"] = True
 
 
-def _is_watched() -> bool:
+def _has_other_state() -> bool:
     return (
         _levels["are_watched"]
         or torch_profiler._is_profiler_enabled
         or forward_ad._current_level >= 0
-        or (_top_hooks is not None and _top_hooks(False) is not None)
+        or (_top_hooks is not None and _top_hooks(False) is not None)  # not a call: this runs in every call
     )
 
 

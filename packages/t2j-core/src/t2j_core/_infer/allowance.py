@@ -12,11 +12,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _CALLS = 20_000  # of torch functions on small tensors: about a tenth of a second
-_ELEMENTS_OF_A_CALL = 20_000  # so many elements take as long as a call itself
+_ELEMENTS_OF_A_CALL = 20_000  # this many take as long as the call itself
 
 
 class OverdrawnError(BaseException):
-    """A run does more than is left. It is no `Exception`, so that the function cannot handle it by accident."""
+    """A run needs more than is left. Not an `Exception`, so that the function cannot handle it by accident."""
 
 
 class Allowance(TorchFunctionMode):

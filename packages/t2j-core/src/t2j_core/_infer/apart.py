@@ -1,4 +1,4 @@
-"""Functions of the user's run for inference in isolation: they neither see nor change the state of a real call."""
+"""Isolation of the runs for inference: the user's function neither sees nor changes the state of a real call."""
 
 from __future__ import annotations
 
@@ -46,20 +46,6 @@ def apart(name: str) -> Iterator[None]:
         raise found
     if is_left_open:
         warn(_leaves_level(name), T2jWarning)
-
-
-@contextlib.contextmanager
-def as_written() -> Iterator[None]:
-    """Within, functions compiled by `torch.compile` run as they are written, so that a mode sees their operations.
-
-    The compiler would take the mode for a part of the function: it compiles once more, and where it cannot compile what
-    the mode does, results were wrong (torch 2.13). `torch.compiler.set_stance` holds for all threads, hence the lock.
-    """
-    if not _compat.dynamo_is_loaded():
-        yield
-        return
-    with turns, _compat.without_compilation():
-        yield
 
 
 def _leaves_level(name: str) -> str:

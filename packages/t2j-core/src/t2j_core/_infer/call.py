@@ -12,7 +12,7 @@ from .._signature.signature import Leaf, named_avals
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A function of the user's with the signature of its arguments; the outputs are not known yet."""
+    """The user's function and the signature of its arguments; the outputs are not known yet."""
 
     fn: Callable[..., Any]
     name: str

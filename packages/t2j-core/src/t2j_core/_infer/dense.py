@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 
-MET_OTHERS = "tensors without data are always dense"
+ALWAYS_DENSE = "tensors without data are always dense"
 
 
 def is_dense(value: object) -> bool:
-    """Whether a value is no tensor, or one with an element for each index, as a JAX array has them."""
+    """Whether a tensor has an element for each index, as JAX arrays have. True for what is not a tensor."""
     if not isinstance(value, torch.Tensor):
         return True
     return value.layout == torch.strided and not value.is_nested and not value.is_quantized

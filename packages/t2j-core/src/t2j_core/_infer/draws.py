@@ -12,7 +12,7 @@ import torch.utils._pytree as torch_tree
 from torch.overrides import TorchFunctionMode
 
 from .. import _compat
-from .._signature.containers import plain
+from .._signature.containers import as_pytree
 
 _PROBABILITIES = ("p", "dropout_p", "dropout")
 _MODES = ("train", "training")
@@ -129,7 +129,7 @@ class Draws:
 
     def returned(self, values: _T) -> _T:
         """Take into account what leaves torch: results, and what is read as numbers."""
-        leaves = jax.tree.leaves(plain(values))
+        leaves = jax.tree.leaves(as_pytree(values))
         self._is_used |= any(self.is_drawn(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
         return values
 

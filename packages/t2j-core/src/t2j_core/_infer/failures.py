@@ -32,5 +32,5 @@ def first_line(error: Exception) -> str:
 def _text(error: Exception) -> str:
     try:
         return str(error)
-    except Exception:  # from `__str__` of a class of the user's
+    except Exception:  # `__str__` of a user's exception may raise
         return ""

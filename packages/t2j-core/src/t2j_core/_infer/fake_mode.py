@@ -20,7 +20,7 @@ class WatchFake(_compat.DispatchMode):
         super().__init__()
         self._draws = draws
         self.asked_for_values = False
-        self.met_others = False  # than dense tensors
+        self.met_non_dense = False  # sparse, nested or quantised tensors
 
     def __torch_dispatch__(
         self,
@@ -36,5 +36,5 @@ class WatchFake(_compat.DispatchMode):
             self.asked_for_values |= needs_values(func)
             raise
         self._draws.note(func, args, kwargs, result)
-        self.met_others |= not all(map(is_dense, torch_tree.tree_leaves((args, kwargs, result))))
+        self.met_non_dense |= not all(map(is_dense, torch_tree.tree_leaves((args, kwargs, result))))
         return result

@@ -14,7 +14,7 @@ import torch
 from .._signature.signature import Leaf
 
 Pattern = Callable[[tuple[int, ...], int, int], torch.Tensor]
-"""Values of a shape, for an operand at a place, of so many operands."""
+"""(shape, place, count): values for the operand at `place` among `count` operands."""
 
 
 def constrained(operands: Sequence[Leaf]) -> Iterator[Callable[[], list[torch.Tensor]]]:

@@ -76,7 +76,7 @@ def _around(operands: Sequence[Leaf], places: Sequence[int], numbers: Sequence[f
             yield functools.partial(all_filled, operands, functools.partial(_all, number=beside), ones, ones)
 
 
-# Numbers stay positive: many a loop never ends for a negative tolerance or count.
+# Numbers stay positive: many loops never end for a negative tolerance or count.
 
 
 def _below(i: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch.utils._pytree as torch_tree
 
 from .. import _compat
 from .._base.garbage import collect
-from .dense import MET_OTHERS, is_dense, needs_values
+from .dense import ALWAYS_DENSE, is_dense, needs_values
 from .draws import Draws
 from .indices import expands_index
 
@@ -40,7 +40,7 @@ class OnMeta(_compat.DispatchMode):
         self._is_random = False
         self.expands_indices = False
         self.asked_for_values = False
-        self.met_others = False  # than dense tensors
+        self.met_non_dense = False  # sparse, nested or quantised tensors
         self._autocast_depth = 0
         self._twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._made: dict[int, torch.UntypedStorage] = {}  # of tensors with data that this run has made, by address
@@ -87,7 +87,7 @@ class OnMeta(_compat.DispatchMode):
         may_write = not func._schema.is_mutable or all(map(self._is_made, tensors))
         if may_write and not any(tensor.is_meta for tensor in tensors):
             return self._on_data(func, args, kwargs)
-        self._refuse_others(tensors)
+        self._refuse_non_dense(tensors)
         result = _from_zeros(func, tensors, args, kwargs)
         if result is None:
             try:
@@ -96,7 +96,7 @@ class OnMeta(_compat.DispatchMode):
                 self.asked_for_values |= needs_values(func)
                 raise
         leaves = torch_tree.tree_leaves(result)
-        self._refuse_others(leaves)
+        self._refuse_non_dense(leaves)
         self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return result
 
@@ -110,10 +110,10 @@ class OnMeta(_compat.DispatchMode):
                     self._made[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage()
         return result
 
-    def _refuse_others(self, values: Sequence[object]) -> None:
+    def _refuse_non_dense(self, values: Sequence[object]) -> None:
         if not all(map(is_dense, values)):
-            self.met_others = True  # noted, because the function may handle the exception
-            raise NeedsDataError(MET_OTHERS)
+            self.met_non_dense = True  # noted, because the function may handle the exception
+            raise NeedsDataError(ALWAYS_DENSE)
 
     def _on_meta(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = torch_tree.tree_map(self._meta, (args, kwargs))
@@ -126,7 +126,7 @@ class OnMeta(_compat.DispatchMode):
         """Whether a call takes less than about 0.1 ms, and draws no random numbers."""
         return self._operations <= _FEW and self._largest <= _TINY and not self._is_random
 
-    def kept(self) -> bool:
+    def is_any_kept(self) -> bool:
         """Whether the function still refers to a meta tensor after its outputs are gone."""
         self._twins.clear()
         if any(reference() is not None for reference in self.results):

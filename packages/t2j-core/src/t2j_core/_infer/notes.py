@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from .._base.dtypes import canonical
-from .._base.errors import T2jWarning, listed, warn
+from .._base.errors import T2jWarning, warn
+from .._base.text import listed
 from .._signature.call_tree import CallTree
 from .._signature.signature import Leaf, Outputs, named_avals
 
@@ -91,7 +92,7 @@ def note_jax_dtypes(error: BaseException) -> None:
         if type(error) is TypeError and "_ScalarMeta" in str(error):
             add_note(
                 error,
-                "A dtype of JAX, such as `jnp.float32`, is no dtype of torch. Pass `torch.float32`, or convert with "
+                "A dtype of JAX, such as `jnp.float32`, is not a dtype of torch. Pass `torch.float32`, or convert with "
                 "`dtype_j2t`.",
             )
 

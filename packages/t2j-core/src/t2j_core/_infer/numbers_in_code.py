@@ -14,7 +14,7 @@ _LARGEST = 4096  # a number that is tried: a function may make a tensor of that 
 
 def numbers_in_code(error: BaseException) -> tuple[float, ...]:
     """The numbers in the code that was running when an exception was raised, those of the innermost frame first."""
-    with contextlib.suppress(Exception):  # reading attributes runs code of the user's
+    with contextlib.suppress(Exception):  # reading attributes runs the user's code
         found = (number for frame in reversed(users_frames(error)) for number in _numbers_of(frame))
         return tuple(dict.fromkeys(number for number in found if abs(number) <= _LARGEST))[:_MOST]
     return ()

@@ -16,7 +16,7 @@ import torch
 from .._base.dtypes import aval_text
 from .._base.errors import DTypeError, OutputError, describe
 from .._signature.call_tree import Static
-from .._signature.containers import plain
+from .._signature.containers import as_pytree
 from .._signature.signature import Leaf, Outputs, output_leaf
 from .call import Call
 from .indices import LongIndices, are_narrow
@@ -30,7 +30,7 @@ def one_run(call: Call, tensors: list[torch.Tensor]) -> Outputs:
         long = stack.enter_context(LongIndices(misread=False)) if are_narrow(t.dtype for t in tensors) else None
         returned = call.fn(*args, **kwargs)
     _check_containers(call.name, returned, ())
-    items, tree = jax.tree.flatten(plain(returned))
+    items, tree = jax.tree.flatten(as_pytree(returned))
     mutated = tuple(i for i, t in enumerate(tensors) if t._version != versions[i])
     statics = tuple(None if isinstance(item, torch.Tensor) else _static_output(call.name, item) for item in items)
     results = [item for item in items if isinstance(item, torch.Tensor)]

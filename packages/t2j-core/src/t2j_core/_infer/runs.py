@@ -25,7 +25,7 @@ from .numbers_in_code import numbers_in_code
 from .unkeyed import is_random
 from .value_dependence import Run, check_alike
 
-_USELESS = 4  # so many runs that fail in the same way, as they would on real data
+_USELESS = 4  # after this many runs that fail in the same way, one on real data would fail too
 
 
 class Runs:

@@ -52,7 +52,7 @@ def _watched(name: str, run: Callable[[Draws], object]) -> tuple[bool, list[byte
 _CHECKS = 2  # how many calls are watched
 
 
-def warning_of_draws(fn: Callable[..., Any], name: str, already_warned: set[str]) -> Callable[..., Any]:
+def warning_of_draws(fn: Callable[..., Any], name: str, noted: set[str]) -> Callable[..., Any]:
     """`fn`, whose outputs are declared, so that no inference has run it; it warns if its first calls draw numbers.
 
     A call after which the default generators are in another state is repeated, to find out whether it was this function
@@ -66,14 +66,14 @@ def warning_of_draws(fn: Callable[..., Any], name: str, already_warned: set[str]
         nonlocal is_over
         if is_over or _compat.is_transformed():
             return fn(*args, **kwargs)
-        is_over = next(checks) >= _CHECKS or "random" in already_warned
+        is_over = next(checks) >= _CHECKS or "random" in noted
         before = generator_states()
         result = fn(*args, **kwargs)
         if is_over or all(map(torch.equal, before, generator_states())):
             return result
         if is_random(name, functools.partial(_again, fn, args, kwargs)):
             is_over = True
-            already_warned.add("random")
+            noted.add("random")
             warn(draws_without_key(name), T2jWarning)
         return result
 

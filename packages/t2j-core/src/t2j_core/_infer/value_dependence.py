@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .._base.errors import DataDependentShapeError, OutputError, describe, listed
+from .._base.errors import DataDependentShapeError, OutputError, describe
+from .._base.text import listed
 from .._signature.signature import Outputs, named_values
 from .apart import apart
 from .call import Call
@@ -93,7 +94,7 @@ def _fixed_shapes(call: Call, run: Run, found: Sequence[int]) -> str:
     are_numbers = all(leaf.shape == () for leaf in operands)
     asks = isinstance(error, AttributeError) and (are_numbers or error.name in ("item", "tolist", "numpy"))
     remedy = fixed_shapes(paths, operands, takes_numbers=error is None or asks)
-    return f"{remedy} Inside of the function they are no tensors then: `n`, not `n.item()`." if asks else remedy
+    return f"{remedy} Inside the function they are then numbers: `n`, not `n.item()`." if asks else remedy
 
 
 def _repeat(call: Call, run: Run, watch: WatchShapes | None = None, as_numbers: Sequence[int] = ()) -> Exception | None:
@@ -135,6 +136,6 @@ def _different_constants(call: Call, outputs: Outputs) -> str:
     return describe(
         f"{call.name} returns a constant that depends on the values of its inputs ({call.named_avals()}).",
         expected="tensors, and constants that are the same for every input of a signature",
-        got=f"another {' or '.join(kinds)} for another input",
+        got=f"a different {' or '.join(kinds)} for another input",
         remedy="Return values that change from call to call as tensors: `x.sum()` instead of `x.sum().item()`.",
     )

@@ -14,7 +14,7 @@ from .._base.errors import T2jError, T2jWarning, warn
 from .._signature.signature import Outputs
 from .apart import apart
 from .call import Call
-from .dense import MET_OTHERS
+from .dense import ALWAYS_DENSE
 from .draws import Draws
 from .failures import FailureKind, first_line, kind_of
 from .fake_mode import WatchFake
@@ -80,11 +80,11 @@ def infer_without_data(call: Call, obstacles: Obstacles, *, notes_random: bool) 
         try:
             with apart(call.name):
                 outputs = way.run(call, watch)
-            if watch.met_others:
-                raise NeedsDataError(MET_OTHERS)
+            if watch.met_non_dense:
+                raise NeedsDataError(ALWAYS_DENSE)
             if watch.asked_for_values:
                 raise NeedsDataError("it asks for values, and goes on without them")
-            keeps_state = on_meta.kept()
+            keeps_state = on_meta.is_any_kept()
             if keeps_state:
                 warn(keeps_tensor(call.name), T2jWarning)
             return dataclasses.replace(
@@ -97,7 +97,7 @@ def infer_without_data(call: Call, obstacles: Obstacles, *, notes_random: bool) 
                 keeps_state=keeps_state,
             )
         except T2jError as error:
-            if not watch.met_others:
+            if not watch.met_non_dense:
                 raise
             obstacles.note(error)
         except NeedsDataError as reason:

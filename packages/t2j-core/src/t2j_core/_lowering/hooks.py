@@ -69,7 +69,7 @@ class Hooks:
     """Finds what a call site runs, by the program's attributes `id` and `call`. Called once for each executable."""
     check_output: Callable[[Signature, int, object, int, int], torch.Tensor]
     """Takes a result that is not as declared, its index, and DLPack's device. Raises, or returns what `copy` takes."""
-    check_results: Callable[[Signature, object], None]
+    refuse_results: Callable[[Signature, object], None]
     """Takes what the function returned instead of the declared number of results. Always raises."""
     report: Callable[[Signature | None, BaseException, int], tuple[int, str]]
     """Keeps an exception, and returns XLA's status code and a message. Raises: the status is INTERNAL (13).

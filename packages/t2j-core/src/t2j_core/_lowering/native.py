@@ -21,12 +21,12 @@ from .._run.escapes import (
     collect_garbage,
     movable_copy,
     operand_in_cycle,
-    operand_written,
     raise_escaped,
 )
 from .._run.exceptions import logger, report
 from .._run.registry import resolve
 from .._run.results import check_output, refuse_results
+from .._run.writes import operand_written
 from .._signature.signature import Signature
 from .hooks import Hooks
 
@@ -109,7 +109,7 @@ HOOKS = Hooks(
     leave_stream=streams.leave,
     resolve=resolve,
     check_output=check_output,
-    check_results=refuse_results,
+    refuse_results=refuse_results,
     report=report,
     private_copy=private_copy,
     digest=digest,

@@ -16,12 +16,12 @@ from .._run.debug_nans import check_numbers, wanted_checks, without_checks
 from .._run.exceptions import note_several_devices
 from .._run.host import host_call
 from .._run.in_flight import hold_until_ready
-from .._run.once import on_first_device
+from .._run.on_first_device import on_first_device
 from .._run.originals import of_thread, original_of, raise_late, raises_originals
 from .._run.registry import claim
 from .._run.torch_fn import TorchFn
 from .._run.weak_fn import WeakFn, strong
-from .._signature.serialise import refused
+from .._signature.serialise import not_exportable
 from .native import TARGET, call_depth
 from .refusals import in_reducer, partly_manual, sharded_operand
 from .rules import register_rules
@@ -34,7 +34,7 @@ _NATIVE = {"cpu", "cuda", "rocm"}  # platforms that have the handler; on others 
 def outputs_of(entry: Callable[..., Any], arrays: Sequence[Any]) -> Any:
     """The outputs of a compiled form. What its function raises is raised here, or by JAX as it runs.
 
-    What calls inside of this one have raised, it has handled.
+    Exceptions of calls nested inside this one do not count: its function has handled them.
     """
     newest = of_thread.newest
     outputs = entry(*arrays)
@@ -113,18 +113,18 @@ def _lower(
 def _attributes(
     ctx: _compat.mlir.LoweringRuleContext, operands: Sequence[_compat.mlir.ir.Value[Any]], bound: TorchFn | WeakFn
 ) -> dict[str, Any]:
-    """By what the call site finds its function, and the calls that it is paired with. Keeps the function alive."""
+    """The attributes by which a call site finds its function, and its pair. Keeps the function alive."""
     is_weak, fn = isinstance(bound, WeakFn), strong(bound)
     attributes = {"id": np.int64(bound.id), "call": "" if is_weak else fn.serialised}
     if _compat.is_exporting(ctx):
         if fn.reason_not_exportable is not None:
-            raise refused(fn.signature, fn.reason_not_exportable)
+            raise not_exportable(fn.signature, fn.reason_not_exportable)
         return attributes
     if not is_weak:
         _compat.keep_alive(ctx, fn)
         claim(fn)
         if fn.ticket is not None and set(_compat.platforms_of(ctx)) in ({"cuda"}, {"rocm"}):
-            attributes |= _compat.paired(ctx, operands[fn.ticket], TARGET)
+            attributes |= _compat.pair_attributes(ctx, operands[fn.ticket], TARGET)
     if _compat.devices_of(ctx) > 1:
         note_several_devices(fn.signature.name)
     return attributes

@@ -18,7 +18,7 @@ def register_rules(primitive: _compat.Primitive) -> None:
     _compat.batching.primitive_batchers[primitive] = _batch
     _compat.register_dce(primitive, _without_unused)
     _compat.register_jet(primitive, _jet)
-    _compat.register_checkify(primitive, _seen)
+    _compat.register_checkify(primitive, _for_checkify)
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, fn: TorchFn) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -45,7 +45,7 @@ def _jet(primals: object, series: object, *, fn: TorchFn) -> NoReturn:
     raise no_taylor_series(fn)
 
 
-def _seen(fn: TorchFn | WeakFn) -> tuple[str, int]:
+def _for_checkify(fn: TorchFn | WeakFn) -> tuple[str, int]:
     """The name of a call in errors, and how many of its results users see."""
     fn = strong(fn)
     return f"torch_call of {fn.signature.name}", len(fn.signature.outputs.leaves) - fn.hidden

@@ -12,11 +12,13 @@ import torch
 
 from .. import _compat
 from .deep_copy import is_cache, is_copied_cache
-from .parts import PLAIN, inside
+from .parts import BUILTIN_CONTAINERS, inside
 from .put_back import put_back_of
 
 _MOST_PARTS = 1000
 _Holder = type | dict[Any, Any] | list[Any] | set[Any] | collections.deque[Any]
+
+_MISSING = object()
 
 
 class _Trials(threading.local):
@@ -59,20 +61,20 @@ class ClassLevel:
             return
         self._before += [(cls, dict(vars(cls))) for cls in self._classes]
         seen: set[int] = set()
-        todo = [value for _, values in self._before for value in values.values() if type(value) in PLAIN]
+        todo = [value for _, values in self._before for value in values.values() if type(value) in BUILTIN_CONTAINERS]
         while todo:
             container = todo.pop()
             if id(container) not in seen:
                 seen.add(id(container))
                 values = _items(container)
                 self._before.append((container, values))
-                todo += [value for value in values.values() if type(value) in PLAIN]
+                todo += [value for value in values.values() if type(value) in BUILTIN_CONTAINERS]
 
     def end(self) -> None:
         """Remove the tensors of the trial, and empty the caches over methods."""
         for holder, before in self._before:
             now = _items(holder)
-            new = [k for k, value in now.items() if before.get(k, self) is not value and _hold_data(_tensors(value))]
+            new = [k for k, v in now.items() if before.get(k, _MISSING) is not v and _hold_data(_tensors(v))]
             if new:
                 _put_back(holder, before, new)
         self._before = []

@@ -43,7 +43,7 @@ def modules_in_use(*, until_the_end: bool) -> Iterator[ModuleUse]:
     A backward may run code of a module once more (`torch.utils.checkpoint` does), and must find the variables there.
     """
     outer = _context.use
-    # A derivative of a derivative. Within a forward that is recorded only a signal handler differentiates.
+    # Nested: a derivative of a derivative, or a signal handler that differentiates during a recorded forward.
     if outer is not None and (outer.lasts or not until_the_end):
         yield outer
         return

@@ -22,7 +22,7 @@ _SHARED_KINDS = (  # `copy.deepcopy` returns them
 )
 _SKIPPED = frozenset((*_ATOMS, *_SHARED_KINDS))
 _SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset, collections.deque)
-PLAIN = frozenset((dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict))
+BUILTIN_CONTAINERS = frozenset((dict, list, set, collections.deque, collections.OrderedDict, collections.defaultdict))
 
 
 def parts(module: torch.nn.Module) -> Iterator[Any]:
@@ -61,7 +61,8 @@ def inside(part: object) -> Iterable[Any]:
 
 def attributes_of(part: object) -> dict[str, Any] | None:
     """The `__dict__` of an object, if it has one."""
-    if type(part) in PLAIN or isinstance(part, types.MethodType):  # an `OrderedDict` has one, which stays empty
+    # An `OrderedDict` has one, which stays empty.
+    if type(part) in BUILTIN_CONTAINERS or isinstance(part, types.MethodType):
         return None
     attributes = getattr(part, "__dict__", None)
     return attributes if type(attributes) is dict else None
@@ -110,7 +111,7 @@ _without_slots: weakref.WeakSet[type] = weakref.WeakSet()
 def slots_of(part: object) -> Slots | None:
     """The slots of an object, if its classes name any."""
     kind = type(part)
-    if kind in PLAIN or isinstance(part, torch.Tensor) or kind in _without_slots:
+    if kind in BUILTIN_CONTAINERS or isinstance(part, torch.Tensor) or kind in _without_slots:
         return None
     members = dict(_members_of(kind))
     if members:

@@ -59,7 +59,7 @@ class Skeleton:
         self._variables: list[_Variable] = []
         self._written: set[int] = set()  # buffers of submodules in training mode, such as running statistics
         self._slots = self._find_slots("params", "_parameters")
-        self._parameters = len(self._variables)  # the first so many are parameters, the others buffers
+        self._count_of_parameters = len(self._variables)  # they come first, then the buffers
         self._slots += self._find_slots("buffers", "_buffers")
         self._buffers = [slot for slot in self._slots if self._variables[slot.variable].part == "buffers"]
         # `_parameters` of TorchScript is a view of a C++ object, which a snapshot does not restore.
@@ -120,7 +120,7 @@ class Skeleton:
             tensors.append(tensor)
         for index in self._written:
             tensors[index] = tensors[index].clone()
-        for tensor in tensors[: self._parameters]:
+        for tensor in tensors[: self._count_of_parameters]:
             tensor._is_param = True  # `isinstance(tensor, torch.nn.Parameter)`, by torch's `_ParameterMeta`
         return tensors
 

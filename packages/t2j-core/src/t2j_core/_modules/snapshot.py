@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from .array_contents import ArrayContents
 from .class_level import ClassLevel
-from .memory import Memory
-from .parts import PLAIN, Slots, attributes_of, parts, slots_of
+from .parts import BUILTIN_CONTAINERS, Slots, attributes_of, parts, slots_of
 from .put_back import PutBack, content_of, put_back_of
 
 
@@ -37,7 +37,7 @@ class Snapshot:
         self._others: list[tuple[PutBack, Any, Any]] = []
         self._slots: list[tuple[Slots, dict[str, Any]]] = []
         self._tensors: list[torch.Tensor] = []
-        self._memory = Memory()
+        self._arrays = ArrayContents()
         own = [part for part in parts(module) if id(part) not in shared]
         for part in own:
             self._add(part)
@@ -59,8 +59,8 @@ class Snapshot:
             self._attributes.append(attributes)
         if (slots := slots_of(part)) is not None:
             self._slots.append((slots, slots.values()))
-        self._memory.add(part)
-        if type(part) in PLAIN and not part:
+        self._arrays.add(part)
+        if type(part) in BUILTIN_CONTAINERS and not part:
             self._empty.append(part)
         elif type(part) is dict:
             self._dicts.append(part)
@@ -110,7 +110,7 @@ class Snapshot:
         for slots, values in self._slots:
             slots.put_back(values)
         self.class_level.end()
-        is_written = list(map(_version, self._tensors)) != self._versions or self._memory.is_written()
+        is_written = list(map(_version, self._tensors)) != self._versions or self._arrays.is_written()
         return not is_written and not any(map(operator.is_not, map(type, self._modules), self._classes))
 
     def _remove_attributes(self) -> None:
@@ -145,9 +145,8 @@ class Snapshot:
 def _leads_to(value: object, ids: frozenset[int]) -> bool:
     if not isinstance(value, tuple):
         return False
-    return any(
-        id(part) in ids or _leads_to(part, ids) for part in tuple.__iter__(value)
-    )  # `__iter__` of a subclass may raise
+    parts_of_value = tuple.__iter__(value)  # `__iter__` of a subclass may raise
+    return any(id(part) in ids or _leads_to(part, ids) for part in parts_of_value)
 
 
 def _items(container: Slots | dict[Any, Any] | list[Any]) -> list[tuple[Any, Any]]:

@@ -14,11 +14,11 @@ import torch.utils._pytree as torch_tree
 from .. import _compat
 from .._base.dtypes import AnyDType, canonical, dtype_j2t, dtype_t2j
 from .._base.errors import ArgumentError, DTypeError, describe
+from .._base.text import listed
 
 NUMBERS = (bool, int, float, complex)
 Number = bool | int | float | complex
 _WHAT = {"params": "parameter", "buffers": "buffer"}
-_MANY = 4
 _TREE = '{"params": {...}, "buffers": {...}}'
 
 
@@ -103,10 +103,8 @@ class Layout:
         )
 
     def _names(self, part: str) -> str:
-        names = [repr(name) for name in self.tensors[part]]
-        more = [f"and {len(names) - _MANY} more"] if len(names) > _MANY + 1 else []
-        listed = ", ".join((names[:_MANY] if more else names) + more)
-        return f"names of the module's {_WHAT[part]}s: {listed}" if names else f"no {_WHAT[part]}s"
+        names = listed(map(repr, self.tensors[part]))
+        return f"names of the module's {_WHAT[part]}s: {names}" if names else f"no {_WHAT[part]}s"
 
     def _advice(self, part: str, name: str | None) -> str:
         if name is not None and self._tied.get(name, name) != name:

@@ -17,13 +17,8 @@ _UINT8 = (1, 8)  # DLPack's type code and number of bits
 
 
 def wire(leaf: Leaf) -> tuple[int, int] | None:
-    """DLPack's dtype of an array that crosses as bytes; None for one that crosses as it is.
-
-    Before torch 2.10 (`torch_exchange_api`) torch's DLPack has no float8.
-    """
-    if _compat.torch_exchange_api() is None and str(leaf.dtype).startswith("float8"):
-        return _UINT8
-    return None
+    """DLPack's dtype of an array that crosses as bytes; None for one that crosses as it is."""
+    return _UINT8 if _compat.crosses_as_bytes(row_of_jax(leaf.dtype).torch) else None
 
 
 def crosses_unchanged(signature: Signature) -> bool:

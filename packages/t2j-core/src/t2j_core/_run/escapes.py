@@ -1,4 +1,4 @@
-"""Operands that a function has written into, or keeps after its call."""
+"""Operands that a function keeps after its call."""
 
 from __future__ import annotations
 
@@ -7,58 +7,13 @@ from typing import NoReturn
 
 import torch
 
-from .._base.errors import PerformanceWarning, T2jWarning, TensorEscapeError, TensorMutationError, describe
+from .._base.errors import T2jWarning, TensorEscapeError, describe
 from .._base.garbage import collect
 from .._compat import storage_uses
 from .comparing import bytes_of, has_same_bits
 from .lending import Lending
 from .pointers import has_pointers
-
-
-def operand_written(lending: Lending, index: int, is_private: bool, has_lent: bool) -> None:
-    """Warn or raise: the function wrote into an operand, of which it had a private copy, or into the caller's array.
-
-    `has_lent` says that earlier calls were lent the operand, and may have changed arrays without being seen.
-    """
-    path, name = lending.path(index), lending.name
-    lending.copy_from_now_on(index, "the function writes into it")
-    if not is_private:
-        raise TensorMutationError(
-            describe(
-                f"{name} changed {path} in place, so the JAX array that was passed HAS BEEN CHANGED.",
-                expected=f"{path} {lending.signature.operands[index]} left as it was",
-                got="different contents, or an in-place operation that the tensor's version counter shows",
-                remedy='Work on `tensor.clone()`, wrap the function with `arguments="copy"`, or list the argument in '
-                "`mutable_argnums` and return it. Later calls get a copy.",
-            )
-        )
-    if lending.arguments == "check":
-        raise TensorMutationError(
-            describe(
-                f"{name} changes {path} in place.",
-                expected=f"{path} {lending.signature.operands[index]} left as it was",
-                got='different contents after the call; it was a copy, because of `arguments="check"`',
-                remedy="Work on `tensor.clone()`, or list the argument in `mutable_argnums` and return it.",
-            )
-        )
-    if has_lent:
-        lending.warn_once(
-            f"{name} changes {path} in place, in a way that PyTorch does not count. This was not so in its first call. "
-            "It gets a copy from now on, but ARRAYS OF EARLIER CALLS MAY HAVE BEEN CHANGED. Wrap the function with "
-            '`arguments="copy"`.',
-            T2jWarning,
-            f"written late {path}",
-        )
-        return
-    lending.warn_once(
-        f"{name} changes {path} in place. JAX arrays are immutable, so it gets a copy at every call. To avoid the "
-        "copy, return the changed tensor and list the argument in `mutable_argnums`.",
-        PerformanceWarning,
-        f"written {path}",
-    )
-
-
-# --- operands that are kept ---------------------------------------------------------------------------------------
+from .writes import operand_written
 
 
 def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) -> None:
@@ -78,7 +33,7 @@ def argument_kept(lending: Lending, index: int, is_result: bool, is_late: bool) 
                 remedy="Store `tensor.clone()` instead (with `.detach()` if an autograd graph would keep it).",
             )
         )
-    if "keeps state" in lending.told:  # inference has warned of it
+    if "keeps state" in lending.noted:  # inference has warned of it
         return
     lending.warn_once(
         f"{name} keeps {path}, or something that refers to it, beyond the call. What it keeps has memory of its own, "
@@ -95,6 +50,7 @@ def check_example(
 ) -> None:
     """Raise if a function has written into an example of a batch, or keeps it. It got a copy in `twin`.
 
+    For sister packages whose batches hand out examples: calls here lend whole operands, which the native part checks.
     `uses` is how many tensors may refer to the memory of the copy; None if that is not known.
     """
     if not has_same_bits(twin, original.detach().clone().untyped_storage()):

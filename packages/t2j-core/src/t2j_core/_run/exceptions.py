@@ -52,7 +52,7 @@ _STATUS_OF: dict[type[BaseException], _Status] = {
     ValueError: _Status.INVALID_ARGUMENT,
     TypeError: _Status.INVALID_ARGUMENT,
 }
-"""The status of an exception is that of the first class here that it is of; INTERNAL if it is of none."""
+"""The first class that an exception is an instance of gives its status; INTERNAL if there is none."""
 
 
 def note_several_devices(name: str) -> None:
@@ -63,7 +63,7 @@ def note_several_devices(name: str) -> None:
 def report(signature: Signature | None, error: BaseException, depth: int = 1) -> tuple[int, str]:
     """Keep an exception for `last_error`, and return XLA's status code and a message.
 
-    It was raised in a call inside of `depth - 1` others of this thread.
+    `depth` is how many calls of this thread were nested in each other when it was raised.
     """
     if signature is not None:
         error = as_jax_inside(signature.name, error) or error
@@ -83,7 +83,7 @@ def report(signature: Signature | None, error: BaseException, depth: int = 1) ->
         _log(name, text)
     status = next((status for kind, status in _STATUS_OF.items() if isinstance(error, kind)), _Status.INTERNAL)
     message = f"{tag(number)} {summary[:2000]}\n\nRaised in the torch function {name}:\n{text}"
-    return status, _plain_text(message)
+    return status, _as_c_string(message)
 
 
 def _texts(error: BaseException) -> tuple[str, str]:
@@ -95,7 +95,7 @@ def _texts(error: BaseException) -> tuple[str, str]:
         return type(error).__name__, type(error).__name__
 
 
-def _plain_text(text: str) -> str:
+def _as_c_string(text: str) -> str:
     """`text` without what C strings and UTF-8 cannot have: zeros and lone surrogates become escapes."""
     return utf8(text).replace("\0", "\\0")
 

@@ -10,7 +10,7 @@ import torch
 
 from .._base.errors import OutputError, describe
 from .._signature.call_tree import PyTreeDef, Static
-from .._signature.containers import plain
+from .._signature.containers import as_pytree
 from .._signature.reordered import order
 from .._signature.signature import Signature
 
@@ -41,7 +41,7 @@ def _tensors_in(signature: Signature, output: object, orders: dict[PyTreeDef, tu
     outputs = signature.outputs
     if outputs.single and isinstance(output, torch.Tensor):
         return [output]
-    items, tree = jax.tree.flatten(plain(output))
+    items, tree = jax.tree.flatten(as_pytree(output))
     if tree != outputs.tree:
         if tree not in orders:
             orders[tree] = order(signature, tree)

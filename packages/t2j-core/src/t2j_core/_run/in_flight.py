@@ -18,12 +18,12 @@ _waiting: collections.deque[tuple[object, jax.Array]] = collections.deque()
 def hold_until_ready(fn: object, results: Sequence[jax.Array]) -> None:
     """Keep `fn` alive until `results`, which one program computes, are ready."""
     if _waiting:
-        let_go()
+        release_finished()
     if results and not _is_ready(results[0]):
         _waiting.append((fn, min(results, key=lambda array: array.nbytes)))
 
 
-def let_go() -> None:
+def release_finished() -> None:
     """Release the functions that have run. It takes no lock: any thread may call it, also while another does."""
     for _ in range(len(_waiting)):
         try:

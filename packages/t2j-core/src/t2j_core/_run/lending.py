@@ -16,26 +16,26 @@ BORROW, CLONE, MUTABLE = 0, 1, 2
 class Lending:
     """How the operands of one function are handed over, and what calls have shown about it."""
 
-    def __init__(self, signature: Signature, passes: Sequence[int] | None, arguments: str, told: set[str]) -> None:
+    def __init__(self, signature: Signature, passes: Sequence[int] | None, arguments: str, noted: set[str]) -> None:
         self.signature = signature
         self.name: str = signature.name
         """The name in messages: of the user's function, also in what is derived from it."""
         self.paths: tuple[str, ...] = ()
         """The names of the first operands in messages, if they are not those of the signature."""
         self.arguments = arguments
-        self.told = told
-        """The warnings that were given for the user's function. Derived functions share it."""
+        self.noted = noted
+        """What was found about the user's function and warned of (`CallBuilder.noted`). Derived functions share it."""
         self.reasons: dict[int, str] = {}
         """Why an operand is copied, if that became known in a call."""
         self._passes = list(passes or (BORROW,) * len(signature.operands))
         if arguments == "copy":
             self._passes = [CLONE if how == BORROW else how for how in self._passes]
 
-    def speaks_of(self, source: Lending) -> None:
+    def name_after(self, source: Lending) -> None:
         """Name the function that this one is derived from, and its operands, in messages."""
         self.name, self.paths = source.name, source.paths or tuple(source.signature.operand_paths())
 
-    def of(self, signature: Any) -> Lending:
+    def with_signature(self, signature: Any) -> Lending:
         """The same with another object in place of the signature."""
         other = copy.copy(self)
         other.signature = signature
@@ -61,6 +61,6 @@ class Lending:
 
     def warn_once(self, message: str, category: type[Warning], topic: str) -> None:
         """Warn, once for each topic and user's function."""
-        if topic not in self.told:
-            self.told.add(topic)
+        if topic not in self.noted:
+            self.noted.add(topic)
             warn(message, category)

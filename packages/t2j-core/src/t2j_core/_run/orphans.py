@@ -1,7 +1,7 @@
 """Functions whose wrapper is gone, and which only a cache of JAX may own.
 
 JAX keeps what it compiles for an eager `scan`, `cond` or `while_loop` in a cache of 4,096 entries that own their
-programs, and jax 0.6 keeps loops of compiled programs (`forget_eager_primitives` and `keeps_loops` in `_compat`).
+programs, and jax 0.6 keeps loops of compiled programs (`_compat/jax_caches.py`).
 JAX has no way to remove a single entry. So the whole cache is emptied when many functions, or large ones, have lost
 their wrapper. If the user's own programs keep them, nothing is freed, and the limits are raised.
 """
@@ -46,16 +46,16 @@ class Signatures(dict[Any, Any]):
         self,
         note: Callable[[Iterable[weakref.ref[Origin]]], None] = _without_wrapper.extend,
         refer: Callable[[Origin], weakref.ref[Origin]] = weakref.ref,
-        let_go: Callable[[], None] = in_flight.let_go,
-    ) -> None:  # may run at any moment, also when the globals of modules are gone
+        release: Callable[[], None] = in_flight.release_finished,
+    ) -> None:  # may run when the globals of modules are gone: hence the defaults
         note([refer(fn.origin) for fn in self.values()])
-        let_go()
+        release()
 
 
 _patience = {"count": _MOST, "bytes": _MOST_BYTES}
 
 
-def let_go() -> None:
+def release_orphans() -> None:
     """Empty JAX's cache if there are many orphans. Called before a new function is compiled."""
     if not _without_wrapper:
         return

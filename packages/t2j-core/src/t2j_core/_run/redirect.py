@@ -150,8 +150,8 @@ class Redirected:
             obstacles[index] = "it shares its memory with another output"  # shown if another one takes its place
         worth_it = saved > seconds.mode + recorder.count * seconds.operation
         if not worth_it:
-            too_dear = f"looking for what writes it among {recorder.count} operations costs more than the copy"
-            obstacles.update((swap.output, too_dear) for swap in plan.values())
+            too_expensive = f"looking for what writes it among {recorder.count} operations costs more than the copy"
+            obstacles.update((swap.output, too_expensive) for swap in plan.values())
         self._obstacles = obstacles
         self.plan = plan if worth_it else {}
 
@@ -165,7 +165,7 @@ def _swap(index: int, result: torch.Tensor, leaf: Leaf, producer: Producer | Non
         return f"{producer.operation} cannot write into given memory"
     has_same_dtype = result.dtype == producer.dtype == leaf.torch_dtype
     if not result.is_contiguous() or result.numel() != producer.numel or not has_same_dtype:
-        return f"it lies in memory otherwise than {producer.operation} left it"
+        return f"its layout in memory is not the one that {producer.operation} wrote"
     replacement, out_name = overload
     return _Swap(
         producer.position,

@@ -17,7 +17,7 @@ class Callee(Protocol):
 
     id: int
 
-    def description(self) -> CallSite:
+    def call_site(self) -> CallSite:
         """What the native call site is built from."""
         ...
 
@@ -57,9 +57,9 @@ def claim(fn: NamedCallee) -> None:
 def register_name(name: str, build: Callable[[Signature], Callee]) -> None:
     """Have programs from other processes find a function by name. The newest registration of a name counts."""
     _by_name[name] = build
-    for key in _calls():
-        if serialise.name_of(key) == name:
-            _by_call.pop(key, None)
+    for call in _calls():
+        if serialise.name_of(call) == name:
+            _by_call.pop(call, None)
 
 
 def _calls() -> list[str]:
@@ -81,7 +81,7 @@ def resolve(number: int, call: str) -> CallSite:
         fn = build(serialise.decode(call))
     if fn is None:
         raise serialise.forgotten(number)
-    return fn.description()
+    return fn.call_site()
 
 
 def live_count() -> int:

@@ -10,7 +10,7 @@ from .. import _compat
 from .._base.dtypes import aval_text, canonical, dtype_t2j
 from .._base.errors import DataDependentShapeError, DTypeError, OutputError, describe
 from .._infer.fixed_shapes import fixed_shapes
-from .._signature.declared import same_tree
+from .._signature.reordered import remedy_for_tree
 from .._signature.signature import Leaf, Signature, named_avals
 
 _DEVICE_TYPES = {1: "cpu", 2: "cuda", 10: "cuda"}  # DLPack's numbers; torch calls ROCm "cuda"
@@ -25,7 +25,7 @@ def refuse_results(signature: Signature, results: object) -> NoReturn:
             f"{signature.name} did not return what it should.",
             expected="one tensor" if signature.outputs.single else f"{n} tensors in the declared tree",
             got=got,
-            remedy=same_tree(signature.outputs),
+            remedy=remedy_for_tree(signature.outputs),
         )
     )
 

@@ -35,7 +35,7 @@ class Rules(Generic[F]):
         raise _only_called(fn, "differentiated")
 
     def transpose(self, cotangents: Sequence[Any], operands: Sequence[Any], *, fn: F) -> Sequence[Any]:
-        """Transposition: for each operand that the call is linear in a cotangent, None for all others.
+        """Transposition: a cotangent for each operand that the call is linear in, and None for all others.
 
         The operands that it is linear in are undefined primals, which have an aval alone. `cotangents` has one entry
         per result: an array of its shape, or JAX's symbolic zero.
@@ -45,7 +45,7 @@ class Rules(Generic[F]):
     def batch(
         self, operands: Sequence[Any], dims: Sequence[int | None], *, fn: F
     ) -> tuple[Sequence[Any], Sequence[int | None]]:
-        """Batching: the results with a batch axis, and where each has it.
+        """Batching: the results with a batch axis, and where each result has it.
 
         `dims` says where each operand has its batch axis; None: nowhere, it is the same for all examples.
         """

@@ -34,7 +34,7 @@ class TorchFn:
         *,
         passes: Sequence[int] | None = None,
         aliases: Mapping[int, int] | None = None,
-        told: set[str] | None = None,
+        noted: set[str] | None = None,
         takes_operands: bool = False,
         rules: Rules[TorchFn] | None = None,
     ) -> None:
@@ -43,7 +43,7 @@ class TorchFn:
         self.signature = signature
         self.options = options
         self.origin: Origin = Origin(call)
-        self.lending: Lending = Lending(signature, passes, options.arguments, set() if told is None else told)
+        self.lending: Lending = Lending(signature, passes, options.arguments, set() if noted is None else noted)
         self.aliases: dict[int, int] = dict(aliases or {})
         """Operands that are written in place, and the results that they become."""
         self.rules: Rules[TorchFn] = Rules() if rules is None else rules
@@ -87,8 +87,8 @@ class TorchFn:
         """
         signature = flat_signature(f"{label}({self.signature.name})", operands, results)
         options = (options or self.options).of_derived()
-        fn = TorchFn(call, signature, options, told=self.lending.told, takes_operands=True, rules=rules)
-        fn.lending.speaks_of(self.lending)
+        fn = TorchFn(call, signature, options, noted=self.lending.noted, takes_operands=True, rules=rules)
+        fn.lending.name_after(self.lending)
         fn.origin = self.origin
         fn.reason_not_exportable = "only forward calls can be, not their derivatives or batches"
         return fn
@@ -119,7 +119,7 @@ class TorchFn:
             return with_buffers_as_out(run, signature)
         return Redirected(run, signature.outputs.leaves, config.auto_output_bytes)
 
-    def description(self) -> CallSite:
+    def call_site(self) -> CallSite:
         """What the native call site is built from."""
         return CallSite(
             target=self.target,

@@ -41,10 +41,11 @@ class WeakFn:
             raise serialise.forgotten(self.id)
         return fn
 
-    def description(self) -> CallSite:
-        """As `TorchFn.description`, with a target and a signature that do not own the function."""
-        site, signature = self.fn.description(), WeakSignature(self)
-        return site._replace(target=WeakTarget(self), signature=signature, lending=site.lending.of(signature))
+    def call_site(self) -> CallSite:
+        """As `TorchFn.call_site`, with a target and a signature that do not own the function."""
+        site, signature = self.fn.call_site(), WeakSignature(self)
+        lending = site.lending.with_signature(signature)
+        return site._replace(target=WeakTarget(self), signature=signature, lending=lending)
 
 
 class WeakTarget:

@@ -14,7 +14,7 @@ from jax.tree_util import PyTreeDef as PyTreeDef
 from .._base.errors import ArgumentError, describe
 
 _data_types: set[type] = {torch.Tensor, torch.nn.Parameter, np.ndarray}
-"""Exact types that are data, as far as they were met: `isinstance` with `jax.Array` is slow."""
+"""The exact types of data that were met so far: `isinstance` with `jax.Array` is slow."""
 _MOST_TYPES = 256
 
 

@@ -14,7 +14,7 @@ import torch
 from .. import _compat
 
 
-def plain(output: object, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+def as_pytree(output: object, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     """Turn containers that JAX does not know into ones it does.
 
     A dataclass or mapping that is not a registered pytree becomes a dict, and so does an object of a class that only
@@ -25,25 +25,25 @@ def plain(output: object, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     if isinstance(output, torch.Tensor):
         return output
     if is_leaf is None:
-        return jax.tree.map(_plain_leaf, output)
-    return jax.tree.map(functools.partial(_plain_leaf, is_leaf=is_leaf), output, is_leaf=is_leaf)
+        return jax.tree.map(_leaf_as_pytree, output)
+    return jax.tree.map(functools.partial(_leaf_as_pytree, is_leaf=is_leaf), output, is_leaf=is_leaf)
 
 
-def _plain_leaf(leaf: object, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+def _leaf_as_pytree(leaf: object, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     if isinstance(leaf, torch.Tensor) or (is_leaf is not None and is_leaf(leaf)):
         return leaf
     if isinstance(leaf, tuple) and not isinstance(leaf, torch.Size):  # such as `torch.return_types.max`
         names = getattr(type(leaf), "__match_args__", ())
-        items = [plain(item, is_leaf) for item in leaf]
+        items = [as_pytree(item, is_leaf) for item in leaf]
         return _named_tuple(type(leaf).__name__, names)(*items) if len(names) == len(items) > 0 else tuple(items)
     if isinstance(leaf, list):
-        return [plain(item, is_leaf) for item in leaf]
+        return [as_pytree(item, is_leaf) for item in leaf]
     if isinstance(leaf, Mapping):
-        return {key: plain(value, is_leaf) for key, value in leaf.items()}
+        return {key: as_pytree(value, is_leaf) for key, value in leaf.items()}
     if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-        return {field.name: plain(getattr(leaf, field.name), is_leaf) for field in dataclasses.fields(leaf)}
+        return {field.name: as_pytree(getattr(leaf, field.name), is_leaf) for field in dataclasses.fields(leaf)}
     parts = _compat.registered_with_torch(leaf)
-    return leaf if parts is None else plain(parts, is_leaf)
+    return leaf if parts is None else as_pytree(parts, is_leaf)
 
 
 @functools.lru_cache(maxsize=1024)

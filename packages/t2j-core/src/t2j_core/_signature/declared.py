@@ -13,7 +13,7 @@ import torch
 
 from .._base.dtypes import dtype_j2t
 from .._base.errors import ArgumentError, DTypeError, describe
-from .containers import plain
+from .containers import as_pytree
 from .signature import Leaf, Outputs, has_empty, output_leaf
 
 
@@ -39,16 +39,6 @@ class Size(tuple[int, ...]):
         return f"Size({', '.join(map(str, self))})"
 
 
-def same_tree(outputs: Outputs) -> str:
-    """The remedy for a function that returned a different tree than its signature has."""
-    if outputs.is_declared:
-        return "Correct `output_shapes`, or return the tree that it declares."
-    return "Return the same tree for every input of a signature."
-
-
-# --- declared outputs ---------------------------------------------------------------------------------------------
-
-
 def declared_outputs(output_shapes: object, operands: Sequence[Leaf]) -> Outputs:
     """Read `output_shapes`: a pytree of `Size`, tuples of int, `ShapeDtypeStruct`s, arrays or tensors.
 
@@ -56,7 +46,7 @@ def declared_outputs(output_shapes: object, operands: Sequence[Leaf]) -> Outputs
     """
     floating = next((leaf for leaf in operands if leaf.torch_dtype.is_floating_point), None)
     default = floating.torch_dtype if floating else torch.float32
-    named, tree = jax.tree_util.tree_flatten_with_path(plain(output_shapes, is_leaf=_is_shape), is_leaf=_is_shape)
+    named, tree = jax.tree_util.tree_flatten_with_path(as_pytree(output_shapes, is_leaf=_is_shape), is_leaf=_is_shape)
     leaves = tuple(_declared(item, default, jax.tree_util.keystr(path)) for path, item in named)
     outputs = Outputs(tree, leaves, (None,) * len(leaves), origin="declared by `output_shapes`", is_declared=True)
     return replace(outputs, is_doubtful=has_empty(outputs.leaves, operands))

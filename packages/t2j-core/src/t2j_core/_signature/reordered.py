@@ -10,8 +10,7 @@ import torch
 
 from .._base.errors import OutputError, describe
 from .call_tree import PyTreeDef
-from .declared import same_tree
-from .signature import Signature
+from .signature import Outputs, Signature
 
 
 def order(signature: Signature, found: PyTreeDef) -> tuple[int, ...]:
@@ -58,9 +57,16 @@ class _Walk:
                 f"{self._signature.name} returned a different tree than {than}: {path} is different.",
                 expected=_described(wanted),
                 got=_described(found),
-                remedy=same_tree(outputs),
+                remedy=remedy_for_tree(outputs),
             )
         )
+
+
+def remedy_for_tree(outputs: Outputs) -> str:
+    """The remedy for a function that returned a different tree than its signature has."""
+    if outputs.is_declared:
+        return "Correct `output_shapes`, or return the tree that it declares."
+    return "Return the same tree for every input of a signature."
 
 
 class _Without:

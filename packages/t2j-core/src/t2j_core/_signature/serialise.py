@@ -105,7 +105,7 @@ def _node_from_json(node: Any) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def refused(signature: Signature, reason: str) -> ExportError:
+def not_exportable(signature: Signature, reason: str) -> ExportError:
     """The error for `jax.export` of a function that another process could not find."""
     return ExportError(
         describe(

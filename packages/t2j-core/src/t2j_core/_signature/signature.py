@@ -12,7 +12,8 @@ import torch
 from jax.typing import DTypeLike
 
 from .._base.dtypes import aval_text, canonical, dtype_t2j, row_of_jax
-from .._base.errors import ArgumentError, describe, listed
+from .._base.errors import ArgumentError, describe
+from .._base.text import listed
 from .call_tree import CallTree, PyTreeDef, Static
 
 

@@ -1,4 +1,4 @@
-"""Arguments as JAX takes them: tensors and NumPy arrays, examples of arrays, keys of random numbers."""
+"""What users pass, checked and as JAX takes it: the function, tensors and NumPy arrays, JAX keys."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def leaves_of(
 ) -> tuple[Leaf, ...]:
     """The leaves of arrays, with those torch dtypes that differ from what JAX stores.
 
-    Errors say which argument of `name` it is, where `call_tree` tells the tree.
+    Errors say which argument of `name` it is, if `call_tree` is given.
     """
     wanted = dict(dtypes)
     leaf = lambda index, array: leaf_of(array.shape, array.dtype, wanted.get(index))
@@ -93,7 +93,7 @@ def check_key_is_first(name: str, call_tree: CallTree) -> None:
 
 
 def key_data(key: jax.Array) -> Any:
-    """The numbers of a JAX key of either kind. Raises for what is no key."""
+    """The numbers of a JAX key of either kind. Raises for anything else."""
     if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
     if key.dtype != np.uint32 or key.ndim != 1:

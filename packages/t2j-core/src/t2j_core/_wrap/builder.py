@@ -24,14 +24,14 @@ from .._infer.notes import warn_of_no_arrays
 from .._infer.rng import seeded
 from .._infer.unkeyed import draws_without_key, warning_of_draws
 from .._lowering.primitive import torch_call
-from .._run.orphans import Signatures, let_go
+from .._run.orphans import Signatures, release_orphans
 from .._run.registry import register_name
 from .._run.torch_fn import TorchFn
 from .._signature.call_tree import CallTree
 from .._signature.declared import declared_outputs
 from .._signature.signature import Leaf, Outputs, Signature
 from .arguments import check_callable, check_key_is_first, key_data, leaves_of
-from .changing_constants import Watch
+from .changing_constants import ChangingConstants
 from .examples import Dtypes, ExampleValues, GivenExamples, read_examples
 from .explain import explained, heading
 from .in_place import handed_over
@@ -43,8 +43,9 @@ class CallBuilder:
     """How a torch function becomes a call in a program of JAX: its signatures, its operands, the primitive.
 
     A sister package derives from it, as a dataclass with `eq=False`, and extends the methods that its users' calls
-    need; `docs/extending.md` lists them. The fields that `__init__` takes are what the function is: copies, pickles and
-    `variant` take them along. Fields with `init=False` are what was learned of it, and begin anew in each of these.
+    need; `docs/extending.md` lists them. The fields that `__init__` takes define the function: copies, pickles and
+    `variant` keep them. Fields with `init=False` hold what earlier calls have shown: copies, pickles and variants start
+    without it.
     """
 
     fn: Callable[..., Any]
@@ -58,8 +59,8 @@ class CallBuilder:
     signatures: Signatures = field(default_factory=Signatures, init=False)
     """The functions that were built, by everything that they depend on."""
     noted: set[str] = field(default_factory=set, init=False)
-    """What was found of the function, and warned of: "random", "keeps state" and others."""
-    constants_seen: Watch = field(default_factory=Watch, init=False)
+    """What was found about the function, and warned of: "random", "keeps state" and others."""
+    constants_seen: ChangingConstants = field(default_factory=ChangingConstants, init=False)
 
     def __post_init__(self) -> None:
         check_callable(self.fn)
@@ -90,7 +91,7 @@ class CallBuilder:
     # --- a call ------------------------------------------------------------------------------------------------------
 
     def torch_dtypes(self, data: Sequence[object], call_tree: CallTree) -> Dtypes:
-        """The torch dtypes of the data of a call that JAX cannot store. Raises for another tree than the examples'."""
+        """The torch dtypes of a call's data that JAX cannot store. Raises for a tree other than the examples'."""
         return self.examples.torch_dtypes(self.name, data, call_tree)
 
     def prepared(self, arrays: Sequence[jax.Array], call_tree: CallTree) -> list[jax.Array]:
@@ -118,19 +119,21 @@ class CallBuilder:
 
         Where outputs can be inferred only on data, `values` are tried first, or else those of the examples.
         """
-        full = self._full(call_tree, operands)
-        fn: TorchFn | None = self.signatures.get(full)
+        dependencies = self._dependencies(call_tree, operands)
+        fn: TorchFn | None = self.signatures.get(dependencies)
         if fn is not None:
             return fn
-        let_go()
+        release_orphans()
         with turns if self.options.output_shapes is None else contextlib.nullcontext():  # threads infer once together
-            fn = self.signatures.get(full)
+            fn = self.signatures.get(dependencies)
             if fn is None:
-                fn = remember(self.signatures, full, self.build(self._signature(call_tree, operands, values)))
+                fn = remember(self.signatures, dependencies, self.build(self._signature(call_tree, operands, values)))
                 self.constants_seen.note(self.name, call_tree, operands)
             return fn
 
-    def _full(self, call_tree: CallTree, operands: tuple[Leaf, ...]) -> tuple[CallTree, tuple[Leaf, ...], object]:
+    @staticmethod
+    def _dependencies(call_tree: CallTree, operands: tuple[Leaf, ...]) -> tuple[CallTree, tuple[Leaf, ...], object]:
+        """Everything that a built function depends on."""
         return call_tree, operands, canonical(np.int64)  # what 64-bit outputs become depends on x64
 
     def _signature(self, call_tree: CallTree, operands: tuple[Leaf, ...], values: ExampleValues | None) -> Signature:
@@ -151,7 +154,7 @@ class CallBuilder:
 
     def learn(self, call_tree: CallTree, operands: tuple[Leaf, ...], values: ExampleValues) -> bool:
         """Infer a signature on the values of an eager call, after made-up ones have failed. False if that fails too."""
-        if self.options.output_shapes is not None or self._full(call_tree, operands) in self.signatures:
+        if self.options.output_shapes is not None or self._dependencies(call_tree, operands) in self.signatures:
             return False
         if not works_on(self._inferred(), self.name, call_tree, operands, values.matching(operands)):
             return False
@@ -171,13 +174,13 @@ class CallBuilder:
             self.noted.add("keeps state")
         if signature.outputs.is_declared and not (self.options.rng or self.options.has_side_effect):
             call = warning_of_draws(call, self.name, self.noted)
-        if "keeps state" in self.noted:  # that of one signature may be used by another
+        if "keeps state" in self.noted:  # a tensor kept from one signature may be used in a call of another
             call = refusing_kept(call, self.name)
         options = self.options.for_calls()
         if signature.outputs.is_doubtful:
             options = dataclasses.replace(options, has_side_effect=True)
         call = with_long_indices(call) if needs_long else call
-        return TorchFn(call, signature, options, passes=passes, aliases=aliases, told=self.noted)
+        return TorchFn(call, signature, options, passes=passes, aliases=aliases, noted=self.noted)
 
     @property
     def is_random(self) -> bool:

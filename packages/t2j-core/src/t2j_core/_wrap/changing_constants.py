@@ -23,7 +23,7 @@ class _Group:
     changing: dict[str, None] = field(default_factory=dict)  # the names of those numbers, in order
 
 
-class Watch:
+class ChangingConstants:
     """Counts the signatures of a function that differ in numbers only, and warns once if there are many."""
 
     def __init__(self) -> None:
@@ -43,12 +43,12 @@ class Watch:
         group.changing.update((path, None) for path, value in given.items() if value != group.first[path])
         if group.count > _MANY:
             self._groups = None
-            _tell(name, list(group.changing))
+            _warn(name, list(group.changing))
         elif len(self._groups) > _MOST_GROUPS:
             self._groups.pop(next(iter(self._groups)))
 
 
-def _tell(name: str, paths: list[str]) -> None:
+def _warn(name: str, paths: list[str]) -> None:
     named = ", ".join(paths) or "a number"
     warn(
         f"{name} was compiled {_MANY + 1} times, because {named} changes from call to call: a Python number is a "

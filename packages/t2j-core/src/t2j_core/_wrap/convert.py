@@ -80,14 +80,9 @@ def _is_copy(function: str, via: str) -> bool:
 
 def _shared(array: jax.Array) -> torch.Tensor:
     dtype = dtype_j2t(array.dtype)
-    if _has_no_float8(dtype):
+    if _compat.crosses_as_bytes(dtype):
         return _from_dlpack(array.view("uint8")).view(dtype)
     return _from_dlpack(array)
-
-
-def _has_no_float8(dtype: torch.dtype) -> bool:
-    """Whether `dtype` is a float8 and this torch, being older than 2.10, has none in its DLPack."""
-    return str(dtype).startswith("torch.float8") and _compat.torch_exchange_api() is None
 
 
 def _from_dlpack(array: jax.Array) -> torch.Tensor:
@@ -141,7 +136,7 @@ def t2j(tensor: torch.Tensor, via: Via = "dlpack") -> jax.Array:
         tensor = _over_host(tensor)
     stored = dtype_j2t(canonical(row.jax))
     tensor = _aligned(tensor.to(stored).contiguous())
-    if _has_no_float8(stored):
+    if _compat.crosses_as_bytes(stored):
         return _compat.array_over(tensor.view(torch.uint8)).view(canonical(row.jax))
     return _compat.array_over(tensor)
 

@@ -80,7 +80,7 @@ class GivenExamples:
         if self.structure is not None and call_tree.structure != self.structure:
             raise ArgumentError(
                 describe(
-                    f"{name} was called with another tree of arguments than its examples.",
+                    f"{name} was called with a different tree of arguments than its examples.",
                     expected=f"{self.structure}",
                     got=f"{call_tree.structure}",
                     remedy="Call it as in the examples, or wrap it without examples to call it in any way.",

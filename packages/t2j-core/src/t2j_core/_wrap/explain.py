@@ -16,12 +16,11 @@ import torch
 
 from .._base.config import config
 from .._base.dtypes import aval_text, dtype_t2j, row_of_jax
-from .._base.errors import listed
+from .._base.text import listed
 from .._run.lending import CLONE, MUTABLE
 from .._run.redirect import Redirected
 from .._run.torch_fn import TorchFn
 from .._signature.call_tree import is_data
-from .._signature.signature import Leaf
 from .options import OptionGroup
 
 _LONG = 120
@@ -61,23 +60,18 @@ def _shown_leaf(leaf: Any) -> object:
         return _Text(aval_text(tuple(leaf.shape), dtype))
     if isinstance(leaf, (str, bytes)):
         return _Text(reprlib.repr(leaf))
-    if isinstance(leaf, _PLAIN) or type(leaf).__module__.partition(".")[0] in ("jax", "jaxlib", "t2j_core"):
+    if isinstance(leaf, _SHOWN_UNCHANGED) or type(leaf).__module__.partition(".")[0] in ("jax", "jaxlib", "t2j_core"):
         return leaf
     return _Text(getattr(leaf, "__qualname__", None) or f"<{type(leaf).__name__}>")
 
 
-_PLAIN = (bool, int, float, complex, type(Ellipsis), slice, torch.dtype, torch.device, torch.Size, np.dtype)
-
-
-def short_avals(leaves: Sequence[Leaf]) -> str:
-    """The first avals, and the number of the others."""
-    return listed(leaves)
+_SHOWN_UNCHANGED = (bool, int, float, complex, type(Ellipsis), slice, torch.dtype, torch.device, torch.Size, np.dtype)
 
 
 def heading(fn: TorchFn) -> str:
     """A signature on one line, however many leaves it has."""
     signature = fn.signature
-    return f"{signature.name}({short_avals(signature.operands)}) -> ({short_avals(signature.outputs.leaves)})"
+    return f"{signature.name}({listed(signature.operands)}) -> ({listed(signature.outputs.leaves)})"
 
 
 def explained(fn: TorchFn) -> list[str]:

@@ -14,12 +14,12 @@ from .._base.caught import Caught
 from .._base.errors import T2jError, TensorEscapeError, describe
 from .._run.escapes import hold
 from .._run.originals import raises_originals
+from .argument_errors import as_argument_error
 from .builder import CallBuilder
 from .explain import shown_options
-from .misplaced import as_users_error
 from .options import Options
 from .python_signature import signature_of
-from .routes import Routes, is_of_inference, user_error
+from .routes import Routes, error_for_user, is_of_inference
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec  # with a default, which `typing` has from Python 3.13
@@ -42,9 +42,8 @@ class TorchFunction(Generic[P]):
         self.__name__: str = builder.name
         self.__doc__: str | None = getattr(fn, "__doc__", None)
         self.__wrapped__: Callable[..., Any] = fn
-        self.__signature__: inspect.Signature = signature_of(
-            fn, *["key"] * options.rng, without=["out"] * (options.outputs == "out")
-        )
+        first, without = ("key",) if options.rng else (), ("out",) if options.outputs == "out" else ()
+        self.__signature__: inspect.Signature = signature_of(fn, *first, without=without)
         builder.publish()
         if examples is not None:
             builder.check_examples(*examples)
@@ -105,7 +104,7 @@ class TorchFunction(Generic[P]):
             return self._routes.call(args, kwargs)
         except Exception as error:
             while_tracing = is_of_inference(error)
-            caught = Caught(as_users_error(self.__name__, error, args, kwargs) or user_error(error))
+            caught = Caught(as_argument_error(self.__name__, error, args, kwargs) or error_for_user(error))
         if while_tracing and self._routes.learn_from(args, kwargs, caught.error):
             del caught
             return self(*args, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .._base.errors import PerformanceWarning, TensorMutationError, describe, warn
 from .._run.lending import BORROW, CLONE, MUTABLE
+from .._run.writes import gets_copies
 from .._signature.signature import Signature
 from .options import Options, are_at
 
@@ -31,7 +32,7 @@ def handed_over(signature: Signature, options: Options) -> tuple[list[int], dict
             raise TensorMutationError(_changed(signature, path))
         elif index in outputs.mutated:
             passes[index] = CLONE
-            warn(_cloned(signature, path), PerformanceWarning)
+            warn(gets_copies(signature.name, path), PerformanceWarning)
     return passes, aliases
 
 
@@ -58,11 +59,4 @@ def _changed(signature: Signature, path: str) -> str:
         expected='arguments left as they are, because of `arguments="check"`',
         got="an operation that writes into it",
         remedy="Work on `tensor.clone()`, or list the argument in `mutable_argnums` and return it.",
-    )
-
-
-def _cloned(signature: Signature, path: str) -> str:
-    return (
-        f"{signature.name} changes {path} in place. JAX arrays are immutable, so it gets a copy at every call. "
-        "To avoid the copy, return the changed tensor and list the argument in `mutable_argnums`."
     )

@@ -54,7 +54,7 @@ class Options:
             declared_outputs(self.output_shapes, ())
 
     def for_calls(self) -> CallOptions:
-        """Those that calls need when they run."""
+        """The options that calls need when they run."""
         return CallOptions(**{field.name: getattr(self, field.name) for field in fields(CallOptions)})
 
 
@@ -85,14 +85,14 @@ def check_choice(option: str, given: object, choices: Sequence[str | None]) -> N
 
 
 def checked_bool(option: str, given: object) -> bool:
-    """A bool, of Python or NumPy, as one of Python."""
+    """A bool of Python or NumPy as a Python bool."""
     if not isinstance(given, (bool, np.bool_)):
         raise refused(option, "True or False", given, f"Pass `{option}=True` or `{option}=False`.")
     return bool(given)
 
 
 def checked_integer(option: str, given: object, least: int, expected: str, remedy: str) -> int | None:
-    """An integer from `least`, of Python or NumPy, as one of Python; or None."""
+    """An integer of Python or NumPy that is at least `least`, as a Python int; or None."""
     if given is None:
         return None
     if isinstance(given, (bool, np.bool_)) or not isinstance(given, Integral) or int(given) < least:
@@ -108,7 +108,7 @@ def checked_examples(args: tuple[Any, ...], kwargs: object) -> tuple[tuple[Any, 
 
 
 def refused(option: str, expected: str, given: object, remedy: str, what: str = "not valid") -> ArgumentError:
-    """The error for a value that an option cannot have."""
+    """The error for a value that is not valid for an option."""
     try:
         got = repr(given)
     except Exception:  # it is the user's

@@ -45,7 +45,7 @@ class Routes:
         self._has_constant_outputs = False
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The outputs of a call. Raises what `user_error` makes the user's."""
+        """The outputs of a call. Raises what `error_for_user` makes the user's."""
         if not kwargs and set(map(type, args)) == {self._array_type}:
             outputs = outputs_of(self._positional, args)
         else:
@@ -133,7 +133,7 @@ def is_of_inference(error: Exception) -> bool:
     return isinstance(error, _CarrierError)
 
 
-def user_error(error: Exception) -> BaseException:
+def error_for_user(error: Exception) -> BaseException:
     """The exception that the user is to see for one that `Routes.call` has raised."""
     if isinstance(error, _CarrierError):
         return error.error

@@ -12,7 +12,7 @@ Array: TypeAlias = "np.ndarray[Any, Any] | bytearray | array.array[Any]"
 _COMPARED_BYTES = 1 << 16  # of a module's arrays together; comparing them takes about 5 us
 
 
-class Memory:
+class ArrayContents:
     """The content of NumPy arrays, bytearrays and `array.array`s, to find out whether a call has written into one.
 
     The first arrays, up to some bytes, are compared at every check; the others at the checks 1, 2, 4, 8, ...

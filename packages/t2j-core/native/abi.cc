@@ -1,7 +1,7 @@
-// The version handshake and the state of executables, for each version of the FFI ABI; see `state.h`. Called on any
+// The version handshake and the state of executables, for each version of the FFI ABI; see `abi.h`. Called on any
 // thread, with or without the GIL, so nothing here may use a Python object. A mutex guards the one shared table;
 // nothing that waits for the GIL may run while it is held.
-#include "state.h"
+#include "abi.h"
 
 #include <algorithm>
 #include <map>

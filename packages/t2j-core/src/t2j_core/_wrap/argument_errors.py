@@ -14,7 +14,7 @@ from .._signature.call_tree import argument_path
 _DEVICES = re.compile(r"with device ids (\[[\d, ]*\])")
 
 
-def as_users_error(name: str, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T2jError | None:
+def as_argument_error(name: str, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T2jError | None:
     """The error of t2j for one of JAX that describes the arguments of a compiled form; None for other errors."""
     if type(error) is not ValueError:
         return None
