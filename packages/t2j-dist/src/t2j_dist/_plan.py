@@ -21,7 +21,19 @@ from t2j_core.extend import (
     short_avals,
 )
 
-from ._specs import Shape, Sizes, SpecTree, is_same, is_spec, shard_shape, spec_axes, spread, tree_axes, without_axes
+from ._specs import (
+    Shape,
+    Sizes,
+    SpecTree,
+    check_spec,
+    is_same,
+    is_spec,
+    shard_shape,
+    spec_axes,
+    spread,
+    tree_axes,
+    without_axes,
+)
 
 AnyMesh = Mesh | AbstractMesh
 Hints = tuple[NamedSharding | None, ...]  # of the data leaves
@@ -107,7 +119,7 @@ class Plan(NamedTuple):
         """One spec for each array of the outputs of a shard."""
         specs = [without_axes(spec, self.manual) for spec in _output_specs(self.wanted.out_specs, outputs)]
         for path, leaf, spec in zip(outputs.paths(), outputs.leaves, specs, strict=True):
-            shard_shape(path, tuple(0 for _ in leaf.shape), spec, self.sizes)
+            check_spec(path, leaf.shape, spec, of=" of a shard")
             if missing := self.varying - spec_axes(spec):
                 raise ShardingError(_differs(self.name, path, spec, missing))
             if repeated := spec_axes(spec) - self.varying:
