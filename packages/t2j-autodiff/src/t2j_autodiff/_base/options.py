@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from t2j_core.extend import argument_numbers, check_choice, checked_bool, checked_integer, refused
 
-Residuals = Literal["auto", "recompute", "graph"]
+ResidualsOption = Literal["auto", "recompute", "graph"]
 VmapMethod = Literal["auto", "vmap", "sequential", "expand_dims", "broadcast_all"]
 Randomness = Literal["error", "same", "different"]
 
@@ -24,7 +24,7 @@ class DiffOptions:
     nondiff_mask: Any = None
     use_zeros: bool = True
     use_torch_vjp: bool = True
-    residuals: Residuals = "auto"
+    residuals: ResidualsOption = "auto"
     vmap_method: VmapMethod = "auto"
     vmap_randomness: Randomness | None = None
     vmap_chunk_size: int | None = None
@@ -43,7 +43,7 @@ class DiffOptions:
         bools = {name: checked_bool(name, getattr(self, name)) for name in ("use_zeros", "use_torch_vjp")}
         for name, value in {"depth": depth, "vmap_chunk_size": size, "nondiff_argnums": numbers, **bools}.items():
             object.__setattr__(self, name, value)
-        check_choice("residuals", self.residuals, get_args(Residuals))
+        check_choice("residuals", self.residuals, get_args(ResidualsOption))
         check_choice("vmap_method", self.vmap_method, get_args(VmapMethod))
         check_choice("vmap_randomness", self.vmap_randomness, (None, *get_args(Randomness)))
         _check_mask(self.nondiff_mask)

@@ -1,4 +1,4 @@
-"""What is outside the compatibility promises of JAX and torch, and only derivatives or batches need."""
+"""What JAX and torch do not promise to keep, and only derivatives or batches use."""
 
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching

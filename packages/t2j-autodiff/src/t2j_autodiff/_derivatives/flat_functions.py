@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from t2j_core.extend import FlatFunction
 
 Tensors = Sequence[torch.Tensor]
+
+Direction = Literal["jvp", "vjp"]
+"""Of a linear map at a point: a pushforward, of tangents to tangents, or a pullback, of cotangents to cotangents."""
 
 
 def restricted(f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[int] | None = None) -> FlatFunction:
@@ -21,6 +25,17 @@ def restricted(f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[i
         return tuple(y) if outs is None else tuple(y[i] for i in outs)
 
     return g
+
+
+def with_copies(f: FlatFunction, indices: Sequence[int]) -> FlatFunction:
+    """`f`, which may write into the operands `indices`: it gets copies of them."""
+    if not indices:
+        return f
+
+    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return f(*(t.clone() if i in indices else t for i, t in enumerate(x)))
+
+    return run
 
 
 def requiring_grad(x: Tensors, indices: Iterable[int]) -> list[torch.Tensor]:

@@ -46,7 +46,7 @@ def _alone(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tenso
     if decision.failure is None:
         try:
             dy = checked_jvp(pushforward, decision)
-        except OUT_OF_MEMORY:  # the other ways take more
+        except OUT_OF_MEMORY:  # the other ways need more
             raise
         except ContradictionError as error:
             if error.is_chosen or has_own_jvp(pushforward):

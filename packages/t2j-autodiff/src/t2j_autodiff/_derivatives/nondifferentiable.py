@@ -43,7 +43,7 @@ def refuse_constant(error: Exception) -> None:
 def refuse_once_differentiable(linear: Sequence[int], y: Iterable[torch.Tensor]) -> None:
     """Raise for a derivative whose backward is marked with `once_differentiable`.
 
-    `linear` are the inputs that a derivative is linear in; of a function that is none, there are none.
+    `linear` are the inputs that a derivative is linear in; none for a function that is not a derivative.
     """
     if linear and _compat.is_once_differentiable(y):
         raise NonDifferentiableError("PyTorch marks a backward of this function with `once_differentiable`.")
