@@ -42,7 +42,7 @@ def requiring_grad(x: Tensors, indices: Iterable[int]) -> list[torch.Tensor]:
     """The inputs, of which those at `indices` require gradients, so that autograd records a run of a function on them.
 
     The function sees leaves, as it would in plain PyTorch. Results of an outer function become views instead, through
-    which an outer derivative still reaches them; so do tensors that occur twice, to be told apart.
+    which an outer derivative still reaches them; so do tensors that occur twice, so that each has a gradient.
     """
     handles = list(x)
     for i in indices:

@@ -34,7 +34,7 @@ class TracedFunction(Residuals):
         self._traced_on: torch.device = operands[0].meta["val"].device
         self._on_device = {self._traced_on: traced}
         self._n_saved = len(saved)
-        # What is saved: operands, values that are not read, and values of its own. Only the last are residuals.
+        # What is saved: operands, values that are not read, and other values. Only the last are residuals.
         self._operands = {k: operands.index(node) for k, node in enumerate(saved) if node in operands}
         self._unread = {k: node.meta["val"] for k, node in enumerate(saved) if is_of_no_dropout(node)}
         self._own = [k for k in range(len(saved)) if k not in self._operands and k not in self._unread]

@@ -1,4 +1,4 @@
-"""Whether a function is linear in some operands, as far as made-up values of the others tell; the error if not."""
+"""Whether a function is linear in some operands, judged on made-up values of the others; the error if it is not."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .function_rules import rules_of
 
 
 class Verdict(NamedTuple):
-    """Whether a function is linear; None where made-up values of its other operands do not tell."""
+    """Whether a function is linear; None where made-up values of its other operands leave that open."""
 
     is_linear: bool | None
     reason: str = ""
-    has_derivative: bool = True  # PyTorch has that of its values
+    has_derivative: bool = True  # PyTorch has the derivative of its values
 
 
 def verdict_on(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
@@ -45,7 +45,7 @@ def _judged(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict
                 judge = Judge(rules.flat_function, x, ins, outs, results)
                 reason, has_derivative = judge.reason(has_derivative=True, finite_part_first=not has_others)
         except Exception as error:
-            if has_others:  # made-up values need not be valid: a real call tells
+            if has_others:  # made-up values may be invalid: the first real call decides
                 continue
             reason, has_derivative = f"it raises {first_line(error)}", True
         if reason is NOT_FINITE and not has_others:  # no call has other numbers, and the finite ones are linear

@@ -1,4 +1,4 @@
-"""The rules of `torch_call`, which is any torch function.
+"""The rules of the primitive `torch_call`, a call of any torch function.
 
 Its jvp is a forward, which returns residuals, and a `torch_linear`.
 """

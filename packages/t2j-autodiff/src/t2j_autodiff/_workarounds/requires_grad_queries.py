@@ -1,6 +1,6 @@
 """Functions that ask whether they are differentiated, which `torch.func.vmap` hides from them.
 
-In a batch of which autograd records the derivative, a tensor says that it requires no gradient
+In a batch that autograd records, a tensor says that it requires no gradient
 (https://github.com/pytorch/pytorch/issues/158610), accepts a hook that is never called
 (https://github.com/pytorch/functorch/issues/638), and an embedding forgets which index is padding. A checkpoint
 (`torch.utils.checkpoint`) would run its part again outside the batch.
