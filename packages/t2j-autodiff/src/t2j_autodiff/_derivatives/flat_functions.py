@@ -15,7 +15,7 @@ Direction = Literal["jvp", "vjp"]
 
 
 def restricted(f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[int] | None = None) -> FlatFunction:
-    """`f` at `x` as a function of the inputs `ins` to the outputs `outs`, or to all outputs."""
+    """`f` at `x` as a function of the operands `ins` to the results `outs`, or to all."""
 
     def g(*moved: torch.Tensor) -> tuple[torch.Tensor, ...]:
         inputs = list(x)
@@ -39,7 +39,7 @@ def with_copies(f: FlatFunction, indices: Sequence[int]) -> FlatFunction:
 
 
 def requiring_grad(x: Tensors, indices: Iterable[int]) -> list[torch.Tensor]:
-    """The inputs, of which those at `indices` require gradients, so that autograd records a run of a function on them.
+    """The operands, of which those at `indices` require gradients, so that autograd records a run on them.
 
     The function sees leaves, as it would in plain PyTorch. Results of an outer function become views instead, through
     which an outer derivative still reaches them; so do tensors that occur twice, so that each has a gradient.

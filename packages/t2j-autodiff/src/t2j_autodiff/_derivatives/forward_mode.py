@@ -31,7 +31,7 @@ def jvp(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, 
 
 
 def rehearse(pushforward: Pushforward, decision: JvpDecision) -> None:
-    """Decide at one example of a batch, with tangents that move all inputs."""
+    """Decide at one example of a batch, with tangents that move all operands."""
     if not decision.is_settled:
         jvp(pushforward.in_all_directions(), decision)
 

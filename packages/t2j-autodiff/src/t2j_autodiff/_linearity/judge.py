@@ -17,7 +17,7 @@ _OF_CUT_OFF = (NOT_ITS_ADJOINT, NOT_ZERO)  # what a function without a derivativ
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Judges whether `f` is linear from the inputs `ins` to the outputs `outs`, at the other operands of `x`.
+    """Judges whether `f` is linear from the operands `ins` to the results `outs`, at the other operands of `x`.
 
     `n_points` are tried where it has a derivative. `least` is the least relative error that two sides of an equation
     may differ by.

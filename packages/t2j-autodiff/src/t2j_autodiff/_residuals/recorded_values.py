@@ -23,7 +23,7 @@ logger = logging.getLogger("t2j_autodiff")
 
 
 def recorded(f: FlatFunction, ins: Sequence[int], decisions: Decisions) -> FlatFunction:
-    """`f`, recorded: the inputs `ins` require gradients while it runs. The results do not."""
+    """`f`, recorded: the operands `ins` require gradients while it runs. The results do not."""
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if _compat.in_transform():

@@ -15,7 +15,7 @@ from .._workarounds.requires_grad_queries import RequiresGradQueries
 
 
 class NothingToKeepError(Exception):
-    """No output depends on the inputs in a way that torch can differentiate."""
+    """No result depends on the operands in a way that torch can differentiate."""
 
 
 class Traced(NamedTuple):

@@ -128,7 +128,7 @@ class LinearFunction(Linearized):
 
 
 def as_linear(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> LinearFunction:
-    """`fn` as a function that is linear in the inputs `ins`. Raises `TransformError` if it is not."""
+    """`fn` as a function that is linear in the operands `ins`. Raises `TransformError` if it is not."""
     rules = rules_of(fn)
     verdict = verdict_on(rules.unbatched or fn, ins, outs)
     asked_by = transposing_call()

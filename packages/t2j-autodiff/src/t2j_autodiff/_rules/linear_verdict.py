@@ -25,13 +25,13 @@ class Verdict(NamedTuple):
 
 
 def verdict_on(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
-    """Whether the outputs `outs` of `fn` are linear in the operands `ins`, found out once."""
+    """Whether the results `outs` of `fn` are linear in the operands `ins`, found out once."""
     found: Verdict = rules_of(fn).memo.get(("verdict", ins, outs), lambda: _judged(fn, ins, outs))
     return found
 
 
 def _judged(fn: TorchFn, ins: tuple[int, ...], outs: tuple[int, ...]) -> Verdict:
-    """Whether the outputs `outs` of `fn` are linear in the operands `ins`, on made-up values of the others."""
+    """Whether the results `outs` of `fn` are linear in the operands `ins`, on made-up values of the others."""
     operands, results, rules = fn.signature.operands, fn.signature.outputs.leaves, rules_of(fn)
     if not all(is_inexact(leaf.torch_dtype) for leaf in (*(operands[i] for i in ins), *(results[i] for i in outs))):
         return Verdict(False, "PyTorch differentiates floating and complex numbers alone")

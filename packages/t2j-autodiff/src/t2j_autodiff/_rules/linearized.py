@@ -29,7 +29,7 @@ from .function_rules import rules_of
 
 
 def linearized(fn: TorchFn, ins: tuple[int, ...], *, keeps: bool = True) -> Linearized:
-    """`fn` with respect to the inputs `ins`. Derivatives of derivatives keep no residuals."""
+    """`fn` with respect to the operands `ins`. Derivatives of derivatives keep no residuals."""
     rules = rules_of(fn)
     keeps = keeps and not rules.is_derivative
     found: Linearized = rules.memo.get(("linearized", ins, keeps), lambda: Linearized(fn, ins, keeps=keeps))
@@ -37,10 +37,10 @@ def linearized(fn: TorchFn, ins: tuple[int, ...], *, keeps: bool = True) -> Line
 
 
 class Linearized:
-    """A function with respect to the inputs `ins`: its forward with residuals, and its linear maps.
+    """A function with respect to the operands `ins`: its forward with residuals, and its linear maps.
 
-    A linear map takes the operands of the function, the residuals, and tangents of some inputs (a pushforward, "jvp")
-    or cotangents of some outputs (a pullback, "vjp"). Transposing one gives the other.
+    A linear map takes the operands of the function, the residuals, and tangents of some operands (a pushforward, "jvp")
+    or cotangents of some results (a pullback, "vjp"). Transposing one gives the other.
     """
 
     def __init__(self, source: TorchFn, ins: tuple[int, ...], *, keeps: bool) -> None:
@@ -76,14 +76,14 @@ class Linearized:
     # --- the function and its forward ------------------------------------------------------------------------------
 
     def batched_function(self, axes: BatchAxes, *, is_record: bool = False) -> FlatFunction:
-        """The function over batch axes. In one that autograd is to record, the inputs `ins` have every axis."""
+        """The function over batch axes. In one that autograd is to record, the operands `ins` have every axis."""
         axes = axes.of_first(len(self.operands))
         if is_record:
             return over_axes(self.flat_function, self.results, axes.filled(self.ins), self.decisions, "record")
         return over_axes(self.flat_function, self.results, axes, self.decisions, "value")
 
     def primal_function(self, axes: BatchAxes) -> FlatFunction:
-        """The flat function that returns the outputs alone. It sees that it is differentiated."""
+        """The flat function that returns the results alone. If it asks, it sees that it is differentiated."""
         primal = self.batched_function(axes)
         if self.decisions.options.has_leading_axes:
             return RecordedIfItAsks(primal, recorded(primal, self.ins, self.decisions), self.decisions)
@@ -92,7 +92,7 @@ class Linearized:
         return RecordedIfItAsks(primal, f, self.decisions)
 
     def forward_function(self, axes: BatchAxes) -> FlatFunction:
-        """The flat function that returns outputs and residuals."""
+        """The flat function that returns results and residuals."""
         return self.residuals.forward(self.primal_function(axes), self.batched_function(axes, is_record=True), axes)
 
     # --- linear maps -----------------------------------------------------------------------------------------------
@@ -127,9 +127,7 @@ class Linearized:
         def pullback(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return tuple(pullback_of_function(a[:n], ins, dict(zip(outs, a[n:], strict=True))))
 
-        if (
-            self.linear
-        ):  # a derivative; the backward of its pullback too, as `torch.utils.checkpoint` runs forwards there
+        if self.linear:  # a second derivative: its backward too may run forwards again (`torch.utils.checkpoint`)
             pullback = with_decompositions(pullback, self.decisions)
         taken, returned = self.map_leaves(direction, ins, outs)
         run: FlatFunction = warn_if_random(pushforward if direction == "jvp" else pullback, self.decisions)

@@ -95,7 +95,7 @@ class CallRules(FunctionRules):
 
 
 def forward(linear: Linearized, depth: float, axes: BatchAxes = NO_AXES, *, keeps: bool = True) -> TorchFn:
-    """The forward of a linearized function: its outputs, then the residuals if it `keeps` any."""
+    """The forward of a linearized function: its results, then the residuals if it `keeps` any."""
     source = linear.source
     keeps = keeps and bool(linear.residual_leaves)
 
@@ -117,7 +117,7 @@ def forward(linear: Linearized, depth: float, axes: BatchAxes = NO_AXES, *, keep
 
 
 class ForwardRules(Rules[TorchFn]):
-    """The rules of a forward. It returns residuals after its outputs if `keeps`, and then only if they are used."""
+    """The rules of a forward. It returns residuals after its results if `keeps`, and then only if they are used."""
 
     def __init__(self, linear: Linearized, axes: BatchAxes, depth: float, *, keeps: bool) -> None:
         self.linear, self.axes, self.depth, self.keeps = linear, axes, depth, keeps

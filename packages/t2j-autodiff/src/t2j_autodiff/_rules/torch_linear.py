@@ -38,7 +38,7 @@ def tangents_of(
     residuals: Sequence[Any],
     tangents: Sequence[Any],
 ) -> list[Any]:
-    """The tangents of the outputs `y`, from those of the inputs `linear.ins`."""
+    """The tangents of the results `y`, from those of the operands `linear.ins`."""
     ins, outs = linear.ins, linear.outs
     found = [_compat.zero_tangent(yi) for yi in y]
     if outs:
