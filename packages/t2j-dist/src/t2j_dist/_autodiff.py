@@ -20,8 +20,15 @@ else:
     IS_INSTALLED = True
 
 OPTIONS_IF_MISSING = (
-    *("depth", "nondiff_argnums", "nondiff_mask", "use_zeros", "use_torch_vjp", "residuals"),
-    *("vmap_method", "vmap_randomness", "vmap_chunk_size"),
+    "depth",
+    "nondiff_argnums",
+    "nondiff_mask",
+    "use_zeros",
+    "use_torch_vjp",
+    "residuals",
+    "vmap_method",
+    "vmap_randomness",
+    "vmap_chunk_size",
 )
 """The options of t2j-autodiff, to distinguish them from misspelt ones where it is not installed."""
 

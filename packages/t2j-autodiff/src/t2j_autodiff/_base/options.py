@@ -32,11 +32,17 @@ class DiffOptions:
     def __post_init__(self) -> None:
         """Check the options, and bring numbers and bools to one form."""
         depth = checked_integer(
-            *("depth", self.depth, 0, "a non-negative integer, or None for no limit"),
+            "depth",
+            self.depth,
+            0,
+            "a non-negative integer, or None for no limit",
             remedy="Count derivatives: 2 for Hessians.",
         )
         size = checked_integer(
-            *("vmap_chunk_size", self.vmap_chunk_size, 1, "a positive integer, or None"),
+            "vmap_chunk_size",
+            self.vmap_chunk_size,
+            1,
+            "a positive integer, or None",
             remedy="Pass how many examples run at once.",
         )
         numbers = argument_numbers("nondiff_argnums", () if self.nondiff_argnums is None else self.nondiff_argnums)

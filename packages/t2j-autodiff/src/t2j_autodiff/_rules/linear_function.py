@@ -33,25 +33,25 @@ class LinearFunction(Linearized):
     def __init__(self, source: TorchFn, ins: tuple[int, ...], *, verdict: Verdict, asked_by: str) -> None:
         super().__init__(source, ins, keeps=False)
         self._asked_by = asked_by
-        self._is_judged = is_judged = verdict.is_linear is True  # on made-up values of the other operands
+        self._is_judged = verdict.is_linear is True  # on made-up values of the other operands
         self._has_derivative = verdict.has_derivative
         self._has_warned = False
-        self._is_confirmed = is_judged and len(ins) == len(self.operands)
+        self._is_confirmed = self._is_judged and len(ins) == len(self.operands)
         self._is_partly_confirmed = False  # on values with which the pullback was not all finite
 
     def recomputing_map(
         self, direction: Direction, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
     ) -> FlatFunction:
-        """As of `Linearized`. The first run judges the function on the values that the other operands have."""
+        """As in `Linearized`. The first run judges the function on the values that the other operands have."""
         if direction == "jvp":
             linear_map = self._itself(ins, outs, axes)
         else:
             linear_map = super().recomputing_map(direction, ins, outs, axes)
-        n, of_outs = len(self.operands), outs
+        n = len(self.operands)
 
         def run(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if not self._is_confirmed and not _compat.in_transform():
-                self._confirm(a[:n], of_outs, axes)
+                self._confirm(a[:n], outs, axes)
             return linear_map(*a)
 
         return run
@@ -111,7 +111,7 @@ class LinearFunction(Linearized):
         return pullback
 
     def _check_columns(self, example: TorchFn) -> None:
-        """Raise if there are too many columns; when the transpose runs, as solvers trace ones that they never run."""
+        """Raise if there are too many columns. Called when the transpose runs: solvers trace some that never run."""
         count = n_columns([example.signature.operands[i] for i in self.ins])
         if count > COLUMNS:
             raise too_many_columns(self.decisions, self.ins, count)

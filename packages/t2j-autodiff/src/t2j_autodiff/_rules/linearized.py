@@ -115,11 +115,8 @@ class Linearized:
         n, pullback_of_function = len(self.operands), self.pullback()
 
         def at(a: Sequence[torch.Tensor]) -> Pushforward:
-            return Pushforward(
-                *(self.flat_function, a[:n], ins, a[n:], outs, self.results),
-                linear=self.linear,
-                pullback_of_f=self.rules.vjp_of_jvp,
-            )
+            f, pullback_of_f = self.flat_function, self.rules.vjp_of_jvp
+            return Pushforward(f, a[:n], ins, a[n:], outs, self.results, self.linear, pullback_of_f)
 
         def pushforward(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return jvp(at(a), self.jvp_decision)

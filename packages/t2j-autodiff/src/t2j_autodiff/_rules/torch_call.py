@@ -84,7 +84,9 @@ class CallRules(FunctionRules):
                 [axes.of_operand(leaf, i) for i, leaf in enumerate(fn.signature.operands)],
                 [axes.of_result(leaf) for leaf in results],
                 rules=CallRules(
-                    *(f, self.depth, self.decisions),
+                    f,
+                    self.depth,
+                    self.decisions,
                     unbatched=self.unbatched or fn,
                     batch_of=(fn, size, dims),
                 ),
