@@ -40,7 +40,21 @@ LAYERS = {
         ),
         *("extend", "__init__"),
     ],
-    "t2j_dist": ["_specs", "_plan", "_options", "_builder", "_function", "_autodiff", "_torch2jax", "__init__"],
+    "t2j_dist": [
+        *(
+            "_specs",
+            "_wanted",
+            "_texts",
+            "_plan",
+            "_decide",
+            "_options",
+            "_builder",
+            "_function",
+            "_autodiff",
+            "_torch2jax",
+        ),
+        "__init__",
+    ],
 }
 MAY_IMPORT = {
     "t2j_core": {"jax", "jaxlib", "torch", "numpy", "typing_extensions"},  # torch brings the last

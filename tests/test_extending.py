@@ -76,7 +76,7 @@ def test_the_hooks_count_signatures_on_all_routes(limited):
 def test_sharded_calls_go_to_a_builder_of_any_kind(limited):
     from t2j_dist import ShardedFunction
     from t2j_dist._builder import ShardedBuilder
-    from t2j_dist._plan import Wanted
+    from t2j_dist._wanted import Wanted
 
     mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     wanted = Wanted(PartitionSpec("data"), PartitionSpec("data"), mesh)

@@ -208,7 +208,7 @@ LOOPED = pytest.mark.xfail(
 def cases(modes, looped=(), every=1):
     """(name, residuals) for every function: with each mode of a list, or with those of a tuple in turn.
 
-    Of a list, only the first mode is for all functions, the others for every so many.
+    Of a list, the first mode is for all functions, and the others are for every `every`-th one.
     """
     found = []
     for k, name in enumerate(FUNCTIONS):

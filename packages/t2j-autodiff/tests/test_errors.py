@@ -127,7 +127,7 @@ def test_forward_mode_that_torch_cannot_do_gives_both_reasons():
 
 
 def test_a_second_derivative_that_torch_cannot_do():
-    # Autograd would answer zero.
+    # Autograd would return zero.
     f = torch2jax(lambda x: OnceDifferentiable.apply(x).sum())
     with pytest.raises(NonDifferentiableError, match="once_differentiable"):
         jax.grad(lambda x: jax.grad(f)(x).sum())(X)

@@ -1,7 +1,7 @@
 """On a GPU a backward finds the graph of its forward without reading the device: how programs pair the two.
 
-Programs are lowered for CUDA here, which needs no GPU. What the native part tells about the running call is told by
-the tests instead.
+Programs are lowered for CUDA here, which needs no GPU. The tests stand in for the native part, which says
+which call is running.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pytest
 import torch
 from _counted import Counted, in_jnp
 from t2j_autodiff import PerformanceWarning, T2jWarning, checkpoint_policy, clear_residuals, torch2jax
-from t2j_autodiff._base.decisions import Shared
+from t2j_autodiff._base.decisions import Decisions
 from t2j_autodiff._base.options import DiffOptions
 from t2j_autodiff._batching.batch_axes import NO_AXES
 from t2j_autodiff._residuals import tracing
@@ -112,7 +112,7 @@ def test_a_traced_graph_runs_where_its_operands_are():
 
     vector, number = (Leaf(shape, np.dtype(np.float32), torch.float32) for shape in ((6,), ()))
     traced = TracedFunction.of(
-        DifferentiatedFunction(f, [vector], [number], (0,), (0,), Shared("f", DiffOptions()), "f")
+        DifferentiatedFunction(f, [vector], [number], (0,), (0,), Decisions("f", DiffOptions()), "f")
     )
     forward = traced.forward(f, f, NO_AXES)
     pullback = traced.pullback((0,), (0,), NO_AXES, recompute=None)

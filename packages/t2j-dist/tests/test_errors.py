@@ -45,7 +45,12 @@ WRONG = {
     "output spec too long": (
         dict(in_specs=(P("data"), P()), out_specs=P("data", None, None)),
         (X, W),
-        dict(what="output", expected="at most 2"),
+        dict(what="output", expected="at most 2", got="[4, 4] of a shard"),
+    ),
+    "axis twice in an output spec": (
+        dict(in_specs=(P("data"), P()), out_specs=P("data", "data")),
+        (X, W),
+        dict(what="output", expected="axis once", got="[4, 4] of a shard"),
     ),
     "output said to be replicated": (
         dict(in_specs=(P("data"), P()), out_specs=P()),

@@ -33,7 +33,7 @@ def test_a_bool_of_numpy_does():
 
 
 def test_options_are_known_without_the_package_that_has_them():
-    assert set(_autodiff.WITHOUT_IT) == set(option_names(DiffOptions))
+    assert set(_autodiff.OPTIONS_IF_MISSING) == set(option_names(DiffOptions))
 
 
 OTHER_VALUES = {

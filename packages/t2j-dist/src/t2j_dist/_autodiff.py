@@ -19,13 +19,20 @@ except ModuleNotFoundError as error:
 else:
     IS_INSTALLED = True
 
-WITHOUT_IT = (
-    *("depth", "nondiff_argnums", "nondiff_mask", "use_zeros", "use_torch_vjp", "residuals"),
-    *("vmap_method", "vmap_randomness", "vmap_chunk_size"),
+OPTIONS_IF_MISSING = (
+    "depth",
+    "nondiff_argnums",
+    "nondiff_mask",
+    "use_zeros",
+    "use_torch_vjp",
+    "residuals",
+    "vmap_method",
+    "vmap_randomness",
+    "vmap_chunk_size",
 )
-"""The options of t2j-autodiff as far as they are known without it, to tell them from misspelt ones."""
+"""The options of t2j-autodiff, to distinguish them from misspelt ones where it is not installed."""
 
-OPTIONS: tuple[str, ...] = WITHOUT_IT
+OPTIONS: tuple[str, ...] = OPTIONS_IF_MISSING
 function_class: type[ShardedFunction[Any]] = ShardedFunction
 
 if IS_INSTALLED:

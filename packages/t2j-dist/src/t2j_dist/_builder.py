@@ -24,7 +24,9 @@ from t2j_core.extend import (
     remember,
 )
 
-from ._plan import Plan, Wanted, decide, local_leaves
+from ._decide import decide
+from ._plan import Plan
+from ._wanted import Wanted
 
 _Declared = tuple[Leaf, ...] | None  # the outputs of a shard, where they are declared
 _Split = tuple[str, ...]  # how a call was split, in lines of `explain()`
@@ -32,12 +34,12 @@ _Split = tuple[str, ...]  # how a call was split, in lines of `explain()`
 
 @dataclass(eq=False, repr=False)
 class ShardedBuilder(CallBuilder):
-    """Splits each call as `wanted` says, and lets `local`, a builder of any kind, make the call on a shard."""
+    """Splits each call as `wanted` says. `local`, a builder of any kind, makes the call on a shard."""
 
     local: CallBuilder
     wanted: Wanted | None
-    """None for plain calls, wherever they run."""
-    of_shards: dict[_Declared, CallBuilder] = field(default_factory=dict, init=False)
+    """None if nothing was asked for: then every call is a plain one."""
+    local_builders: dict[_Declared, CallBuilder] = field(default_factory=dict, init=False)
     """What makes the calls on shards: `local` with the outputs of a shard."""
     splits: dict[tuple[TorchFn, _Split], None] = field(default_factory=dict, init=False)
     """What ran on a shard, and how the call was split, for `explain`."""
@@ -50,7 +52,7 @@ class ShardedBuilder(CallBuilder):
     def for_arrays(self, wanted: Wanted) -> Self:
         """The same function for arrays of one sharding, which it knows before JAX traces."""
         other = self.variant(wanted=wanted)
-        other.of_shards, other.splits = self.of_shards, self.splits
+        other.local_builders, other.splits = self.local_builders, self.splits
         return other
 
     def publish(self) -> None:
@@ -70,18 +72,17 @@ class ShardedBuilder(CallBuilder):
         """Split a call, and put the calls on shards into the program that JAX traces."""
         plan = None if self.wanted is None else decide(self.name, self.wanted, call_tree, operands)
         whole = leaves_of(operands, dtypes, self.name, call_tree)
-        local, fn = self._of_shard(plan, call_tree, whole)
+        local, fn = self._local_function(plan, call_tree, whole)
         operands = operands if plan is None else plan.arranged(operands)
         if plan is None or not plan.axes:
             return local.bind(operands, call_tree, dtypes)
         outputs = fn.signature.outputs
 
-        def of_shard(*shards: jax.Array) -> tuple[jax.Array, ...]:
-            own = self._with_own_key(shards, plan)
-            return tuple(local.bind(own, call_tree, dtypes)[1])
+        def on_shard(*shards: jax.Array) -> tuple[jax.Array, ...]:
+            return tuple(local.bind(self._with_own_key(shards, plan), call_tree, dtypes)[1])
 
         sharded = jax.shard_map(
-            of_shard,
+            on_shard,
             mesh=None if plan.in_context else plan.mesh,
             in_specs=plan.in_specs,
             out_specs=plan.out_specs(outputs),
@@ -89,32 +90,33 @@ class ShardedBuilder(CallBuilder):
         )
         return outputs, sharded(*operands)
 
-    def _of_shard(self, plan: Plan | None, call_tree: CallTree, whole: tuple[Leaf, ...]) -> tuple[CallBuilder, TorchFn]:
+    def _local_function(
+        self, plan: Plan | None, call_tree: CallTree, whole: tuple[Leaf, ...]
+    ) -> tuple[CallBuilder, TorchFn]:
         """What makes the calls on shards of these operands, and the function that they call."""
         self.check_arguments(call_tree, whole)
-        operands = local_leaves(plan, call_tree, whole)
-        local = self._local(plan, operands)
+        operands = whole if plan is None else plan.operands_of_shard(call_tree, whole)
+        local = self._local_builder(plan, operands)
         fn = local.torch_fn(call_tree, operands)
         remember(self.splits, (fn, self._explained_split(plan, call_tree, whole, fn.signature.outputs)), None)
         return local, fn
 
-    def _local(self, plan: Plan | None, operands: tuple[Leaf, ...]) -> CallBuilder:
+    def _local_builder(self, plan: Plan | None, operands: tuple[Leaf, ...]) -> CallBuilder:
         """`local`, with the outputs of a shard if they are declared."""
         options, declared = self.options, None
         if plan is not None and options.output_shapes is not None:
             outputs = declared_outputs(options.output_shapes, operands)
-            shapes = plan.declared(outputs)
-            declared = tuple(replace(leaf, shape=shape) for leaf, shape in zip(outputs.leaves, shapes, strict=True))
+            declared = plan.outputs_of_shard(outputs)
             like = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device="meta") for leaf in declared]
             options = replace(options, output_shapes=jax.tree.unflatten(outputs.tree, like))
-        known = self.of_shards.get(declared)
+        known = self.local_builders.get(declared)
         if known is not None:
             return known
         local = self.local.variant(options=options, examples=self.examples, checks_arguments=False)
-        return remember(self.of_shards, declared, local)
+        return remember(self.local_builders, declared, local)
 
     def _with_own_key(self, shards: tuple[jax.Array, ...], plan: Plan) -> list[jax.Array]:
-        """The operands, with a JAX key of this shard's own in front if they begin with one."""
+        """The operands, with a JAX key in front that differs from shard to shard, if they begin with a key."""
         if not self.options.rng:
             return list(shards)
         data, *rest = shards
@@ -128,8 +130,8 @@ class ShardedBuilder(CallBuilder):
         return self.local.build(signature)
 
     def learn(self, call_tree: CallTree, operands: tuple[Leaf, ...], values: ExampleValues) -> bool:
-        """As in `CallBuilder`. Values are those of whole operands, so that calls on shards learn nothing from them."""
-        return self._local(None, operands).learn(call_tree, operands, values)
+        """As in `CallBuilder`. The values are those of whole operands, so they tell nothing about shards."""
+        return self._local_builder(None, operands).learn(call_tree, operands, values)
 
     # --- checks ------------------------------------------------------------------------------------------------------
 
@@ -146,7 +148,7 @@ class ShardedBuilder(CallBuilder):
         if wanted is not None and wanted.in_specs is None and not wanted.hints:
             return  # how arguments are split is known when the first ones arrive
         plan = None if wanted is None else decide(self.name, wanted, call_tree, operands)
-        _, fn = self._of_shard(plan, call_tree, operands)
+        _, fn = self._local_function(plan, call_tree, operands)
         if plan is not None and plan.axes:
             plan.out_specs(fn.signature.outputs)
 

@@ -9,7 +9,7 @@ from t2j_core import TorchFunction
 from t2j_core.extend import P, remember, split
 
 from ._builder import ShardedBuilder
-from ._plan import Hints, Wanted
+from ._wanted import Hints, Wanted
 
 
 class ShardedFunction(TorchFunction[P]):

@@ -12,8 +12,8 @@ import numpy as np
 from t2j_core import ArgumentError
 from t2j_core.extend import describe
 
-from ._plan import AnyMesh, Wanted
 from ._specs import SpecTree, check_specs
+from ._wanted import AnyMesh, Wanted
 
 
 def wanted_sharding(

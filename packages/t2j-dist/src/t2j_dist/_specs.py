@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -90,27 +90,35 @@ def is_same(one: Iterable[Any], other: Iterable[Any]) -> bool:
     return a + [()] * (longest - len(a)) == b + [()] * (longest - len(b))
 
 
+def check_spec(path: str, shape: Shape, spec: PartitionSpec, *, of: str = "") -> None:
+    """Raise if a spec does not fit an array of this number of dimensions, whatever their sizes.
+
+    `of` follows the shape in the error, where it is not that of the whole array.
+    """
+    axes = [axis for part in spec for axis in _axes_of(part)]
+    got = f"shape {list(shape)}{of}"
+    if len(spec) > len(shape):
+        raise _misfit(path, spec, f"at most {len(shape)} entries, one for each dimension", got, "Shorten the spec.")
+    if len(set(axes)) < len(axes):
+        raise _misfit(path, spec, "each mesh axis once", got, "Shard each dimension over axes of its own.")
+
+
 def shard_shape(path: str, shape: Shape, spec: PartitionSpec, sizes: Sizes) -> Shape:
     """The shape of one shard of an array. Raises if the spec does not fit the array."""
-    axes = [axis for part in spec for axis in _axes_of(part)]
-    if len(spec) > len(shape):
-        raise _misfit(path, shape, spec, f"at most {len(shape)} entries, one for each dimension", "Shorten the spec.")
-    if len(set(axes)) < len(axes):
-        raise _misfit(path, shape, spec, "each mesh axis once", "Shard each dimension over axes of its own.")
+    check_spec(path, shape, spec)
     shards = [math.prod(sizes[axis] for axis in _axes_of(part)) for part in spec]
     shards += [1] * (len(shape) - len(shards))
     for dimension, (size, count) in enumerate(zip(shape, shards, strict=True)):
         if size % count:
             raise _misfit(
                 path,
-                shape,
                 spec,
                 f"a multiple of {count} in dimension {dimension}, which is split over {count} devices",
+                f"shape {list(shape)}",
                 "Pad the array, or choose another dimension or mesh.",
             )
     return tuple(size // count for size, count in zip(shape, shards, strict=True))
 
 
-def _misfit(path: str, shape: Sequence[int], spec: PartitionSpec, expected: str, remedy: str) -> ShardingError:
-    text = f"The spec {spec} does not fit {path}."
-    return ShardingError(describe(text, expected=expected, got=f"shape {list(shape)}", remedy=remedy))
+def _misfit(path: str, spec: PartitionSpec, expected: str, got: str, remedy: str) -> ShardingError:
+    return ShardingError(describe(f"The spec {spec} does not fit {path}.", expected=expected, got=got, remedy=remedy))

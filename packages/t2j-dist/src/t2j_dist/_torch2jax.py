@@ -25,8 +25,8 @@ from t2j_core.extend import (
 from . import _autodiff
 from ._builder import ShardedBuilder
 from ._options import wanted_sharding, with_lock
-from ._plan import AnyMesh
 from ._specs import SpecTree
+from ._wanted import AnyMesh
 
 hide_frames(__file__)
 

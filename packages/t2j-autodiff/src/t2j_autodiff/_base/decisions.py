@@ -1,28 +1,45 @@
-"""What all functions derived from one wrapped function share: its options, and what its runs have shown."""
+"""`Decisions`: what holds for all functions derived from one wrapped function with one signature."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from t2j_core.extend import Lending, remember
 
 from .options import DiffOptions
 
+BatchKind = Literal[
+    "value",  # the function
+    "record",  # the function in a forward whose autograd graph is to be kept
+    "recorded value",  # the function, where the whole batch is differentiated
+    "value beside derivatives",  # the function as each example of it is differentiated
+    "vjp",  # a pullback
+    "jvp",  # a pushforward
+    "derivative",  # something else that holds derivatives, such as a traced function
+    "derivative of a batch",  # a pullback or pushforward of the function of a batch
+]
+"""What runs over a batch. Torch may fail to batch one kind where it can batch another."""
+
 
 @dataclass(eq=False)
-class Shared:
-    """Options and decisions. Several threads write them, one field or one entry of a table at a time."""
+class Decisions:
+    """What the user has decided, by options, and what runs have shown.
 
-    name: str
+    Derivatives and batches of a function have the decisions of the function. Several threads write them, one field or
+    one entry of a table at a time.
+    """
+
+    name: str  # of the function, for errors and warnings
     options: DiffOptions
     has_key: bool = False  # the first operand is a JAX key
     paths: tuple[str, ...] = ()  # what the operands are called
     lending: Lending | None = None  # checks each call (`arguments="check"`)
-    vmap_failures: dict[str, str] = field(default_factory=dict)  # by kind, why `torch.func.vmap` is not used
+    vmap_failures: dict[BatchKind, str] = field(default_factory=dict)  # why `torch.func.vmap` is not used
     forward_modes: dict[str, str] = field(default_factory=dict)  # by signature, what replaces `torch.func.jvp`, and why
-    asks_for_gradients: bool | None = None  # whether it looks at `requires_grad` and the like; None while unknown
-    goes_one_way: bool = False  # no values of operands decide which operations it runs
-    normalises: bool | None = None  # whether it calls what `_workarounds/norms.py` replaces; None while unknown
+    asks_for_gradients: bool | None = None  # whether it reads `requires_grad` and the like; None while unknown
+    runs_same_operations: bool = False  # whatever the values of its operands are
+    has_norms: bool | None = None  # whether it calls what `_workarounds.norms` replaces; None while unknown
     is_random: bool = False  # it drew random numbers from torch's generators
     residuals: dict[str, str] = field(default_factory=dict)  # by signature, how derivatives get their residuals
 
@@ -33,8 +50,8 @@ class Shared:
         else:
             remember(self.residuals, label, text)
 
-    def vmap_failure(self, kind: str) -> str | None:
-        """Why a batch of values ("value"), pullbacks ("vjp") or pushforwards ("jvp") runs one after another.
+    def vmap_failure(self, kind: BatchKind) -> str | None:
+        """Why a batch of this kind runs one example after another; None if it does not.
 
         A function that cannot be batched has derivatives that cannot be either; the reverse does not hold.
         """

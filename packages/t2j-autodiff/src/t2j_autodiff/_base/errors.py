@@ -6,7 +6,7 @@ import torch
 from t2j_core import T2jError, TransformError
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-"""Errors that tell of this call alone: a later one may find enough memory."""
+"""Errors that say nothing about later calls, which may find enough memory."""
 
 
 class DepthError(TransformError):
@@ -21,6 +21,6 @@ def first_line(error: BaseException) -> str:
     """The class and the first line of an exception."""
     try:
         text = str(error)
-    except Exception:  # a `__str__` of the user's raises
+    except Exception:  # the `__str__` of a user's class raises
         return type(error).__name__
     return f"{type(error).__name__}: {text.strip().partition(chr(10))[0][:200]}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from t2j_core.extend import Keywords
 
-from .options import Randomness, Residuals, VmapMethod
+from .options import Randomness, ResidualsOption, VmapMethod
 
 
 class DiffKeywords(Keywords, total=False):
@@ -18,7 +18,7 @@ class DiffKeywords(Keywords, total=False):
     nondiff_mask: Any
     use_zeros: bool
     use_torch_vjp: bool
-    residuals: Residuals
+    residuals: ResidualsOption
     vmap_method: VmapMethod
     vmap_randomness: Randomness | None
     vmap_chunk_size: int | None

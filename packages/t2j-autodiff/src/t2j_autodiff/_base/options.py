@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from t2j_core.extend import argument_numbers, check_choice, checked_bool, checked_integer, refused
 
-Residuals = Literal["auto", "recompute", "graph"]
+ResidualsOption = Literal["auto", "recompute", "graph"]
 VmapMethod = Literal["auto", "vmap", "sequential", "expand_dims", "broadcast_all"]
 Randomness = Literal["error", "same", "different"]
 
@@ -24,7 +24,7 @@ class DiffOptions:
     nondiff_mask: Any = None
     use_zeros: bool = True
     use_torch_vjp: bool = True
-    residuals: Residuals = "auto"
+    residuals: ResidualsOption = "auto"
     vmap_method: VmapMethod = "auto"
     vmap_randomness: Randomness | None = None
     vmap_chunk_size: int | None = None
@@ -32,18 +32,24 @@ class DiffOptions:
     def __post_init__(self) -> None:
         """Check the options, and bring numbers and bools to one form."""
         depth = checked_integer(
-            *("depth", self.depth, 0, "a non-negative integer, or None for no limit"),
+            "depth",
+            self.depth,
+            0,
+            "a non-negative integer, or None for no limit",
             remedy="Count derivatives: 2 for Hessians.",
         )
         size = checked_integer(
-            *("vmap_chunk_size", self.vmap_chunk_size, 1, "a positive integer, or None"),
+            "vmap_chunk_size",
+            self.vmap_chunk_size,
+            1,
+            "a positive integer, or None",
             remedy="Pass how many examples run at once.",
         )
         numbers = argument_numbers("nondiff_argnums", () if self.nondiff_argnums is None else self.nondiff_argnums)
         bools = {name: checked_bool(name, getattr(self, name)) for name in ("use_zeros", "use_torch_vjp")}
         for name, value in {"depth": depth, "vmap_chunk_size": size, "nondiff_argnums": numbers, **bools}.items():
             object.__setattr__(self, name, value)
-        check_choice("residuals", self.residuals, get_args(Residuals))
+        check_choice("residuals", self.residuals, get_args(ResidualsOption))
         check_choice("vmap_method", self.vmap_method, get_args(VmapMethod))
         check_choice("vmap_randomness", self.vmap_randomness, (None, *get_args(Randomness)))
         _check_mask(self.nondiff_mask)

@@ -10,7 +10,7 @@ from t2j_core import dtype_t2j
 from t2j_core.extend import FlatFunction, Leaf, canonical
 
 from .. import _compat
-from .._base.decisions import Shared
+from .._base.decisions import Decisions
 from .._workarounds.requires_grad_queries import RequiresGradQueries
 from .._workarounds.vmap_fixes import VmapFixes
 from .._workarounds.wrong_batching_rules import WrongBatchingRules
@@ -29,12 +29,21 @@ class AtOnce:
     """`torch.func.vmap`. Its first run is watched for operations that it gets wrong without an error."""
 
     def __init__(
-        self, f: FlatFunction, results: Sequence[Leaf], size: int, dims: Dims, shared: Shared, *, is_derivative: bool
+        self,
+        f: FlatFunction,
+        results: Sequence[Leaf],
+        size: int,
+        dims: Dims,
+        decisions: Decisions,
+        *,
+        shows_gradients: bool,
     ) -> None:
-        self.results, self.size, self.shared = results, size, shared
-        self.shows_gradients = is_derivative  # inside, `torch.func.vjp` shows what `vmap` hides, except for hooks
-        randomness = shared.options.vmap_randomness or ("same" if shared.has_key else "error")
-        chunk = shared.options.vmap_chunk_size
+        self.results, self.size, self.decisions = results, size, decisions
+        self.shows_gradients = (
+            shows_gradients  # `f` runs `torch.func.vjp`, which shows what `vmap` hides, except for hooks
+        )
+        randomness = decisions.options.vmap_randomness or ("same" if decisions.has_key else "error")
+        chunk = decisions.options.vmap_chunk_size
         self.run = torch.func.vmap(f, dims, randomness=randomness, chunk_size=chunk)
         # (is recorded by autograd, is in forward mode) -> the fixes that such runs need, once one was watched.
         self.fixes: dict[tuple[bool, bool], VmapFixes | None] = {}
@@ -75,7 +84,7 @@ class AtOnce:
         with queries if recorded else contextlib.nullcontext(), wrong:
             y = self.run(*x)
         if self.shows_gradients:
-            asked = "register_hook" if queries.hooks else None
+            asked = "register_hook" if queries.sets_hooks else None
         else:
             asked = queries.decides or queries.hidden or (wrong.attention if recorded else None)
         if asked is not None:

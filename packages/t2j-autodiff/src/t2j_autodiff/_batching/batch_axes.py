@@ -40,7 +40,7 @@ class BatchAxes(tuple[BatchAxis, ...]):
         return tuple(axis.size for axis in self)
 
     def within(self, size: int, dims: Dims) -> BatchAxes:
-        """These axes within one more, which is the outermost then."""
+        """These axes inside one more, which becomes the outermost."""
         return BatchAxes((BatchAxis(size, dims), *self))
 
     @property

@@ -9,28 +9,33 @@ from t2j_core import PerformanceWarning
 from t2j_core.extend import FlatFunction, warn
 
 from .. import _compat
-from .._base.decisions import Shared
+from .._base.decisions import BatchKind, Decisions
 from .._base.errors import OUT_OF_MEMORY, first_line
+from .._derivatives.flat_functions import Direction
 from .batch_axes import Dims
 from .in_turn import InTurn
 
-_KIND = "recorded"
-
 
 def from_examples(
-    f: FlatFunction, direction: str, ins: Sequence[int], outs: Sequence[int], size: int, dims: Dims, shared: Shared
+    f: FlatFunction,
+    direction: Direction,
+    ins: Sequence[int],
+    outs: Sequence[int],
+    size: int,
+    dims: Dims,
+    decisions: Decisions,
 ) -> FlatFunction:
     """The pushforward ("jvp") or pullback ("vjp") of a batch; `f` is that of one example."""
     given: Dims = tuple(dims[i] for i in ins) if direction == "jvp" else (0,) * len(outs)
-    of_examples: FlatFunction = InTurn(f, size, (*dims, *given), shared)
+    of_examples: FlatFunction = InTurn(f, size, (*dims, *given), decisions)
 
-    def pull(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def pullback(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(g.sum(0) if dims[i] is None else g for i, g in zip(ins, of_examples(*a), strict=True))
 
-    return of_examples if direction == "jvp" else pull
+    return of_examples if direction == "jvp" else pullback
 
 
-def unless_it_fails(at_once: FlatFunction, one_by_one: FlatFunction, shared: Shared) -> FlatFunction:
+def unless_it_fails(at_once: FlatFunction, one_by_one: FlatFunction, decisions: Decisions) -> FlatFunction:
     """`at_once`, a derivative of a batch, until it fails.
 
     The batching rule of an operation may change in place what its derivative needs (`index_reduce_`), or not take the
@@ -39,7 +44,7 @@ def unless_it_fails(at_once: FlatFunction, one_by_one: FlatFunction, shared: Sha
     """
 
     def run(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if _runs_in_turn(shared):
+        if _runs_in_turn(decisions):
             return one_by_one(*a)
         try:
             y = at_once(*a)
@@ -50,12 +55,12 @@ def unless_it_fails(at_once: FlatFunction, one_by_one: FlatFunction, shared: Sha
                 raise
             reason = first_line(error)
         else:
-            return one_by_one(*a) if _runs_in_turn(shared) else y
+            return one_by_one(*a) if _runs_in_turn(decisions) else y
         y = one_by_one(*a)
-        shared.vmap_failures[_KIND] = reason
+        decisions.vmap_failures["derivative of a batch"] = reason
         warn(
-            f"PyTorch cannot differentiate a batch of {shared.name} by `torch.func.vmap` ({reason}), so derivatives of "
-            'its examples run one after another. Pass `vmap_method="sequential"` to choose that.',
+            f"PyTorch cannot differentiate a batch of {decisions.name} by `torch.func.vmap` ({reason}), so derivatives "
+            'of its examples run one after another. Pass `vmap_method="sequential"` to choose that.',
             PerformanceWarning,
         )
         return y
@@ -63,6 +68,7 @@ def unless_it_fails(at_once: FlatFunction, one_by_one: FlatFunction, shared: Sha
     return run
 
 
-def _runs_in_turn(shared: Shared) -> bool:
-    """Whether it is known that the function of a batch that is differentiated runs one example after another."""
-    return any(shared.vmap_failure(kind) is not None for kind in (_KIND, "recorded value"))
+def _runs_in_turn(decisions: Decisions) -> bool:
+    """Whether a batch that is differentiated has been found to run one example after another."""
+    kinds: tuple[BatchKind, ...] = ("derivative of a batch", "recorded value")
+    return any(decisions.vmap_failure(kind) is not None for kind in kinds)

@@ -8,15 +8,15 @@ import torch
 from t2j_core.extend import FlatFunction, Lending, check_example, storage_uses
 
 from .. import _compat
-from .._base.decisions import Shared
+from .._base.decisions import Decisions
 from .batch_axes import Dims
 
 
 class InTurn:
     """`f` for `size` examples, one after another; every result has the examples along axis 0."""
 
-    def __init__(self, f: FlatFunction, size: int, dims: Dims, shared: Shared) -> None:
-        self.f, self.size, self.dims, self.shared = f, size, dims, shared
+    def __init__(self, f: FlatFunction, size: int, dims: Dims, decisions: Decisions) -> None:
+        self.f, self.size, self.dims, self.decisions = f, size, dims, decisions
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows = [self._run(x, i) for i in range(self.size)]
@@ -25,7 +25,7 @@ class InTurn:
     def _run(self, x: Sequence[torch.Tensor], i: int) -> tuple[torch.Tensor, ...]:
         # A copy, not a view: some operations ignore `storage_offset` and read from the start of the memory.
         example = [t if d is None else t[i].clone() for t, d in zip(x, self.dims, strict=True)]
-        lending = self.shared.lending
+        lending = self.decisions.lending
         if lending is None or _compat.in_transform():
             return self.f(*example)
         return self._checked(lending, x, i, example)
@@ -40,7 +40,7 @@ class InTurn:
         y = self.f(*example)
         example.clear()
         own = {t.untyped_storage()._cdata for t in y}  # results may lie in the memory of an example
-        for k in range(len(self.shared.paths)):
+        for k in range(len(self.decisions.paths)):
             if self.dims[k] is not None:  # the call itself checks what has no batch axis
                 counts = not is_watched[k] and copies[k]._cdata not in own
                 check_example(lending, k, copies[k], x[k][i], uses[k] - 1 if counts else None)

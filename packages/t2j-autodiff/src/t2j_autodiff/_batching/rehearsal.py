@@ -14,14 +14,16 @@ from .._derivatives.jvp_decision import JvpDecision
 from .batch_axes import BatchAxes
 
 
-def rehearsed(f: FlatFunction, alone: Callable[..., None], n: int, axes: BatchAxes, known: JvpDecision) -> FlatFunction:
-    """`f`, a batch of pushforwards. Until it is known how they are computed, `alone` is called with one example first.
+def rehearsed(
+    f: FlatFunction, alone: Callable[..., None], n: int, axes: BatchAxes, decision: JvpDecision
+) -> FlatFunction:
+    """`f`, a batch of pushforwards. Until `decision` is settled, `alone` is called with one example first.
 
     The first `n` arguments are operands; the others are tangents, which have all batch axes.
     """
 
     def run(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if not (known.is_settled or _compat.in_transform() or 0 in axes.sizes):
+        if not (decision.is_settled or _compat.in_transform() or 0 in axes.sizes):
             operands = [_first(t, sum(axis.has(i) for axis in axes)) for i, t in enumerate(a[:n])]
             with contextlib.suppress(*OUT_OF_MEMORY):
                 alone(*operands, *(_first(t, len(axes)) for t in a[n:]))

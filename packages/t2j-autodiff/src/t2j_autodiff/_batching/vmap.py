@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from t2j_core.extend import FlatFunction, Leaf
 
-from .._base.decisions import Shared
+from .._base.decisions import BatchKind, Decisions
 from .at_once import AtOnce
 from .batch_axes import NO_AXES, BatchAxes, Dims
 from .in_turn import InTurn
@@ -15,23 +15,17 @@ from .until_it_fails import AtOnceUntilItFails
 
 
 def batched(
-    f: FlatFunction,
-    results: Sequence[Leaf],
-    size: int,
-    dims: Dims,
-    shared: Shared,
-    *,
-    is_derivative: bool,
-    kind: str = "",
+    f: FlatFunction, results: Sequence[Leaf], size: int, dims: Dims, decisions: Decisions, kind: BatchKind
 ) -> FlatFunction:
     """`f` for `size` examples; every result has the examples along axis 0.
 
-    `kind` is "value", "shown", "vjp" or "jvp": one may fail to be batched where another can be. For "record", a
-    function that asks for what `torch.func.vmap` hides raises `HiddenGradientError`: its caller does without.
+    For the kind "record", a function that asks for what `torch.func.vmap` hides raises `HiddenGradientError`: its
+    caller keeps no graph then.
     """
-    options = shared.options
+    is_derivative = kind not in ("value", "record")
+    options = decisions.options
     method = options.vmap_method
-    key_is_batched = shared.has_key and dims[0] is not None
+    key_is_batched = decisions.has_key and dims[0] is not None
     if options.has_leading_axes:
         if isinstance(f, LeadingAxes):
             return f.over(size, dims)
@@ -40,22 +34,21 @@ def batched(
         method = "auto"  # the function would sum a derivative over the examples
     if size == 0:
         return lambda *x: zeros_of(results, (0,), x[0].device)
-    in_turn = InTurn(f, size, dims, shared)
+    in_turn = InTurn(f, size, dims, decisions)
     if method == "sequential":
         return in_turn
     if method == "auto" and key_is_batched and options.vmap_randomness is None:
         return in_turn  # each example of a batch of keys draws the numbers that it draws alone
-    kind = kind or ("derivative" if is_derivative else "value")
-    at_once = AtOnce(f, results, size, dims, shared, is_derivative=is_derivative)
+    at_once = AtOnce(f, results, size, dims, decisions, shows_gradients=is_derivative)
     return at_once if method == "vmap" else AtOnceUntilItFails(at_once, in_turn, kind)
 
 
 def over_axes(
-    f: FlatFunction, results: Sequence[Leaf], axes: BatchAxes, shared: Shared, *, is_derivative: bool, kind: str = ""
+    f: FlatFunction, results: Sequence[Leaf], axes: BatchAxes, decisions: Decisions, kind: BatchKind
 ) -> FlatFunction:
     """`f` over all batch axes, as `batched` over each. `results` are those of one example."""
     if not axes:
         return f
-    inner = over_axes(f, results, axes.inner, shared, is_derivative=is_derivative, kind=kind)
+    inner = over_axes(f, results, axes.inner, decisions, kind)
     of_inner = [axes.inner.of_result(leaf) for leaf in results]
-    return batched(inner, of_inner, *axes[0], shared, is_derivative=is_derivative, kind=kind)
+    return batched(inner, of_inner, *axes[0], decisions, kind)

@@ -1,4 +1,4 @@
-"""What is outside the compatibility promises of JAX and torch, and only derivatives or batches need."""
+"""What JAX and torch do not promise to keep, and only derivatives or batches use."""
 
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
@@ -12,16 +12,6 @@ from .autograd_nodes import is_once_differentiable as is_once_differentiable
 from .autograd_nodes import nodes_of as nodes_of
 from .batched_mesh_axes import batched_mesh_axes as batched_mesh_axes
 from .compiled_functions import as_written as as_written
-from .forward_levels import close_forward_level as close_forward_level
-from .forward_levels import count_forward_nesting as count_forward_nesting
-from .forward_levels import forward_canary as forward_canary
-from .forward_levels import forward_level_is_open as forward_level_is_open
-from .forward_levels import forward_nesting as forward_nesting
-from .forward_levels import has_tangent as has_tangent
-from .forward_levels import in_forward_mode as in_forward_mode
-from .forward_levels import in_transform as in_transform
-from .forward_levels import open_forward_level as open_forward_level
-from .forward_levels import prepare_forward_mode as prepare_forward_mode
 from .jax_zeros import Zero as Zero
 from .jax_zeros import is_zero as is_zero
 from .jax_zeros import zero_cotangent as zero_cotangent
@@ -32,4 +22,14 @@ from .tensors import conj as conj
 from .tensors import is_wrapped as is_wrapped
 from .tensors import materialised as materialised
 from .tensors import unwrapped as unwrapped
+from .torch_func import close_forward_level as close_forward_level
+from .torch_func import count_forward_nesting as count_forward_nesting
+from .torch_func import forward_canary as forward_canary
+from .torch_func import forward_level_is_open as forward_level_is_open
+from .torch_func import forward_nesting as forward_nesting
+from .torch_func import has_tangent as has_tangent
+from .torch_func import in_forward_mode as in_forward_mode
+from .torch_func import in_transform as in_transform
+from .torch_func import open_forward_level as open_forward_level
+from .torch_func import prepare_forward_mode as prepare_forward_mode
 from .vmap_warnings import silent_loops as silent_loops

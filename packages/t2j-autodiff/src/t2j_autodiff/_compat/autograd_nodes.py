@@ -1,4 +1,4 @@
-"""What the nodes of an autograd graph tell about the functions that they come from."""
+"""What the nodes of an autograd graph show of the functions that they come from."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
 def materialised(tensor: torch.Tensor) -> torch.Tensor:
     """A symbolic zero as numbers, a sparse gradient as a dense one; any other tensor unchanged.
 
-    `_is_zerotensor` is false for the wrapper of a symbolic zero, so the tensor inside is asked.
+    `_is_zerotensor` is false for the wrapper of a symbolic zero, so this looks at the tensor inside.
     """
     if tensor.layout != torch.strided:  # the gradient of `nn.Embedding(sparse=True)`
         return tensor.to_dense()

@@ -14,9 +14,9 @@ _silenced: list[None] = []  # one for each batch that runs, on all threads
 def silent_loops() -> Iterator[None]:
     """Within, `torch.func.vmap` does not warn that it runs an operation once per example.
 
-    `warnFallback` in aten/src/ATen/functorch/BatchedFallback.cpp speaks of torch's batching rules to users of
-    `jax.vmap`, and where warnings are errors, a batch that works fails. The switch holds for all threads, and torch
-    does not tell its state: afterwards it is on, which is the default.
+    The warning (`warnFallback` in aten/src/ATen/functorch/BatchedFallback.cpp) is about torch's batching rules, which
+    mean nothing to users of `jax.vmap`; where warnings are errors, it makes a batch fail that works. The switch holds
+    for all threads. Torch has no function that reads it, so afterwards it is on, which is the default.
     """
     _silenced.append(None)
     try:
@@ -30,7 +30,7 @@ def silent_loops() -> Iterator[None]:
 def _set_loop_warnings() -> None:
     """Set the switch according to `_silenced`.
 
-    Without a lock, because a signal handler that interrupts this would wait for it. Each thread looks again after it
+    There is no lock, because a signal handler that interrupts this would wait for it. Each thread checks again after it
     has set the switch, so the last one leaves it right.
     """
     while True:

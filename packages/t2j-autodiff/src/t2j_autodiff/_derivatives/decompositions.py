@@ -1,6 +1,7 @@
 """Second derivatives of attention and normalisation through elementary operations.
 
-Fused attention has no second derivatives (`_compat.attention`), and normalisation wrong ones (`_workarounds.norms`).
+Fused attention has no second derivatives (`_compat.attention`), and those of normalisation are wrong
+(`_workarounds.norms`).
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import torch
 from t2j_core.extend import FlatFunction, turns
 
 from .. import _compat
-from .._base.decisions import Shared
+from .._base.decisions import Decisions
 from .._workarounds.norms import DecomposedNorms
 
 one_at_a_time = turns
 """Torch's level of forward mode and its choice of attention kernel are those of the process, so threads take turns."""
 
 
-class _Inside(threading.local):
-    of: Shared | None = None  # the function whose derivative runs with decompositions on this thread
+class _OfThread(threading.local):
+    decomposes: Decisions | None = None  # those of the function whose derivative runs with decompositions
 
 
-_inside = _Inside()
+_of_thread = _OfThread()
 
 
 @contextlib.contextmanager
@@ -36,25 +37,25 @@ def _active(norms: DecomposedNorms | None) -> Iterator[None]:
         yield
 
 
-def with_decompositions(f: FlatFunction, shared: Shared) -> FlatFunction:
+def with_decompositions(f: FlatFunction, decisions: Decisions) -> FlatFunction:
     """`f`, a second derivative, with attention and normalisation in elementary operations.
 
-    A mode costs as much per operation as a small operation does. So where all runs go the same way, the first one
-    tells whether there are norms at all. Derivatives contain each other, and the outermost does this for all.
+    A mode costs as much per operation as a small operation does. So where all runs call the same operations, the first
+    one shows whether there are norms. Where derivatives contain each other, the outermost decomposes for all.
     """
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if _inside.of is shared:
+        if _of_thread.decomposes is decisions:
             return f(*x)
-        norms = None if shared.normalises is False else DecomposedNorms()
+        norms = None if decisions.has_norms is False else DecomposedNorms()
         with one_at_a_time, _compat.math_attention(), _active(norms):
-            outer, _inside.of = _inside.of, shared
+            outer, _of_thread.decomposes = _of_thread.decomposes, decisions
             try:
                 y = f(*x)
             finally:
-                _inside.of = outer
-        if norms is not None and shared.normalises is None and shared.goes_one_way:
-            shared.normalises = norms.has_met_one
+                _of_thread.decomposes = outer
+        if norms is not None and decisions.has_norms is None and decisions.runs_same_operations:
+            decisions.has_norms = norms.has_met_one
         return y
 
     return run

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from t2j_core.extend import FlatFunction
 
 Tensors = Sequence[torch.Tensor]
 
+Direction = Literal["jvp", "vjp"]
+"""Of a linear map at a point: a pushforward, of tangents to tangents, or a pullback, of cotangents to cotangents."""
+
 
 def restricted(f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[int] | None = None) -> FlatFunction:
-    """`f` at `x` as a function of the inputs `ins` to the outputs `outs`, or to all outputs."""
+    """`f` at `x` as a function of the operands `ins` to the results `outs`, or to all."""
 
     def g(*moved: torch.Tensor) -> tuple[torch.Tensor, ...]:
         inputs = list(x)
@@ -23,11 +27,22 @@ def restricted(f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[i
     return g
 
 
+def with_copies(f: FlatFunction, indices: Sequence[int]) -> FlatFunction:
+    """`f`, which may write into the operands `indices`: it gets copies of them."""
+    if not indices:
+        return f
+
+    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return f(*(t.clone() if i in indices else t for i, t in enumerate(x)))
+
+    return run
+
+
 def requiring_grad(x: Tensors, indices: Iterable[int]) -> list[torch.Tensor]:
-    """The inputs, of which those at `indices` require gradients, so that autograd records a run of a function on them.
+    """The operands, of which those at `indices` require gradients, so that autograd records a run on them.
 
     The function sees leaves, as it would in plain PyTorch. Results of an outer function become views instead, through
-    which an outer derivative still reaches them; so do tensors that occur twice, to be told apart.
+    which an outer derivative still reaches them; so do tensors that occur twice, so that each has a gradient.
     """
     handles = list(x)
     for i in indices:

@@ -94,7 +94,7 @@ def _own_level() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _level_of_others() -> Iterator[None]:
-    """The level that another thread has opened. Raises if it is closed meanwhile, which a tangent made here tells."""
+    """The level that another thread has opened. Raises if it is closed meanwhile, and a tangent made here is gone."""
     is_intact = _compat.forward_canary()
     with _counted():
         try:

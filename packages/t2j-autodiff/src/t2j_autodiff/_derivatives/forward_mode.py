@@ -7,6 +7,8 @@ of a batch is run alone before (`rehearse`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from .. import _compat
@@ -28,7 +30,7 @@ def jvp(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, 
 
 
 def rehearse(pushforward: Pushforward, decision: JvpDecision) -> None:
-    """Decide at one example of a batch, with tangents that move all inputs."""
+    """Decide at one example of a batch, with tangents that move all operands."""
     if not decision.is_settled:
         jvp(pushforward.in_all_directions(), decision)
 
@@ -39,36 +41,50 @@ def _in_transform(pushforward: Pushforward, decision: JvpDecision) -> tuple[torc
     return torch_jvp(pushforward)[0] if decision.failure is None else pushforward.transposed()
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """Why forward mode is not used. It is not the exception, whose frames hold the arguments."""
+
+    kind: type[Exception]
+    text: str
+    reason: str  # for `explain()`
+    tangents: tuple[torch.Tensor, ...] | None = None  # those of forward mode, if they are about right
+
+
 def _alone(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, ...]:
-    failure: tuple[type, str, str] | None = None  # not the exception, whose frames hold the arguments
-    dy: tuple[torch.Tensor, ...] | None = None
+    failure: _Failure | None = None
     if decision.failure is None:
-        try:
-            dy = checked_jvp(pushforward, decision)
-        except OUT_OF_MEMORY:  # the other ways take more
-            raise
-        except ContradictionError as error:
-            if error.is_chosen or has_own_jvp(pushforward):
-                decision.is_confirmed = True
-                return error.tangents
-            failure = NonDifferentiableError, str(error), str(error)
-            dy = error.tangents if error.is_small else None
-        except Exception as error:
-            failure = type(error), str(error), first_line(error)
-        if failure is None:
-            return dy  # type: ignore[return-value]
+        found = _by_forward_mode(pushforward, decision)
+        if not isinstance(found, _Failure):
+            return found
+        failure = found
     try:
-        by_reverse_mode = _by_reverse_mode(pushforward, decision)
+        dy = _by_reverse_mode(pushforward, decision)
     except Exception as error:
-        if dy is not None and not isinstance(error, OUT_OF_MEMORY):
-            return dy
+        if failure is not None and failure.tangents is not None and not isinstance(error, OUT_OF_MEMORY):
+            return failure.tangents
         refuse_constant(error)
-        if failure is None or failure[:2] == (type(error), str(error)):
+        if failure is None or (failure.kind, failure.text) == (type(error), str(error)):
             raise
-        raise _neither(failure[2], first_line(error)) from error
+        raise _neither(failure.reason, first_line(error)) from error
     if failure is not None:
-        decision.use_reverse_mode(failure[2])
-    return by_reverse_mode
+        decision.use_reverse_mode(failure.reason)
+    return dy
+
+
+def _by_forward_mode(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, ...] | _Failure:
+    try:
+        return checked_jvp(pushforward, decision)
+    except OUT_OF_MEMORY:  # the other ways need more
+        raise
+    except ContradictionError as error:
+        if error.is_chosen or has_own_jvp(pushforward):
+            decision.is_confirmed = True
+            return error.tangents
+        text, tangents = str(error), error.tangents if error.is_small else None
+        return _Failure(NonDifferentiableError, text, text, tangents)
+    except Exception as error:
+        return _Failure(type(error), str(error), first_line(error))
 
 
 def _by_reverse_mode(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, ...]:

@@ -9,18 +9,18 @@ import torch
 from .flat_functions import Tensors
 
 ROWS = 256
-"""How many rows of the Jacobian the outputs of one call may have in all."""
+"""How many rows of the Jacobian the results of one call may have in all."""
 
 
-def n_rows(outputs: Tensors) -> int:
-    """How many rows the outputs have: two per complex number."""
-    return sum(y.numel() * (1 + y.is_complex()) for y in outputs)
+def n_rows(results: Tensors) -> int:
+    """How many rows the results have: two per complex number."""
+    return sum(y.numel() * (1 + y.is_complex()) for y in results)
 
 
 def tangent_from_rows(
     y: torch.Tensor, pullback: Callable[[torch.Tensor], Sequence[torch.Tensor | None]], tangents: Tensors
 ) -> torch.Tensor:
-    """The tangent of the output `y`, from the pullback of its cotangents and the `tangents` of the inputs.
+    """The tangent of the result `y`, from the pullback of its cotangents and the `tangents` of the operands.
 
     For complex numbers, sum(g t) = sum(r dy) holds for the real parts alone, so each has two rows.
     """

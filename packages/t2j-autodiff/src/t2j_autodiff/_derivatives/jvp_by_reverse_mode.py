@@ -1,8 +1,8 @@
-"""Tangents of a function's outputs from one run under autograd.
+"""Tangents of a function's results from one run under autograd.
 
 By double backward: the pullback is linear in the cotangent, so the transpose of its derivative is the pushforward. That
 is silently zero where a backward detaches or goes through NumPy, so it is compared with the backward itself.
-Where the two contradict each other, or torch has no double backward, a few outputs get their tangents from rows of the
+Where the two contradict each other, or torch has no double backward, a few results get their tangents from rows of the
 Jacobian, which take reverse mode alone.
 """
 
@@ -29,9 +29,9 @@ class _NotLinearError(NonDifferentiableError):
 
 
 class JvpByReverseMode:
-    """One run of a function under autograd, from which the tangents of its outputs come.
+    """One run of a function under autograd, from which the tangents of its results come.
 
-    The function sees what it sees in reverse mode: grad mode is on, and its inputs require gradients.
+    The function sees what it sees in reverse mode: grad mode is on, and its operands require gradients.
     """
 
     def __init__(self, pushforward: Pushforward) -> None:
@@ -71,7 +71,7 @@ class JvpByReverseMode:
     def _pullback(
         self, cotangents: Mapping[int, torch.Tensor], ins: Sequence[int], *, create_graph: bool
     ) -> list[torch.Tensor | None]:
-        """The cotangents of inputs in JAX's convention, from those of some of `y`."""
+        """The cotangents of operands in JAX's convention, from those of some of `y`."""
         pairs = [(self.y[k], _compat.conj(ct)) for k, ct in cotangents.items() if self.y[k].requires_grad]
         if not pairs:
             return [None] * len(ins)

@@ -43,7 +43,7 @@ def refuse_constant(error: Exception) -> None:
 def refuse_once_differentiable(linear: Sequence[int], y: Iterable[torch.Tensor]) -> None:
     """Raise for a derivative whose backward is marked with `once_differentiable`.
 
-    `linear` are the inputs that a derivative is linear in; of a function that is none, there are none.
+    `linear` are the operands that a derivative is linear in; none for a function that is not a derivative.
     """
     if linear and _compat.is_once_differentiable(y):
         raise NonDifferentiableError("PyTorch marks a backward of this function with `once_differentiable`.")
@@ -53,7 +53,7 @@ def refuse_cut_backward(linear: Sequence[int], y: Tensors, grads: Sequence[torch
     """Raise for a derivative `y` that is not zero, but whose graph does not reach what it is linear in.
 
     Its backward goes through NumPy, detaches, or runs under `no_grad` (as `torchdiffeq.odeint_adjoint` does), and
-    autograd takes the derivative of such a backward for zero. `grads` are the cotangents of the inputs `linear`.
+    autograd takes the derivative of such a backward for zero. `grads` are the cotangents of the operands `linear`.
     """
     if not linear:
         return

@@ -15,10 +15,10 @@ from .reverse_mode import Pullback, vjp
 
 @dataclass(frozen=True, eq=False)
 class Pushforward:
-    """The tangents of the outputs `outs` of `f` at `x`, from the tangents of the inputs `ins`.
+    """The tangents of the results `outs` of `f` at `x`, from the tangents of the operands `ins`.
 
-    `linear` are the inputs that `f` is linear in, if it is itself a derivative; see `reverse_mode.vjp`. `pullback_of_f`
-    is given where there is a better pullback than torch's derivative of `f`.
+    `linear` are the operands that `f` is linear in, if it is itself a derivative; see `reverse_mode.vjp`.
+    `pullback_of_f` is given where there is a better pullback than torch's derivative of `f`.
     """
 
     f: FlatFunction
@@ -32,12 +32,12 @@ class Pushforward:
 
     @property
     def moved(self) -> tuple[torch.Tensor, ...]:
-        """The inputs that have tangents."""
+        """The operands that have tangents."""
         return tuple(self.x[i] for i in self.ins)
 
     @property
     def restricted(self) -> FlatFunction:
-        """`f` as a function of `moved` to the outputs `outs`."""
+        """`f` as a function of `moved` to the results `outs`."""
         return restricted(self.f, self.x, self.ins, self.outs)
 
     @property
@@ -50,7 +50,7 @@ class Pushforward:
         return replace(self, x=x)
 
     def pullback(self, cotangents: Mapping[int, torch.Tensor]) -> Tensors:
-        """The cotangents of the inputs `ins`, by reverse mode."""
+        """The cotangents of the operands `ins`, by reverse mode."""
         if self.pullback_of_f is not None:
             return self.pullback_of_f(self.x, self.ins, cotangents)
         return vjp(self.f, self.x, self.ins, cotangents, linear=self.linear)
@@ -65,7 +65,7 @@ class Pushforward:
         return {i: small_normal(zero, i) for i, zero in self.zero_cotangents().items()}
 
     def in_all_directions(self) -> Pushforward:
-        """The same with random tangents, so that every input moves."""
+        """The same with random tangents, so that every operand moves."""
         count = len(self.results)  # other numbers than those of the cotangents
         return replace(self, tangents=[small_normal(t.detach(), count + k) for k, t in enumerate(self.moved)])
 

@@ -18,7 +18,7 @@ from .flat_functions import Tensors, requiring_grad, restricted
 from .nondifferentiable import refuse_constant, refuse_cut_backward, refuse_no_derivative, refuse_once_differentiable
 
 Pullback = Callable[[Tensors, Sequence[int], Mapping[int, torch.Tensor]], Tensors]
-"""(x, ins, cotangents of some outputs) to the cotangents of the inputs `ins`."""
+"""(x, ins, cotangents of some results) to the cotangents of the operands `ins`."""
 
 
 def vjp(
@@ -29,11 +29,11 @@ def vjp(
     *,
     linear: Sequence[int] = (),
 ) -> tuple[torch.Tensor, ...]:
-    """The cotangents of the inputs `ins`, from the cotangents of some outputs.
+    """The cotangents of the operands `ins`, from the cotangents of some results.
 
     Torch can differentiate this in `x` and in the cotangents, and batch it by `torch.func.vmap`.
 
-    `linear` are the inputs that `f` is linear in, if it is itself a derivative. They show whether PyTorch can
+    `linear` are the operands that `f` is linear in, if it is itself a derivative. They show whether PyTorch can
     differentiate the backward that `f` runs.
     """
     cotangents = {i: _compat.conj(ct) for i, ct in cotangents.items()}

@@ -11,7 +11,7 @@ from .pushforward import Pushforward
 
 
 def torch_jvp(pushforward: Pushforward) -> tuple[tuple[torch.Tensor, ...], bool]:
-    """The tangents, and whether every output has one."""
+    """The tangents, and whether every result has one."""
     moved, f = pushforward.moved, pushforward.restricted
     tangents = tuple(t.to(m.dtype) for t, m in zip(pushforward.tangents, moved, strict=True))
     have: list[bool] = []

@@ -27,7 +27,7 @@ class VjpOfJvp:
         self.is_missing = False  # torch can differentiate the pushforward, and not the pullback
 
     def __call__(self, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
-        """The cotangents of the inputs `ins`, as from `vjp`."""
+        """The cotangents of the operands `ins`, as from `vjp`."""
         if not self.is_missing:
             try:
                 return self._from_pullback(x, ins, cotangents)

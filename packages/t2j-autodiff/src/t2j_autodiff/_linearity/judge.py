@@ -17,7 +17,7 @@ _OF_CUT_OFF = (NOT_ITS_ADJOINT, NOT_ZERO)  # what a function without a derivativ
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Judges whether `f` is linear from the inputs `ins` to the outputs `outs`, at the other operands of `x`.
+    """Judges whether `f` is linear from the operands `ins` to the results `outs`, at the other operands of `x`.
 
     `n_points` are tried where it has a derivative. `least` is the least relative error that two sides of an equation
     may differ by.
@@ -34,8 +34,8 @@ class Judge:
     def reason(self, *, has_derivative: bool, finite_part_first: bool) -> tuple[str | None, bool]:
         """What shows that it is not linear, or None; and whether PyTorch has the derivative of its values.
 
-        `has_derivative` is what is known of that before. With `finite_part_first`, a pullback that is not finite is
-        judged by its finite part at once, so that this too may show that the derivative is cut off.
+        `has_derivative` says what earlier runs have shown of that. With `finite_part_first`, a pullback that is not
+        finite is judged by its finite part at once, which may show too that the derivative is cut off.
         """
         reason = None
         if has_derivative:

@@ -42,7 +42,7 @@ class AutogradGraphs(Residuals):
     """Keeps the autograd graphs of one function."""
 
     leaves = (_NUMBER,)
-    leaves_tickets = True
+    uses_tickets = True
 
     def __init__(self, function: DifferentiatedFunction) -> None:
         super().__init__(function)
@@ -107,7 +107,7 @@ class AutogradGraphs(Residuals):
         self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: FlatFunction
     ) -> FlatFunction:
         """From the kept graph, if there is one and it fits."""
-        self._keeping.is_reversed = True
+        self._keeping.has_pullback = True
         n, m = self.places
         fits = fitting(axes, n)
 
@@ -147,14 +147,14 @@ class AutogradGraphs(Residuals):
         n, m = self.places
 
         def run(*a: torch.Tensor) -> Results:
-            self._keeping.is_pushed = True
+            self._keeping.has_run_forward_mode = True
             self._take(a[n])
             return recompute(*a[:n], *a[m:])
 
         return run
 
     def _take(self, residual: torch.Tensor) -> KeptGraph | None:
-        """Remove the graph that a residual stands for; None if it is gone, or the residual stands for no single one."""
+        """Remove the graph that a residual stands for; None if it is gone, or there is no single one."""
         graph = self._waiting.take(residual)
         if self._waiting.mixed_batches >= _MOST_MIXED:
             self._keeping.give_up_batches("JAX mixes the examples of several calls, as a batch of `jax.lax.cond` does")

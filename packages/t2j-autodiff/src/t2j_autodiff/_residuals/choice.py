@@ -13,7 +13,7 @@ def residuals_of(function: DifferentiatedFunction, *, keeps: bool, is_quick: boo
 
     `keeps` says whether there is a forward that may keep something; `is_quick` that another run costs little.
     """
-    method = function.shared.options.residuals
+    method = function.decisions.options.residuals
     if method == "auto" and is_quick:
         function.explain("recompute (few operations on small tensors)")
     elif keeps and not function.outs:

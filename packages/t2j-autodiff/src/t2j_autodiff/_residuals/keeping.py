@@ -20,8 +20,8 @@ class Keeping:
     """Whether the graphs of one function are kept. `explain()` shows each change."""
 
     def __init__(self, function: DifferentiatedFunction) -> None:
-        self.is_reversed = False  # a backward has been asked for
-        self.is_pushed = False  # a forward-mode derivative has run
+        self.has_pullback = False  # a backward has been asked for
+        self.has_run_forward_mode = False  # a forward-mode derivative has run
         self.can_batch = True  # one graph can be pulled back along many cotangents at once
         self._function = function
         self._reason_not_kept: str | None = None
@@ -59,7 +59,7 @@ class Keeping:
 
     def is_wanted(self, x: Sequence[torch.Tensor], axes: BatchAxes) -> bool:
         """Whether to keep the graph of a call with the operands `x`."""
-        if self.is_given_up or (self.is_pushed and not self.is_reversed):
+        if self.is_given_up or (self.has_run_forward_mode and not self.has_pullback):
             return False
         if not axes:
             return True

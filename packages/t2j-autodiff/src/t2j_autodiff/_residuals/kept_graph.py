@@ -18,7 +18,7 @@ Pairs = Sequence[tuple[GradientEdge, torch.Tensor]]
 """Where a backward begins, and with what."""
 
 Gradients = Sequence[torch.Tensor | None]
-"""The gradient of each input; None where no result depends on it."""
+"""The gradient of each operand; None where no result depends on it."""
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class KeptGraph:
         return {device: max(size, _LEAST_BYTES) for device, size in sizes.items()}
 
     def gradients(self, ins: Sequence[int], pairs: Pairs, **options: Any) -> Gradients:
-        """The gradients of the inputs `ins`, by `torch.autograd.grad` with `options`."""
+        """The gradients of the operands `ins`, by `torch.autograd.grad` with `options`."""
         edges, cotangents = zip(*pairs, strict=True)
         return torch.autograd.grad(edges, [self.in_edges[i] for i in ins], cotangents, allow_unused=True, **options)
 

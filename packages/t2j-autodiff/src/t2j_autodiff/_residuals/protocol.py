@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from t2j_core.extend import FlatFunction, Leaf
 
-from .._base.decisions import Shared
+from .._base.decisions import Decisions
 from .._batching.batch_axes import BatchAxes
 
 
@@ -21,20 +21,21 @@ class DifferentiatedFunction:
     results: Sequence[Leaf]
     ins: tuple[int, ...]  # the operands that it is differentiated with respect to
     outs: tuple[int, ...]  # the results that can be differentiated
-    shared: Shared
+    decisions: Decisions
     label: str  # its signature, as `explain()` shows it
 
     def explain(self, text: str, part: str = "") -> None:
         """Set the line of `explain()` that says how derivatives of the function, or of a part, get their residuals."""
-        self.shared.explain_residuals(f"{self.label}{part}", text)
+        self.decisions.explain_residuals(f"{self.label}{part}", text)
 
 
 class Residuals(abc.ABC):
     """How the backward of one function gets what its forward has computed.
 
-    A new way is a subclass of this, and a line in `choice.py`. An instance belongs to one `DifferentiatedFunction`. It
-    declares its residual arrays in `leaves` and implements `forward` and `pullback`. It calls `function.explain` when
-    it is made and whenever what it does changes.
+    A new way is a subclass of this and a line in `choice.py`; if users choose it by name, also a value of
+    `ResidualsOption`. An instance belongs to one `DifferentiatedFunction`. It declares its residual arrays in `leaves`
+    and implements `forward` and `pullback`. It calls `function.explain` when it is made and whenever what it does
+    changes.
 
     JAX owns the residuals between forward and backward. It may merge, repeat, reorder or drop either call, hand the
     same residuals to several backwards, and combine those of several calls or examples. Residuals that are plain
@@ -48,10 +49,10 @@ class Residuals(abc.ABC):
     leaves: tuple[Leaf, ...] = ()
     """The residual arrays of one example. Each of them also gets all batch axes of the forward."""
 
-    leaves_tickets: bool = False
+    uses_tickets: bool = False
     """Whether the first residual is a number that `forward` also passes to `tickets.leave`.
 
-    On a GPU its derivatives find the number there, without waiting for the device.
+    On a GPU its derivatives find the number there, and do not wait for the device.
     """
 
     def __init__(self, function: DifferentiatedFunction) -> None:
@@ -78,7 +79,7 @@ class Residuals(abc.ABC):
     def pushforward(self, recompute: FlatFunction) -> FlatFunction:
         """A flat function from operands, residuals and tangents to tangents; `recompute` takes no residuals.
 
-        JAX's `jvp` runs it right after the forward, whose residuals no backward needs then.
+        `jax.jvp` runs it right after the forward, and then no backward needs the residuals.
         """
         first, end = self.places
         return lambda *a: recompute(*a[:first], *a[end:])

@@ -11,7 +11,7 @@ from t2j_core import T2jWarning
 from t2j_core.extend import FlatFunction, generator_states, warn
 
 from .. import _compat
-from .._base.decisions import Shared
+from .._base.decisions import Decisions
 from .._base.errors import first_line
 
 logger = logging.getLogger("t2j_autodiff")
@@ -19,19 +19,19 @@ logger = logging.getLogger("t2j_autodiff")
 _CHECKS = 3  # how many runs are watched
 
 
-def warn_if_random(f: FlatFunction, shared: Shared) -> FlatFunction:
-    """`f`, which runs a forward again, with a warning if it draws random numbers: others than the forward drew."""
+def warn_if_random(f: FlatFunction, decisions: Decisions) -> FlatFunction:
+    """`f`, which runs a forward again, with a warning if it draws random numbers: the forward drew others."""
     checks = itertools.count()
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if shared.has_key or shared.is_random or next(checks) >= _CHECKS:
+        if decisions.has_key or decisions.is_random or next(checks) >= _CHECKS:
             return f(*x)
         states = generator_states()
         y = f(*x)
         if not all(map(torch.equal, states, generator_states())) and _draws(f, x):
-            shared.is_random = True
+            decisions.is_random = True
             warn(
-                f"{shared.name} draws random numbers, and its derivative drew other ones than its value. "
+                f"{decisions.name} draws random numbers, and its derivative drew other ones than its value. "
                 "Wrap it with `rng=True` and pass a JAX key.",
                 T2jWarning,
             )

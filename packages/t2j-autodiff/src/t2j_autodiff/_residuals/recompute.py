@@ -9,7 +9,7 @@ from .protocol import Residuals
 
 
 class Recompute(Residuals):
-    """Keeps nothing."""
+    """The way without residuals."""
 
     def forward(self, value: FlatFunction, to_record: FlatFunction, axes: BatchAxes) -> FlatFunction:
         """The value alone."""
@@ -19,8 +19,4 @@ class Recompute(Residuals):
         self, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, recompute: FlatFunction
     ) -> FlatFunction:
         """The pullback that runs the forward again."""
-        return recompute
-
-    def pushforward(self, recompute: FlatFunction) -> FlatFunction:
-        """The pushforward as it is."""
         return recompute

@@ -38,13 +38,12 @@ def _run(
     f: FlatFunction, x: Sequence[torch.Tensor], ins: Sequence[int], graph: KeptGraph
 ) -> tuple[tuple[torch.Tensor, ...], bool]:
     """The results, and whether the graph refers to a module; fills the edges of `graph`."""
-    handles = [
-        t.detach() for t in x
-    ]  # tensors of their own: `x.requires_grad_()` would put those of XLA into the graph
+    # New tensors, because `requires_grad_()` would make the graph refer to those of XLA.
+    handles = [t.detach() for t in x]
     for i in ins:
         handles[i] = graph.axes.expanded(x[i], i).detach().requires_grad_()
         graph.in_edges[i] = torch.autograd.graph.get_gradient_edge(handles[i])
-    known = list(map(sys.getrefcount, handles))
+    before = list(map(sys.getrefcount, handles))
     with (
         graph.saved.lent(x),
         torch.enable_grad(),
@@ -54,8 +53,8 @@ def _run(
         y = f(*handles)
     graph.out_edges = {i: (_edge_to(t), t.dtype) for i, t in enumerate(y) if t.requires_grad}
     results = tuple(t.detach() for t in y)
-    del y  # which may be handles
-    is_kept = list(map(operator.gt, map(sys.getrefcount, handles), known))
+    del y  # the handles may be among them
+    is_kept = list(map(operator.gt, map(sys.getrefcount, handles), before))
     for t, is_one_kept in zip(handles, is_kept, strict=True):
         if t.requires_grad and t.is_leaf and not is_one_kept:
             t.data = t.new_empty(0)  # its edge keeps the tensor alive, but not the memory of XLA

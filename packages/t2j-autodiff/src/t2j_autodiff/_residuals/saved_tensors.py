@@ -38,7 +38,7 @@ class SavedTensors:
         self._dtypes = [t.dtype for t in x]
         self._offsets = [t.storage_offset() for t in x]
         self.operands: list[torch.Tensor] = []  # only while the forward or the backward runs
-        self.storages: dict[int, tuple[torch.device, int]] = {}  # memory of its own -> device, bytes
+        self.storages: dict[int, tuple[torch.device, int]] = {}  # by storage of the other tensors
 
     @contextlib.contextmanager
     def lent(self, x: Sequence[torch.Tensor]) -> Iterator[None]:

@@ -1,10 +1,10 @@
-"""Where a GPU's forward leaves the number of its kept graph on the host, for the derivative that it makes a pair with.
+"""Where a forward on a GPU leaves the number of its kept graph on the host, for the derivative it is paired with.
 
-To read the number from the device is to wait for all work before it. JAX lowers a forward and its derivative into one
-block of a program, where both get the number of their pair. But XLA inlines functions that are called twice and unrolls
-loops, so several forwards of a program may have the same pair, in any order with their derivatives. So a number is used
-only if a single forward of the pair has run in the execution: then it is that of the derivative, whose own forward has
-run before it.
+A derivative that reads the number from the device waits for all work before it. JAX lowers a forward and its derivative
+into one block of a program, where both get the number of their pair. But XLA inlines functions that are called twice
+and unrolls loops, so several forwards of a program may have the same pair, in any order with their derivatives. So a
+number is used only if a single forward of the pair has run in the execution. That is the forward of this derivative,
+because a forward runs before its derivative.
 
 An execution runs on one thread for each device, so each thread has its own table. While a call of one execution runs, a
 signal handler or a finalizer may run others: the table remembers the last few.

@@ -34,7 +34,7 @@ class TracedFunction(Residuals):
         self._traced_on: torch.device = operands[0].meta["val"].device
         self._on_device = {self._traced_on: traced}
         self._n_saved = len(saved)
-        # What is saved: operands, values that are not read, and values of its own. Only the last are residuals.
+        # What is saved: operands, values that are not read, and other values. Only the last are residuals.
         self._operands = {k: operands.index(node) for k, node in enumerate(saved) if node in operands}
         self._unread = {k: node.meta["val"] for k, node in enumerate(saved) if is_of_no_dropout(node)}
         self._own = [k for k in range(len(saved)) if k not in self._operands and k not in self._unread]
@@ -57,8 +57,8 @@ class TracedFunction(Residuals):
             return None
         except Exception as error:
             warn(
-                f'{function.shared.name} cannot be traced for `residuals="graph"` ({first_line(error)}); its autograd '
-                'graph is kept instead, as with `residuals="auto"`.',
+                f'{function.decisions.name} cannot be traced for `residuals="graph"` ({first_line(error)}); its '
+                'autograd graph is kept instead, as with `residuals="auto"`.',
                 PerformanceWarning,
             )
             return None
@@ -82,7 +82,7 @@ class TracedFunction(Residuals):
             return (*y[:n], *(t.resolve_conj() for t in own))
 
         leaves = [*self.function.results, *self.leaves]
-        return over_axes(run, leaves, axes, self.function.shared, is_derivative=True)
+        return over_axes(run, leaves, axes, self.function.decisions, "derivative")
 
     # --- backward --------------------------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class TracedFunction(Residuals):
 
         leaves = [self.function.operands[i] for i in ins]
         of_pullback = axes.of_first(m).with_full(len(outs))
-        return over_axes(run, leaves, of_pullback, self.function.shared, is_derivative=True)
+        return over_axes(run, leaves, of_pullback, self.function.decisions, "derivative")
 
     def _saved(self, x: Sequence[torch.Tensor], residuals: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """What the backward takes, from operands and residuals."""

@@ -15,7 +15,7 @@ from .._workarounds.requires_grad_queries import RequiresGradQueries
 
 
 class NothingToKeepError(Exception):
-    """No output depends on the inputs in a way that torch can differentiate."""
+    """No result depends on the operands in a way that torch can differentiate."""
 
 
 class Traced(NamedTuple):
@@ -47,7 +47,7 @@ def trace(flat: FlatFunction, operands: Sequence[Leaf], ins: Sequence[int]) -> T
         y: list[torch.Tensor] = []
         with RequiresGradQueries() as queries:
             results = flat(*x)
-        if queries.of_leaves or queries.changes_course:
+        if queries.asks_for_leaves or queries.changes_course:
             raise NotImplementedError(f"it looks at {queries.decides}")
         for t in results:  # results may not share memory with anything
             y.append(t.clone() if t._is_view() or any(t is other for other in (*x, *y)) else t)

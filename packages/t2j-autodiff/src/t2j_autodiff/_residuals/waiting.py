@@ -15,13 +15,13 @@ _MOST_ROUNDS = 16
 class Waiting:
     """The graphs of one function. Each is the graph of all examples of its batch.
 
-    A batched selection between two calls may pass on the numbers of one alone, and no backward takes the graph of the
-    other. That graph is freed when a backward gets numbers of several calls, or after some rounds, in each of which
-    graphs were kept and taken.
+    In a batch, `jax.lax.cond` selects between the numbers of two calls. If it selects only those of one, no backward
+    takes the graph of the other. That graph is freed when a backward gets numbers of several calls, or after some
+    rounds. In each round some graphs are kept and then some are taken.
     """
 
     def __init__(self, store: GraphStore) -> None:
-        self.mixed_batches = 0  # backwards that left graphs of batches without use, since one was used
+        self.mixed_batches = 0  # backwards in a row that freed graphs of batches without using one
         self._store = store
         self._shelf = Shelf(store)
         self._has_batches = False  # a graph of a batch has been kept
@@ -38,15 +38,16 @@ class Waiting:
         graph.round = self._round
         return self._store.keep(self._shelf, graph, graph.nbytes())
 
-    def _forget_older(self, round: int) -> None:
+    def _forget_older(self, last_round: int) -> None:
+        """Free the graphs of this round and of those before."""
         for number in list(self._shelf):  # the oldest first
             graph = self._shelf.get(number)
-            if graph is not None and graph.round > round:
+            if graph is not None and graph.round > last_round:
                 break
             self._take(number)
 
     def take(self, residual: torch.Tensor) -> KeptGraph | None:
-        """Remove the graph that a residual stands for; None if it is gone, or the residual is of no single one."""
+        """Remove the graph that a residual stands for; None if it is gone, or there is no single one."""
         number = tickets.take()
         if number == tickets.UNKNOWN:
             graph = self._read(residual) if self._shelf and residual.numel() else None
@@ -72,7 +73,7 @@ class Waiting:
         return None
 
     def _mixed_into(self, numbers: np.ndarray) -> list[int]:
-        """The graphs that no other backward takes after one that got these numbers."""
+        """The numbers of the graphs that no backward takes any more once one has got `numbers`."""
         if numbers.ndim:
             return list(self._shelf)
         if not self._has_batches:

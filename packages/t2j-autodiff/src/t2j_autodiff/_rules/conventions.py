@@ -7,13 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from t2j_core.extend import TorchFn, describe
+from t2j_core.extend import Leaf, TorchFn, describe
 
 from .. import _compat
-from .._base.decisions import Shared
+from .._base.decisions import Decisions
 from .._base.errors import DepthError
 from .._batching.batch_axes import Dims
-from .linearize import has_tangents
+
+
+def has_tangents(leaf: Leaf) -> bool:
+    """Whether JAX has tangents of a leaf other than zero."""
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def moved_operands(fn: TorchFn, tangents: Sequence[Any]) -> tuple[int, ...]:
@@ -34,11 +38,11 @@ def batch_in_front(operands: Sequence[Any], dims: Sequence[int | None]) -> tuple
     return size, moved, tuple(None if d is None else 0 for d in dims)
 
 
-def check_depth(depth: float, shared: Shared) -> None:
+def check_depth(depth: float, decisions: Decisions) -> None:
     """Raise `DepthError` for a function that may not be differentiated again."""
     if depth >= 1:
         return
-    limit, name = shared.options.depth or 0, shared.name
+    limit, name = decisions.options.depth or 0, decisions.name
     if limit == 0:
         what = f"{name} was wrapped with `depth=0` (forward only), so it cannot be differentiated."
     else:

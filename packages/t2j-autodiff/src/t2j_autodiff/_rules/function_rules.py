@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from t2j_core.extend import FlatFunction, Rules, TorchFn
 
-from .._base.decisions import Shared
+from .._base.decisions import Decisions
 from .._base.memo import Memo
-from .._batching.batch_axes import Dims
+from .._batching.batch_axes import NO_AXES, BatchAxes, BatchAxis, Dims
 from .._derivatives.vjp_of_jvp import VjpOfJvp
 
 
 class FunctionRules(Rules[TorchFn]):
-    """A function as torch differentiates and batches it, and where it comes from."""
+    """A function as torch differentiates and batches it, and what it is derived from."""
 
     def __init__(
         self,
         flat_function: FlatFunction,
         depth: float,
-        shared: Shared,
+        decisions: Decisions,
         *,
         linear_from: int | None = None,
         vjp_of_jvp: VjpOfJvp | None = None,
@@ -28,18 +28,18 @@ class FunctionRules(Rules[TorchFn]):
         """The function that torch differentiates and batches."""
         self.depth = depth
         """How many more times it may be differentiated."""
-        self.shared = shared
+        self.decisions = decisions
         self.linear_from = linear_from
         """The first of the operands that it is linear in, if it is a linear map."""
         self.is_derivative = linear_from is not None
         self.vjp_of_jvp = vjp_of_jvp
         """Its pullback, if it is a pushforward."""
         self.unbatched = unbatched
-        """What it is a batch of, or a batch of batches."""
+        """The function of one example, if it is a batch, or a batch of batches."""
         self.batch_of = batch_of
-        """What it is a batch of, how many examples there are, and which operands have the batch axis."""
+        """If it is a batch: the function of one of its examples, their number, and which operands have the axis."""
         self.memo = Memo()
-        """What was derived from it."""
+        """The functions that were derived from it."""
 
 
 def rules_of(fn: TorchFn) -> FunctionRules:
@@ -47,3 +47,12 @@ def rules_of(fn: TorchFn) -> FunctionRules:
     if not isinstance(fn.rules, FunctionRules):
         raise TypeError(f"{fn} has {type(fn.rules).__name__}, not FunctionRules.")
     return fn.rules
+
+
+def axes_of_batch(fn: TorchFn) -> tuple[TorchFn, BatchAxes]:
+    """What a function is a batch of, and along which axes; itself and no axes if it is no batch."""
+    axes = NO_AXES
+    while (batch := rules_of(fn).batch_of) is not None:
+        fn, size, dims = batch
+        axes = BatchAxes((*axes, BatchAxis(size, dims)))
+    return fn, axes

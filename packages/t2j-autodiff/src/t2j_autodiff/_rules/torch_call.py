@@ -1,4 +1,4 @@
-"""The rules of `torch_call`, which is any torch function.
+"""The rules of the primitive `torch_call`, a call of any torch function.
 
 Its jvp is a forward, which returns residuals, and a `torch_linear`.
 """
@@ -19,7 +19,7 @@ from .._batching.vmap import batched
 from .conventions import batch_in_front, check_depth, is_given, moved_operands
 from .function_rules import FunctionRules
 from .linear_function import as_linear
-from .linearize import Linearized, linearized
+from .linearized import Linearized, linearized
 from .torch_linear import linear_map, tangents_of, torch_linear
 
 
@@ -34,7 +34,7 @@ class CallRules(FunctionRules):
         if not ins:
             y = torch_call(*primals, fn=fn)
             return y, [_compat.zero_tangent(yi) for yi in y]
-        check_depth(self.depth, self.shared)
+        check_depth(self.depth, self.decisions)
         linear = linearized(fn, ins)
         y = torch_call(*primals, fn=forward(linear, self.depth))
         n = len(linear.results)
@@ -77,14 +77,16 @@ class CallRules(FunctionRules):
 
         def make() -> TorchFn:
             results = fn.signature.outputs.leaves
-            f = batched(self.flat_function, results, size, dims, self.shared, is_derivative=False)
+            f = batched(self.flat_function, results, size, dims, self.decisions, "value")
             return fn.derived(
                 "vmap",
                 f,
                 [axes.of_operand(leaf, i) for i, leaf in enumerate(fn.signature.operands)],
                 [axes.of_result(leaf) for leaf in results],
                 rules=CallRules(
-                    *(f, self.depth, self.shared),
+                    f,
+                    self.depth,
+                    self.decisions,
                     unbatched=self.unbatched or fn,
                     batch_of=(fn, size, dims),
                 ),
@@ -95,7 +97,7 @@ class CallRules(FunctionRules):
 
 
 def forward(linear: Linearized, depth: float, axes: BatchAxes = NO_AXES, *, keeps: bool = True) -> TorchFn:
-    """The forward of a linearized function: its outputs, then the residuals if it `keeps` any."""
+    """The forward of a linearized function: its results, then the residuals if it `keeps` any."""
     source = linear.source
     keeps = keeps and bool(linear.residual_leaves)
 
@@ -117,12 +119,12 @@ def forward(linear: Linearized, depth: float, axes: BatchAxes = NO_AXES, *, keep
 
 
 class ForwardRules(Rules[TorchFn]):
-    """The rules of a forward. It returns residuals after its outputs if `keeps`, and then only if they are used."""
+    """The rules of a forward. It returns residuals after its results if `keeps`, and then only if they are used."""
 
     def __init__(self, linear: Linearized, axes: BatchAxes, depth: float, *, keeps: bool) -> None:
         self.linear, self.axes, self.depth, self.keeps = linear, axes, depth, keeps
         f = linear.batched_function(axes)
-        self._primal_rules = CallRules(f, depth, linear.shared, unbatched=linear.source)
+        self._primal_rules = CallRules(f, depth, linear.decisions, unbatched=linear.source)
 
     def jvp(
         self, primals: Sequence[Any], tangents: Sequence[Any], *, fn: TorchFn
@@ -132,7 +134,7 @@ class ForwardRules(Rules[TorchFn]):
         results = torch_call(*primals, fn=fn)
         if not ins:
             return results, [_compat.zero_tangent(r) for r in results]
-        check_depth(self.depth, self.linear.shared)
+        check_depth(self.depth, self.linear.decisions)
         linear = linearized(self._without_residuals(fn), ins, keeps=False)
         n = len(linear.results)
         moved = tangents_of(linear, self.depth - 1, primals, results[:n], (), tangents)
@@ -171,7 +173,7 @@ class ForwardRules(Rules[TorchFn]):
         def make() -> TorchFn:
             rules = self._primal_rules
             results = fn.signature.outputs.leaves[: len(self.linear.results)]
-            return source.derived("plain", rules.flat_function, fn.signature.operands, results, rules=rules)
+            return source.derived("vmap", rules.flat_function, fn.signature.operands, results, rules=rules)
 
         found: TorchFn = self._primal_rules.memo.get("function", make)
         return found

@@ -17,9 +17,10 @@ from .. import _compat
 from .._batching.batch_axes import NO_AXES, BatchAxes
 from .._batching.over_devices import over_devices
 from .._derivatives.decompositions import with_decompositions
+from .._derivatives.flat_functions import Direction
 from .conventions import batch_in_front, check_depth, moved_operands
 from .function_rules import FunctionRules
-from .linearize import Linearized, linearized
+from .linearized import Linearized, linearized
 
 torch_linear_p = call_primitive("torch_linear")
 
@@ -37,7 +38,7 @@ def tangents_of(
     residuals: Sequence[Any],
     tangents: Sequence[Any],
 ) -> list[Any]:
-    """The tangents of the outputs `y`, from those of the inputs `linear.ins`."""
+    """The tangents of the results `y`, from those of the operands `linear.ins`."""
     ins, outs = linear.ins, linear.outs
     found = [_compat.zero_tangent(yi) for yi in y]
     if outs:
@@ -49,7 +50,7 @@ def tangents_of(
 
 
 def linear_map(
-    linear: Linearized, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, depth: float
+    linear: Linearized, direction: Direction, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes, depth: float
 ) -> TorchFn:
     """A pushforward or pullback of a linearized function, for `torch_linear`. It has no side effect."""
 
@@ -65,7 +66,7 @@ def linear_map(
             rules=LinearRules(linear, direction, ins, outs, axes, depth),
             options=replace(source.options, has_side_effect=False),
         )
-        if linear.residuals.leaves_tickets:
+        if linear.residuals.uses_tickets:
             fn.ticket = len(linear.operands)
         return fn
 
@@ -79,7 +80,7 @@ class LinearRules(Rules[TorchFn]):
     def __init__(
         self,
         linear: Linearized,
-        direction: str,
+        direction: Direction,
         ins: tuple[int, ...],
         outs: tuple[int, ...],
         axes: BatchAxes,
@@ -88,9 +89,11 @@ class LinearRules(Rules[TorchFn]):
         self.linear = linear
         self.direction, self.ins, self.outs, self.axes, self.depth = direction, ins, outs, axes, depth
         self.n_operands, self.n_constants = len(linear.operands), len(linear.constants)
-        f = with_decompositions(linear.recomputing_map(direction, ins, outs, axes), linear.shared)
+        f = with_decompositions(linear.recomputing_map(direction, ins, outs, axes), linear.decisions)
         vjp_of_jvp = linear.vjp_of_jvp(f, ins, outs, axes) if direction == "jvp" else None
-        self._recomputing = FunctionRules(f, depth, linear.shared, linear_from=self.n_operands, vjp_of_jvp=vjp_of_jvp)
+        self._recomputing = FunctionRules(
+            f, depth, linear.decisions, linear_from=self.n_operands, vjp_of_jvp=vjp_of_jvp
+        )
 
     def jvp(
         self, primals: Sequence[Any], tangents: Sequence[Any], *, fn: TorchFn
@@ -102,7 +105,7 @@ class LinearRules(Rules[TorchFn]):
         m = self.n_constants
         y = torch_linear(*primals, fn=fn)
         if moved_operands(fn, tangents[: self.n_operands]):
-            check_depth(self.depth, self.linear.shared)
+            check_depth(self.depth, self.linear.decisions)
             of_map, tangents = self._without_residuals(fn), self._drop_residuals(tangents)
             linear = linearized(of_map, moved_operands(of_map, tangents))
             return y, tangents_of(linear, self.depth - 1, self._drop_residuals(primals), y, (), tangents)
@@ -123,7 +126,8 @@ class LinearRules(Rules[TorchFn]):
         if not any(given) or not any(wanted):
             return found
         if self.direction == "jvp":
-            direction, ins, outs = "vjp", _choose(self.ins, wanted), _choose(self.outs, given)
+            direction: Direction = "vjp"
+            ins, outs = _choose(self.ins, wanted), _choose(self.outs, given)
         else:
             direction, ins, outs = "jvp", _choose(self.ins, given), _choose(self.outs, wanted)
         transposed = linear_map(self.linear, direction, ins, outs, self.axes, self.depth)

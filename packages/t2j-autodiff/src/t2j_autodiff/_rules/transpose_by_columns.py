@@ -7,10 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from t2j_core.extend import FlatFunction, Leaf
+from t2j_core import TransformError
+from t2j_core.extend import FlatFunction, Leaf, describe
 
+from .._base.decisions import Decisions
 from .._batching.batch_axes import BatchAxes
 from .._derivatives.flat_functions import Tensors
+from .linear_verdict import names
 
 COLUMNS = 256
 """How many columns the transpose of one call may take."""
@@ -56,3 +59,17 @@ def _cotangent(
     if not columns:
         return torch.zeros_like(like)
     return torch.stack(columns, -1).view(like.shape).to(like.dtype)
+
+
+def too_many_columns(decisions: Decisions, ins: Sequence[int], count: int) -> TransformError:
+    """The error for a function without a derivative that has too many columns."""
+    return TransformError(
+        describe(
+            f"{decisions.name} cannot be transposed: it is linear in {names(decisions, ins)} as far as its values "
+            "tell, but PyTorch has no derivative of it (NumPy, `no_grad`, `detach`).",
+            expected=f"a derivative, or at most {COLUMNS} numbers that it is linear in",
+            got=f"{count} numbers",
+            remedy="Write it in PyTorch operations that record gradients, or as an `autograd.Function` whose backward "
+            "is the transpose.",
+        )
+    )

@@ -1,4 +1,4 @@
-"""Whose code calls torch under a function mode."""
+"""Which module calls torch, as seen from a function mode."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Embeddings with `padding_idx` or `scale_grad_by_freq`, whose backward is not the transpose of their forward mode.
 
 The backward is zero for rows of padding and divides others by how often they occur. Forward mode (`result` of
-`embedding` in tools/autograd/derivatives.yaml) knows of neither: https://github.com/pytorch/pytorch/issues/93950.
+`embedding` in tools/autograd/derivatives.yaml) ignores both: https://github.com/pytorch/pytorch/issues/93950.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _functional_instance_norm(
     return norm_formulas.instance_norm(input, *given, True)
 
 
-# The functions of `torch.nn.functional` come to the mode first, and what they call while it treats them does not.
+# A mode gets the functions of `torch.nn.functional`, and not what they call while it handles them.
 _OF_FUNCTIONAL: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.nn.functional.layer_norm: norm_formulas.layer_norm,
     torch.nn.functional.group_norm: norm_formulas.group_norm,

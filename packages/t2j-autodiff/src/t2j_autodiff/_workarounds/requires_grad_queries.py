@@ -1,6 +1,6 @@
 """Functions that ask whether they are differentiated, which `torch.func.vmap` hides from them.
 
-In a batch of which autograd records the derivative, a tensor says that it requires no gradient
+In a batch that autograd records, a tensor says that it requires no gradient
 (https://github.com/pytorch/pytorch/issues/158610), accepts a hook that is never called
 (https://github.com/pytorch/functorch/issues/638), and an embedding forgets which index is padding. A checkpoint
 (`torch.utils.checkpoint`) would run its part again outside the batch.
@@ -25,9 +25,9 @@ class RequiresGradQueries(TorchFunctionMode):
 
     decides: str | None = None  # a call that may change the values of the function
     hidden: str | None = None  # a call that may change its derivative alone
-    hooks = False  # whether it sets hooks on tensors
-    of_leaves = False  # whether it asks for `grad_fn` or `is_leaf`, which differ in a trace too
-    changes_course = False  # whether the function takes another way because of this mode
+    sets_hooks = False  # on tensors
+    asks_for_leaves = False  # whether it asks for `grad_fn` or `is_leaf`, which differ in a trace too
+    changes_course = False  # whether the function runs other operations while a mode is active
 
     def __torch_function__(
         self,
@@ -47,9 +47,9 @@ class RequiresGradQueries(TorchFunctionMode):
         if func in _QUERIES:
             getter: Any = func
             self.decides = getter.__self__.__name__ if func.__name__ == "__get__" else func.__name__
-            self.hooks |= func is torch.Tensor.register_hook
-            self.of_leaves |= func in _OF_LEAVES
-        elif is_attention_in_evaluation(func, kwargs):  # which does not ask under a mode
+            self.sets_hooks |= func is torch.Tensor.register_hook
+            self.asks_for_leaves |= func in _OF_LEAVES
+        elif is_attention_in_evaluation(func, kwargs):  # it does not ask while a mode is active
             self.decides, self.changes_course = "attention in a module", True
         elif func in _BAGS or is_special_embedding(func, args, kwargs) or _is_chunked_loss(func, kwargs):
             self.hidden = func.__name__

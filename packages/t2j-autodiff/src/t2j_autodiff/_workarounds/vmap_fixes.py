@@ -6,7 +6,7 @@ Observed with torch 2.13, where numbers are equal or derivatives nest:
   axis (aten/src/ATen/functorch/BatchRulesReduceOps.cpp), where one of the equal numbers gets all of it. `median` and
   `nanmedian` do the same, and no other operation has their derivative.
 - The derivative of `select_scatter` by its source is summed over an axis (BatchRulesScatterOps.cpp in that folder).
-- `x.data` is detached from the innermost of several levels alone.
+- `x.data` is detached only from the innermost of several levels of `torch.func`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class VmapFixes(WrapperWrites):
     def __init__(self, *, differentiates: bool) -> None:
         super().__init__()
         self.wrong: str | None = None  # an operation whose derivative stays wrong
-        self.changes_course = False  # whether the function takes another way because of this mode
+        self.changes_course = False  # whether the function runs other operations while a mode is active
         self._differentiates = differentiates
 
     def run_function(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -50,7 +50,7 @@ class VmapFixes(WrapperWrites):
         return func(*args, **kwargs)
 
     def _replacement(self, func: Callable[..., Any], *, is_whole: bool) -> Callable[..., Any]:
-        """What to call for `func`, which gets a tensor and no axis if it `is_whole`."""
+        """What to call in place of `func`. `is_whole` says that its only argument is a tensor: it has no axis."""
         if func in _MEDIANS and is_whole:
             self.wrong = func.__name__
         replacement = _OF_WHOLE_TENSORS.get(func) if is_whole else _SCATTERS.get(func)

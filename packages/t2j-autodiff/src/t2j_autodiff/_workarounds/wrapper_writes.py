@@ -2,8 +2,8 @@
 
 `tensor.data = value` gives a plain tensor the implementation of a wrapper, and the process dies at its next use
 (https://github.com/pytorch/pytorch/issues/184876, torch 2.13). `nn.Module.to` and its relatives (`nn.Module._apply`)
-write parameters in this way, and replace buffers. Mostly the value is the tensor itself, in a wrapper, so that the
-write can be left out.
+write parameters in this way, and replace buffers. The value is usually the tensor itself in a wrapper, and then
+the write is left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WrapperWrites(TorchFunctionMode):
     Raises where such a write would change something.
     """
 
-    is_needed = False  # whether something ran otherwise than without the mode
+    is_needed = False  # whether the mode has changed what ran
 
     def __torch_function__(
         self,

@@ -1,13 +1,14 @@
 """Operations whose batching rule in torch is wrong, without an error.
 
-Found by running torch's own samples (`OpInfo`) in a batch in which one operand alone has the batch axis, and one by
+Found by running torch's own samples (`OpInfo`) in a batch in which a single operand has the batch axis, and one by
 one (torch 2.13):
 
-- of `_cdist_backward` with a batch of gradients alone, most results are zero;
+- where only the gradients of `_cdist_backward` have the batch axis, most results are zero;
 - `index_fill_` with a batch of values writes all of them into one expanded tensor;
 - where some cotangents of a batch of pullbacks are zero, autograd's derivative of `logcumsumexp` in the batch is wrong.
 
-And attention on a GPU without the logarithms of its sums, which only a backward reads. Torch leaves them out where no
+Attention on a GPU is noted where it does not compute the logarithms of its sums, which a backward reads. Torch leaves
+them out where no
 argument requires a gradient (`should_compute_logsumexp` in aten/src/ATen/native/transformers/attention.cpp), and the
 backward of cuDNN's kernel is then wrong without an error.
 """
@@ -34,8 +35,8 @@ _ATTENTION_WITH_SUMS = {
 class WrongBatchingRules(DispatchMode):
     """Notes an operation that `torch.func.vmap` batches wrongly, and attention without the logarithms of its sums."""
 
-    found: str | None = None
-    attention: str | None = None
+    found: str | None = None  # the operation
+    attention: str | None = None  # the kernel
 
     def __init__(self, *, differentiated: bool = False) -> None:
         """`differentiated` says whether it is a batch of derivatives, of which a derivative is wanted."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import jax
 from t2j_core.extend import BORROW, CallBuilder, CallTree, OptionGroup, Signature, TorchFn, remember
 
-from .._base.decisions import Shared
+from .._base.decisions import Decisions
 from .._base.options import DiffOptions
-from .._rules.clones import clones
+from .._derivatives.flat_functions import with_copies
 from .._rules.function_rules import rules_of
 from .._rules.torch_call import CallRules
 from .explain import explained
@@ -46,11 +46,11 @@ class DifferentiableBuilder(CallBuilder):
         if self.options.outputs == "out":
             flat = functools.partial(flat, out=None)
         paths = tuple(signature.operand_paths())
-        shared = Shared(self.name, self.diff_options, self.options.rng, paths, is_random=self.is_random)
-        shared.goes_one_way = fn.signature.outputs.needs_no_values
-        shared.lending = fn.lending if self.options.arguments == "check" else None
+        decisions = Decisions(self.name, self.diff_options, self.options.rng, paths, is_random=self.is_random)
+        decisions.runs_same_operations = fn.signature.outputs.needs_no_values
+        decisions.lending = fn.lending if self.options.arguments == "check" else None
         not_lent = [i for i, how in enumerate(fn.passes) if how != BORROW]
-        fn.rules = CallRules(clones(flat, not_lent), self.diff_options.limit, shared)
+        fn.rules = CallRules(with_copies(flat, not_lent), self.diff_options.limit, decisions)
         return fn
 
     def option_groups(self) -> tuple[OptionGroup, ...]:
@@ -59,4 +59,4 @@ class DifferentiableBuilder(CallBuilder):
 
     def explained(self, fn: TorchFn) -> list[str]:
         """As in `CallBuilder`, and how derivatives and batches are computed."""
-        return [*super().explained(fn), *explained(str(fn.signature), rules_of(fn).shared)]
+        return [*super().explained(fn), *explained(str(fn.signature), rules_of(fn).decisions)]

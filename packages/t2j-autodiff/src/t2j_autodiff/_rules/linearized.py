@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import torch
 from t2j_core.extend import FlatFunction, Leaf, TorchFn
 
@@ -15,6 +14,7 @@ from .._batching.from_examples import from_examples, unless_it_fails
 from .._batching.rehearsal import rehearsed
 from .._batching.vmap import over_axes
 from .._derivatives.decompositions import with_decompositions
+from .._derivatives.flat_functions import Direction
 from .._derivatives.forward_mode import jvp, rehearse
 from .._derivatives.jvp_decision import JvpDecision
 from .._derivatives.pushforward import Pushforward
@@ -23,17 +23,13 @@ from .._derivatives.vjp_of_jvp import VjpOfJvp
 from .._residuals.choice import residuals_of
 from .._residuals.protocol import DifferentiatedFunction
 from .._residuals.random_check import warn_if_random
-from .._residuals.shown import Shown, recorded
+from .._residuals.recorded_values import RecordedIfItAsks, recorded
+from .conventions import has_tangents
 from .function_rules import rules_of
 
 
-def has_tangents(leaf: Leaf) -> bool:
-    """Whether JAX has tangents of a leaf other than zero."""
-    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
 def linearized(fn: TorchFn, ins: tuple[int, ...], *, keeps: bool = True) -> Linearized:
-    """`fn` with respect to the inputs `ins`. Derivatives of derivatives keep no residuals."""
+    """`fn` with respect to the operands `ins`. Derivatives of derivatives keep no residuals."""
     rules = rules_of(fn)
     keeps = keeps and not rules.is_derivative
     found: Linearized = rules.memo.get(("linearized", ins, keeps), lambda: Linearized(fn, ins, keeps=keeps))
@@ -41,10 +37,10 @@ def linearized(fn: TorchFn, ins: tuple[int, ...], *, keeps: bool = True) -> Line
 
 
 class Linearized:
-    """A function with respect to the inputs `ins`: its forward with residuals, and its linear maps.
+    """A function with respect to the operands `ins`: its forward with residuals, and its linear maps.
 
-    A linear map takes the operands of the function, the residuals, and tangents of some inputs (a pushforward, "jvp")
-    or cotangents of some outputs (a pullback, "vjp"). Transposing one gives the other.
+    A linear map takes the operands of the function, the residuals, and tangents of some operands (a pushforward, "jvp")
+    or cotangents of some results (a pullback, "vjp"). Transposing one gives the other.
     """
 
     def __init__(self, source: TorchFn, ins: tuple[int, ...], *, keeps: bool) -> None:
@@ -53,7 +49,7 @@ class Linearized:
         self.rules = rules
         self.flat_function = rules.flat_function
         self.ins = ins
-        self.shared = rules.shared
+        self.decisions = rules.decisions
         self.memo = Memo()
         self.operands = source.signature.operands
         self.results = source.signature.outputs.leaves
@@ -61,9 +57,9 @@ class Linearized:
         self.linear = () if rules.linear_from is None else tuple(range(rules.linear_from, len(self.operands)))
         """The operands that the function is linear in, if it is itself a derivative."""
         label = str(source.signature)
-        self.forward_mode = JvpDecision(functools.partial(self.shared.forward_modes.__setitem__, label))
+        self.jvp_decision = JvpDecision(functools.partial(self.decisions.forward_modes.__setitem__, label))
         function = DifferentiatedFunction(
-            self.flat_function, self.operands, self.results, ins, self.outs, self.shared, label
+            self.flat_function, self.operands, self.results, ins, self.outs, self.decisions, label
         )
         self.residuals = residuals_of(function, keeps=keeps, is_quick=source.signature.outputs.is_quick)
 
@@ -80,27 +76,30 @@ class Linearized:
     # --- the function and its forward ------------------------------------------------------------------------------
 
     def batched_function(self, axes: BatchAxes, *, is_record: bool = False) -> FlatFunction:
-        """The function over batch axes. In one that autograd is to record, the inputs `ins` have every axis."""
+        """The function over batch axes. In one that autograd is to record, the operands `ins` have every axis."""
         axes = axes.of_first(len(self.operands))
-        axes, kind = (axes.filled(self.ins), "record") if is_record else (axes, "value")
-        return over_axes(self.flat_function, self.results, axes, self.shared, is_derivative=False, kind=kind)
+        if is_record:
+            return over_axes(self.flat_function, self.results, axes.filled(self.ins), self.decisions, "record")
+        return over_axes(self.flat_function, self.results, axes, self.decisions, "value")
 
     def primal_function(self, axes: BatchAxes) -> FlatFunction:
-        """The flat function that returns the outputs alone. It sees that it is differentiated."""
+        """The flat function that returns the results alone. If it asks, it sees that it is differentiated."""
         primal = self.batched_function(axes)
-        if self.shared.options.has_leading_axes:
-            return Shown(primal, recorded(primal, self.ins, self.shared), self.shared)
-        f = recorded(self.flat_function, self.ins, self.shared)
-        f = over_axes(f, self.results, axes, self.shared, is_derivative=True, kind="shown")
-        return Shown(primal, f, self.shared)
+        if self.decisions.options.has_leading_axes:
+            return RecordedIfItAsks(primal, recorded(primal, self.ins, self.decisions), self.decisions)
+        f = recorded(self.flat_function, self.ins, self.decisions)
+        f = over_axes(f, self.results, axes, self.decisions, "value beside derivatives")
+        return RecordedIfItAsks(primal, f, self.decisions)
 
     def forward_function(self, axes: BatchAxes) -> FlatFunction:
-        """The flat function that returns outputs and residuals."""
+        """The flat function that returns results and residuals."""
         return self.residuals.forward(self.primal_function(axes), self.batched_function(axes, is_record=True), axes)
 
     # --- linear maps -----------------------------------------------------------------------------------------------
 
-    def map_leaves(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple[list[Leaf], list[Leaf]]:
+    def map_leaves(
+        self, direction: Direction, ins: tuple[int, ...], outs: tuple[int, ...]
+    ) -> tuple[list[Leaf], list[Leaf]]:
         """What a linear map takes beside the constants, and what it returns."""
         of_ins, of_outs = [self.operands[i] for i in ins], [self.results[i] for i in outs]
         return (of_ins, of_outs) if direction == "jvp" else (of_outs, of_ins)
@@ -110,41 +109,40 @@ class Linearized:
         return self.rules.vjp_of_jvp or functools.partial(vjp, self.flat_function, linear=self.linear)
 
     def recomputing_map(
-        self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
+        self, direction: Direction, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
     ) -> FlatFunction:
         """A linear map without residuals: it runs the forward again, and torch can differentiate it."""
-        f, n, shared = self.flat_function, len(self.operands), self.shared
-        known, linear, pullback_at, vjp_of_jvp = self.forward_mode, self.linear, self.pullback(), self.rules.vjp_of_jvp
+        n, pullback_of_function = len(self.operands), self.pullback()
 
         def at(a: Sequence[torch.Tensor]) -> Pushforward:
-            return Pushforward(f, a[:n], ins, a[n:], outs, self.results, linear, vjp_of_jvp)
+            f, pullback_of_f = self.flat_function, self.rules.vjp_of_jvp
+            return Pushforward(f, a[:n], ins, a[n:], outs, self.results, self.linear, pullback_of_f)
 
         def pushforward(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return jvp(at(a), known)
+            return jvp(at(a), self.jvp_decision)
 
         def pullback(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            cotangents = dict(zip(outs, a[n:], strict=True))
-            return tuple(pullback_at(a[:n], ins, cotangents))
+            return tuple(pullback_of_function(a[:n], ins, dict(zip(outs, a[n:], strict=True))))
 
-        if linear:  # its backward too, which may run forwards again (checkpoints)
-            pullback = with_decompositions(pullback, shared)
+        if self.linear:  # a second derivative: its backward too may run forwards again (`torch.utils.checkpoint`)
+            pullback = with_decompositions(pullback, self.decisions)
         taken, returned = self.map_leaves(direction, ins, outs)
-        run: FlatFunction = warn_if_random(pushforward if direction == "jvp" else pullback, shared)
+        run: FlatFunction = warn_if_random(pushforward if direction == "jvp" else pullback, self.decisions)
         if (example := self._of_example(direction, ins, outs)) is not None:
-            run = unless_it_fails(run, example, shared)
+            run = unless_it_fails(run, example, self.decisions)
         of_map = axes.of_first(n).with_full(len(taken))
-        run = over_axes(run, returned, of_map, shared, is_derivative=True, kind=direction)
+        run = over_axes(run, returned, of_map, self.decisions, direction)
         if direction == "jvp":
-            run = rehearsed(run, lambda *a: rehearse(at(a), known), n, axes, known)
+            run = rehearsed(run, lambda *a: rehearse(at(a), self.jvp_decision), n, axes, self.jvp_decision)
         return run
 
-    def _of_example(self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...]) -> FlatFunction | None:
+    def _of_example(self, direction: Direction, ins: tuple[int, ...], outs: tuple[int, ...]) -> FlatFunction | None:
         """A linear map of a batch from those of its examples."""
-        if self.rules.batch_of is None or self.shared.options.vmap_method != "auto":
+        if self.rules.batch_of is None or self.decisions.options.vmap_method != "auto":
             return None
         fn, size, dims = self.rules.batch_of
         of_one = self._like(fn, outs).recomputing_map(direction, ins, outs, NO_AXES)
-        return from_examples(of_one, direction, ins, outs, size, dims, self.shared)
+        return from_examples(of_one, direction, ins, outs, size, dims, self.decisions)
 
     def _like(self, fn: TorchFn, outs: tuple[int, ...]) -> Linearized:
         """The same of another function, which this one is a batch of."""
@@ -154,12 +152,12 @@ class Linearized:
         self, pushforward: FlatFunction, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
     ) -> VjpOfJvp:
         """The pullback of `pushforward`."""
-        pullback = with_decompositions(self.recomputing_map("vjp", ins, outs, axes), self.shared)
+        pullback = with_decompositions(self.recomputing_map("vjp", ins, outs, axes), self.decisions)
         results = [axes.of_result(self.results[i]) for i in outs]
         return VjpOfJvp(pushforward, pullback, len(self.operands), results)
 
     def map_function(
-        self, direction: str, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
+        self, direction: Direction, ins: tuple[int, ...], outs: tuple[int, ...], axes: BatchAxes
     ) -> FlatFunction:
         """A linear map with residuals: it uses them if they are there, else it runs the forward again."""
         recompute = self.recomputing_map(direction, ins, outs, axes)
