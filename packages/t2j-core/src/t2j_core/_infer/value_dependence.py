@@ -136,6 +136,6 @@ def _different_constants(call: Call, outputs: Outputs) -> str:
     return describe(
         f"{call.name} returns a constant that depends on the values of its inputs ({call.named_avals()}).",
         expected="tensors, and constants that are the same for every input of a signature",
-        got=f"a different {' or '.join(kinds)} for another input",
+        got=f"another {' or '.join(kinds)} for another input",
         remedy="Return values that change from call to call as tensors: `x.sum()` instead of `x.sum().item()`.",
     )
