@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import collections
 import functools
+import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from .. import _compat
@@ -42,14 +43,11 @@ class Origin:
 class Signatures(dict[Any, Any]):
     """The functions of one wrapper by their signatures. When the wrapper is gone, they are watched."""
 
-    def __del__(
-        self,
-        note: Callable[[Iterable[weakref.ref[Origin]]], None] = _without_wrapper.extend,
-        refer: Callable[[Origin], weakref.ref[Origin]] = weakref.ref,
-        release: Callable[[], None] = in_flight.release_finished,
-    ) -> None:  # may run when the globals of modules are gone: hence the defaults
-        note([refer(fn.origin) for fn in self.values()])
-        release()
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # the globals of modules may be gone, and the process ends anyway
+            return
+        _without_wrapper.extend([weakref.ref(fn.origin) for fn in self.values()])
+        in_flight.release_finished()
 
 
 _patience = {"count": _MOST, "bytes": _MOST_BYTES}
