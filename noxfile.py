@@ -85,7 +85,8 @@ def tests(session: nox.Session) -> None:
     install(session, f"{CORE}[test]", "pytest-xdist")
     session.run(*pytest, CORE, env=QUIET)  # before the others are installed: core must work alone
     install(session, CORE, f"{DIST}[test]")
-    session.run(*pytest, f"{DIST}/tests/test_without_autodiff.py", env=QUIET)  # and so must dist
+    alone = f"{DIST}/tests/test_without_autodiff.py"  # so few tests that a second process would take longer
+    session.run("pytest", *session.posargs, alone, env=QUIET)  # and so must dist
     install(session, CORE, f"{AUTODIFF}[test]", "expecttest", "scipy", "lineax", MATPLOTLIB)
     for tested in (AUTODIFF, DIST, "tests"):
         session.run(*pytest, tested, env=QUIET)
