@@ -14,13 +14,8 @@ class RandomOperations(DispatchMode):
 
     found = False
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def handle(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and note whether it draws."""
         self.found |= torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
         return self.operate(func, args, kwargs)
 

@@ -15,7 +15,7 @@ backward of cuDNN's kernel is then wrong without an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,17 +43,12 @@ class WrongBatchingRules(DispatchMode):
         super().__init__()
         self._wrong = _WRONG | (_WRONG_WHERE_DIFFERENTIATED if differentiated else set())
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def handle(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and note whether it is one of these."""
         name = str(func)
         if name in self._wrong:
             self.found = name
-        if name in _ATTENTION_WITH_SUMS and not _compat.argument_of(func, "compute_log_sumexp", args, kwargs or {}):
+        if name in _ATTENTION_WITH_SUMS and not _compat.argument_of(func, "compute_log_sumexp", args, kwargs):
             self.attention = name
         return self.operate(func, args, kwargs)
 

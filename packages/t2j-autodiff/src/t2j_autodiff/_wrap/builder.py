@@ -45,10 +45,15 @@ class DifferentiableBuilder(CallBuilder):
         flat = fn.flat_function()
         if self.options.outputs == "out":
             flat = functools.partial(flat, out=None)
-        paths = tuple(signature.operand_paths())
-        decisions = Decisions(self.name, self.diff_options, self.options.rng, paths, is_random=self.is_random)
-        decisions.runs_same_operations = fn.signature.outputs.needs_no_values
-        decisions.lending = fn.lending if self.options.arguments == "check" else None
+        decisions = Decisions(
+            self.name,
+            self.diff_options,
+            has_key=self.options.rng,
+            paths=tuple(signature.operand_paths()),
+            lending=fn.lending if self.options.arguments == "check" else None,
+            runs_same_operations=fn.signature.outputs.needs_no_values,
+            is_random=self.is_random,
+        )
         not_lent = [i for i, how in enumerate(fn.passes) if how != BORROW]
         fn.rules = CallRules(with_copies(flat, not_lent), self.diff_options.limit, decisions)
         return fn

@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 import torch
-from t2j_core.extend import (
-    functional,
-    options_of,
-    public,
-)
+from t2j_core.extend import functional, options_of, public
 
 from .._base.keywords import DiffKeywords
 from .function import DifferentiableFunction

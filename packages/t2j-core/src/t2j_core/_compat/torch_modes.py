@@ -20,9 +20,10 @@ def dynamo_is_loaded() -> bool:
 
 
 class DispatchMode(TorchDispatchMode):
-    """A dispatch mode that leaves `torch.compile` alone: entering it neither imports nor switches off the compiler.
+    """A dispatch mode, whose subclasses say in `handle` what an operation does.
 
-    See https://github.com/pytorch/pytorch/pull/161648.
+    It leaves `torch.compile` alone: entering it neither imports nor switches off the compiler
+    (https://github.com/pytorch/pytorch/pull/161648).
     """
 
     compiler_works_inside: bool = hasattr(TorchDispatchMode, "ignore_compile_internals")
@@ -36,6 +37,19 @@ class DispatchMode(TorchDispatchMode):
     def ignore_compile_internals(cls) -> bool:
         """Let compiled functions run compiled; the mode sees the operations outside them."""
         return True
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return self.handle(func, args, kwargs or {})
+
+    def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operation inside the mode returns."""
+        return self.operate(func, args, kwargs)
 
     @staticmethod
     def operate(func: OpOverload, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -64,7 +78,9 @@ def fake_mode() -> contextlib.AbstractContextManager[object]:
     return mode
 
 
-class _WithoutAddresses(TorchFunctionMode):
+class FunctionMode(TorchFunctionMode):
+    """A function mode, whose subclasses say in `handle` what a call of torch does."""
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -72,9 +88,18 @@ class _WithoutAddresses(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        return self.handle(func, args, kwargs or {})
+
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call of torch inside the mode returns."""
+        return func(*args, **kwargs)
+
+
+class _WithoutAddresses(FunctionMode):
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is torch.Tensor.data_ptr:
             _refuse_address(args[0])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

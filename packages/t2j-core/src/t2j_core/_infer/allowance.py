@@ -5,11 +5,12 @@ It counts work instead of time, so that a program does the same on a loaded mach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+
+from .. import _compat
 
 _CALLS = 20_000  # of torch functions on small tensors: about a tenth of a second
 _ELEMENTS_OF_A_CALL = 20_000  # this many take as long as the call itself
@@ -19,7 +20,7 @@ class OverdrawnError(BaseException):
     """A run needs more than is left. Not an `Exception`, so that the function cannot handle it by accident."""
 
 
-class Allowance(TorchFunctionMode):
+class Allowance(_compat.FunctionMode):
     """The work that all further runs of a function may do together. A torch function called within uses some of it.
 
     Once nothing is left, the next call of a torch function raises `OverdrawnError`.
@@ -34,15 +35,10 @@ class Allowance(TorchFunctionMode):
         """Whether nothing is left."""
         return self._left <= 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a torch function, and count its work."""
         if self.is_used_up:
             raise OverdrawnError
         elements = sum(t.numel() for t in args if type(t) is torch.Tensor)
         self._left -= 1 + elements / _ELEMENTS_OF_A_CALL
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)

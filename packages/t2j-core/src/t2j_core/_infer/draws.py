@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import torch
 import torch.utils._pytree as torch_tree
-from torch.overrides import TorchFunctionMode
 
 from .. import _compat
 from .._signature.containers import as_pytree
@@ -155,35 +154,25 @@ class WatchDraws(_compat.DispatchMode):
         super().__init__()
         self._draws = draws
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def handle(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and note it."""
         result = self.operate(func, args, kwargs)
-        self._draws.note(func, args, kwargs or {}, result)
+        self._draws.note(func, args, kwargs, result)
         return result
 
 
-class WatchReads(TorchFunctionMode):
+class WatchReads(_compat.FunctionMode):
     """Notes in `draws` which tensors are read without an operation."""
 
     def __init__(self, draws: Draws) -> None:
         super().__init__()
         self._draws = draws
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note a read."""
         if func in _READS:
             self._draws.returned(args[0])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 _READS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__)

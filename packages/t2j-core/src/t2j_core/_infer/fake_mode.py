@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,14 +21,8 @@ class WatchFake(_compat.DispatchMode):
         self.asked_for_values = False
         self.met_non_dense = False  # sparse, nested or quantised tensors
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def handle(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and note whether its results can be trusted."""
         try:
             result = self.operate(func, args, kwargs)
         except Exception:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
+from .. import _compat
 from .._signature.signature import Leaf
 
 _FEW = 8
@@ -52,7 +52,7 @@ _ADVICE = {
 _NONZERO = ("nonzero", "argwhere")
 
 
-class WatchShapes(TorchFunctionMode):
+class WatchShapes(_compat.FunctionMode):
     """Watches a run for a torch function that can be called so that its result has a fixed shape."""
 
     def __init__(self) -> None:
@@ -60,14 +60,8 @@ class WatchShapes(TorchFunctionMode):
         self.advice: str | None = None
         """For the first such call."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a torch function, and keep the advice for the first of these."""
         if self.advice is None and (name := _without_fixed_shape(getattr(func, "__name__", ""), args, kwargs)):
             self.advice = _ADVICE[name]
         return func(*args, **kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,14 +31,8 @@ class _RefuseMeta(_compat.DispatchMode):
         super().__init__()
         self._name = name
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        leaves = torch_tree.tree_leaves((args, kwargs or {}))
+    def handle(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves = torch_tree.tree_leaves((args, kwargs))
         if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in leaves):
             raise T2jError(
                 describe(

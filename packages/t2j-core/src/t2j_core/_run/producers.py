@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,16 +37,11 @@ class Recorder(_compat.DispatchMode):
         """The operation whose result begins where `tensor` does; None if none of those seen made this memory."""
         return self._by_address.get(_address(tensor) or 0)
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and note which memory it has made."""
         result = self.operate(func, args, kwargs)
         if isinstance(result, torch.Tensor) and not any(r.alias_info for r in func._schema.returns):
-            self._note(func, args, kwargs or {}, result)
+            self._note(func, args, kwargs, result)
         self.count += 1
         return result
 

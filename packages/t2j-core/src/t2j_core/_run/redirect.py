@@ -69,19 +69,13 @@ class _Redirector(_compat.DispatchMode):
         super().__init__()
         self.plan, self.buffers, self.count = plan, buffers, 0
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         swap = self.plan.get(self.count)
         self.count += 1
-        if swap is None or swap.operation is not func or swap.arguments != kinds(args, kwargs or {}):
+        if swap is None or swap.operation is not func or swap.arguments != kinds(args, kwargs):
             return self.operate(func, args, kwargs)
         place = self.buffers[swap.output].as_strided(swap.shape, swap.strides)
-        return swap.replacement(*args, **(kwargs or {}), **{swap.out_name: place})
+        return swap.replacement(*args, **kwargs, **{swap.out_name: place})
 
 
 class Redirected:

@@ -24,7 +24,7 @@ from .._lowering.primitive import outputs_of
 from .._run.originals import original_of
 from .._signature.call_tree import CallTree, PyTreeDef, split
 from .._signature.signature import Outputs
-from .arguments import arrays_of, key_data, leaves_of
+from .arguments import arrays_of, leaves_of
 from .constant_outputs import with_marks, without_marks
 from .examples import Dtypes, ExampleValues
 
@@ -113,9 +113,7 @@ class Routes:
         if isinstance(failure, T2jError) or any(isinstance(leaf, _compat.Tracer) for leaf in data):
             return False
         name, dtypes = self._builder.name, self._builder.torch_dtypes(data, call_tree)
-        arrays = arrays_of(data, name, call_tree, is_traced=False)
-        if self._builder.options.rng:
-            arrays[0] = key_data(arrays[0])
+        arrays = self._builder.prepared(arrays_of(data, name, call_tree, is_traced=False), call_tree)
         operands = leaves_of(arrays, dtypes, name, call_tree)
         return self._builder.learn(call_tree, operands, ExampleValues(arrays, operands))
 
