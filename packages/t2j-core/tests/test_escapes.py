@@ -170,9 +170,18 @@ def test_a_kept_argument_has_memory_of_its_own(name, begins, jitted):
     assert "args[0]: copied at every call, because the function keeps it" in f.explain()
 
 
+kept_beside = []
+
+
+def beside(others, kept):
+    kept_beside.append(others)
+    return kept
+
+
 POINTERS = {
     "numpy": lambda t: t.numpy(),
     "numpy_of_a_view": lambda t: t[:100].numpy(),
+    "numpy_of_one_view_of_many": lambda t: beside(t.unbind(), t[:100].numpy()),
     "memoryview": lambda t: memoryview(t.numpy()),
     "numpy_by_dlpack": lambda t: np.from_dlpack(t),
     "capsule": lambda t: torch.utils.dlpack.to_dlpack(t),
@@ -195,10 +204,11 @@ def test_a_kept_pointer_leads_to_memory_of_its_own(keep, jitted):
     for i, kept in enumerate(box):
         array = torch.from_dlpack(kept) if type(kept).__name__ == "PyCapsule" else np.asarray(kept)
         np.testing.assert_array_equal(array, np.full(len(array), float(i)))
+    kept_beside.clear()
 
 
 @pytest.mark.parametrize("jitted", [False, True])
-@pytest.mark.parametrize("name", ["numpy", "memoryview", "numpy_of_a_view"])
+@pytest.mark.parametrize("name", ["numpy", "memoryview", "numpy_of_a_view", "numpy_of_one_view_of_many"])
 def test_a_pointer_that_is_kept_later_is_an_error(name, jitted):
     """It cannot be moved, so it is not read here; letting go of it is safe."""
     flag, box = [], []
@@ -219,6 +229,7 @@ def test_a_pointer_that_is_kept_later_is_an_error(name, jitted):
     check_whole(last_error(), "args[0]", "NumPy", 'arguments="copy"')
     churn()
     box.clear()
+    kept_beside.clear()
     for _ in range(3):
         np.testing.assert_array_equal(call(jnp.ones(N)), np.full(N, 2.0))
     churn()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import threading
 import types
@@ -23,7 +24,7 @@ def has_pointers(storage: torch.UntypedStorage) -> bool:
     if storage.device.type != "cpu":  # NumPy has no arrays on a GPU
         return False
     tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and _lies_in(t, storage)]
-    return any(_unseen_references(tensors, i) > 0 for i in range(len(tensors)))
+    return any(count > 0 for count in _unseen_references(tensors).values())
 
 
 def _lies_in(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:
@@ -33,15 +34,21 @@ def _lies_in(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:
         return False
 
 
-def _unseen_references(tensors: list[torch.Tensor], index: int) -> int:
+def _unseen_references(tensors: list[torch.Tensor]) -> dict[int, int]:
+    """By `id`, how many references to a tensor neither the collector nor the running frames account for."""
+    unseen = {}
+    for i in range(len(tensors)):  # a variable for the tensor would be one reference more
+        owned = _compat.is_owned_by_torch(tensors[i])  # before the count, which it may change
+        unseen[id(tensors[i])] = sys.getrefcount(tensors[i]) - _REFERENCES_HERE - owned
     frames = list(_frames_of_other_threads())  # the collector does not see running frames
-    owned = _compat.is_owned_by_torch(tensors[index])  # before the count, which it may change
-    count = sys.getrefcount(tensors[index]) - _REFERENCES_HERE - owned
-    address = id(tensors[index])
-    for holder in gc.get_referrers(tensors[index]):
+    seen = [_own_locals(frame) for frame in frames]
+    for holder in gc.get_referrers(*tensors):
         if holder is not tensors and not any(holder is frame for frame in frames):
-            count -= sum(id(item) == address for item in gc.get_referents(holder))
-    return count - sum(id(value) == address for frame in frames for value in _own_locals(frame))
+            seen.append(gc.get_referents(holder))
+    for address in map(id, itertools.chain.from_iterable(seen)):
+        if address in unseen:
+            unseen[address] -= 1
+    return unseen
 
 
 def _frames_of_other_threads() -> Iterator[types.FrameType]:
