@@ -34,8 +34,15 @@ MATPLOTLIB = "matplotlib==3.11.2"  # a different version may write different byt
 BENCHMARKS = ("size", "core", "leaves", "outputs", "gradients", "train", "vmap", "autodiff", "startup", "dist")
 CONTESTANTS = ("wrap-torch2jax==0.9.0", "jax-tvm-ffi==0.1.3", "apache-tvm-ffi==0.1.15.post2")
 PARALLEL = ("-n", "2", "--dist", "loadfile")
-# 8 virtual devices need more threads than a small machine has cores.
-QUIET = {"NPROC": "64", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+# 8 virtual devices need more threads than a small machine has cores. The tests start a hundred processes, each of which
+# would compile torch and JAX to bytecode where that may not be written.
+QUIET = {
+    "NPROC": "64",
+    "OMP_NUM_THREADS": "1",
+    "JAX_PLATFORMS": "cpu",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "PYTHONDONTWRITEBYTECODE": "",
+}
 
 
 # Python, jax, torch. The pairs cover a diagonal, because the versions are independent of each other.

@@ -52,17 +52,10 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    added = {"PYTHONPATH": str(EXAMPLES)}
-    if sys.dont_write_bytecode:  # otherwise a dozen processes would compile all of torch and JAX again
-        added |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path_factory.mktemp("bytecode"))}
-    removed = (
-        "NPROC",
-        "OMP_NUM_THREADS",
-        "JAX_PLATFORMS",
-        "XLA_FLAGS",
-    )  # the examples set the variables that they need
-    return {name: value for name, value in os.environ.items() if name not in removed} | added
+def environment() -> dict[str, str]:
+    set_by_the_examples = ("NPROC", "OMP_NUM_THREADS", "JAX_PLATFORMS", "XLA_FLAGS")
+    inherited = {name: value for name, value in os.environ.items() if name not in set_by_the_examples}
+    return {**inherited, "PYTHONPATH": str(EXAMPLES)}
 
 
 @pytest.fixture

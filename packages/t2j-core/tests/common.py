@@ -40,13 +40,11 @@ def be_strict() -> None:
         hypothesis.settings.load_profile("t2j")
 
 
-@pytest.fixture(scope="module")
-def frozen() -> Iterator[None]:
-    """The collector looks only at what the tests make: going through all of JAX and PyTorch takes far longer."""
+@pytest.fixture(autouse=True)
+def frozen() -> None:
+    """The collector looks only at what the test makes: going through all of JAX and PyTorch takes far longer."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # --- texts of errors and warnings -------------------------------------------------------------------------------------
