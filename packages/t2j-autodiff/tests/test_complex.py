@@ -75,8 +75,6 @@ FUNCTIONS = {
 }
 HOLOMORPHIC = [name for name, row in FUNCTIONS.items() if row[3]]
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # spare LLVM, not XLA
-
 
 def _mixed(x, z):
     """A real number times a complex one, of which the strict promotion of the tests knows nothing."""
@@ -189,7 +187,7 @@ NEW_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 @functools.cache
 def expected_of(program, name):
     _, fn, x, _ = FUNCTIONS[name]
-    return jax.jit(lambda *x: program(fn, x), compiler_options=QUICKLY)(*x)  # jax 0.6 folds constants wrongly
+    return jax.jit(lambda *x: program(fn, x))(*x)  # jax 0.6 folds constants wrongly
 
 
 NOT_TRACED = pytest.mark.xfail(
@@ -221,19 +219,19 @@ def cases(modes, looped=(), every=1):
 
 @pytest.mark.parametrize(("name", "residuals"), cases(["auto", "graph"], every=2))
 def test_first_derivatives(name, residuals):
-    got = jax.jit(lambda: first_order(wrapped(name, residuals), FUNCTIONS[name][2]), compiler_options=QUICKLY)()
+    got = jax.jit(lambda: first_order(wrapped(name, residuals), FUNCTIONS[name][2]))()
     agree(got, expected_of(first_order, name))
 
 
 @pytest.mark.parametrize(("name", "residuals"), cases(("graph", "recompute", "auto")))
 def test_batches(name, residuals):
-    got = jax.jit(lambda: batched(wrapped(name, residuals), FUNCTIONS[name][2]), compiler_options=QUICKLY)()
+    got = jax.jit(lambda: batched(wrapped(name, residuals), FUNCTIONS[name][2]))()
     agree(got, expected_of(batched, name))
 
 
 @pytest.mark.parametrize(("name", "residuals"), cases(("auto", "recompute", "graph"), looped=("conj",)))
 def test_second_derivatives(name, residuals):
-    got = jax.jit(lambda: second_order(wrapped(name, residuals), FUNCTIONS[name][2]), compiler_options=QUICKLY)()
+    got = jax.jit(lambda: second_order(wrapped(name, residuals), FUNCTIONS[name][2]))()
     agree(got, expected_of(second_order, name), 2e-4)
 
 
@@ -241,7 +239,7 @@ def test_second_derivatives(name, residuals):
 def test_holomorphic_functions(name):
     residuals = ("auto", "recompute", "graph")[HOLOMORPHIC.index(name) % 3]
     f, x = wrapped(name, residuals), FUNCTIONS[name][2]
-    agree(jax.jit(lambda: holomorphic(f, x), compiler_options=QUICKLY)(), expected_of(holomorphic, name), 1e-4)
+    agree(jax.jit(lambda: holomorphic(f, x))(), expected_of(holomorphic, name), 1e-4)
 
 
 @pytest.mark.parametrize("name", ["conj", "adjoint", "abs", "real scale", "rfft", "inv"])

@@ -46,12 +46,9 @@ def graded(f, *args, argnums=0, **options):
     return jax.value_and_grad(lambda *a: total(f(*a)), argnums=argnums, **options)(*args)
 
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # spare LLVM, not XLA
-
-
 def same(f, g, *programs, tolerance=1e-5):
     """Compare what programs make of `f` and `g`, all in one compiled program."""
-    got, expected = (jax.jit(lambda: [p(h) for p in programs], compiler_options=QUICKLY)() for h in (f, g))
+    got, expected = (jax.jit(lambda: [p(h) for p in programs])() for h in (f, g))
     agree(got, expected, tolerance)
     return got
 

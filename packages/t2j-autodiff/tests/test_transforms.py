@@ -59,9 +59,6 @@ HOW = {
 }
 
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # spare LLVM, not XLA
-
-
 @functools.cache
 def wrapped(mode, **options):
     fn, residuals = MODES[mode]
@@ -414,7 +411,7 @@ TRANSFORMS |= {
 
 @functools.cache
 def expected_of(name):
-    return jax.jit(lambda: TRANSFORMS[name](jnp_f), compiler_options=QUICKLY)()
+    return jax.jit(lambda: TRANSFORMS[name](jnp_f))()
 
 
 @pytest.mark.parametrize(
@@ -423,7 +420,7 @@ def expected_of(name):
 )
 def test_what_jnp_gives_in_one_program(name, mode):
     # The arrays are closed over, so they are constants of the program. XLA folds what it can, but no torch call.
-    got = jax.jit(lambda: TRANSFORMS[name](wrapped(mode)), compiler_options=QUICKLY)()
+    got = jax.jit(lambda: TRANSFORMS[name](wrapped(mode)))()
     agree(got, expected_of(name))
 
 

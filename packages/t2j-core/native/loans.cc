@@ -25,9 +25,9 @@ bool Loans::lend() {
 Ref Loans::lend_operand(size_t i) {
   Ref tensor = lender_.operand(i);
   if (!tensor) return tensor;
-  Pass pass = site_.operands[i].pass;
-  if (pass == Pass::kClone) return hooks.clone(tensor);
-  if (pass == Pass::kMutable || !written_.is_checked()) return tensor;
+  Handover handover = site_.operands[i].handover;
+  if (handover == Handover::kClone) return hooks.clone(tensor);
+  if (handover == Handover::kMutable || !written_.is_checked()) return tensor;
   Ref storage;
   Ref guarded = written_.guard(i, std::move(tensor), &storage);
   if (storage) kept_.note(Kept::kPrivate, i, std::move(storage));

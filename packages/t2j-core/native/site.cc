@@ -45,7 +45,7 @@ bool read_operand(PyObject* item, Operand* out) {
   auto code = static_cast<uint8_t>(record.integer("code", 0, UINT8_MAX));
   auto bits = static_cast<uint8_t>(record.integer("bits", 1, UINT8_MAX));
   PyObject* shape = record.tuple("shape");
-  out->pass = static_cast<Pass>(record.integer("how", 0, static_cast<int>(Pass::kMutable)));
+  out->handover = static_cast<Handover>(record.integer("handover", 0, static_cast<int>(Handover::kMutable)));
   out->tensor.dtype = {code, bits, 1};
   return record.ok() && read_shape(shape, bits, out);
 }
@@ -103,8 +103,8 @@ std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
   auto site = std::make_unique<Site>();
   if (!read_site(call_site.get(), site.get())) return nullptr;
   for (Operand& operand : site->operands) {
-    if (operand.bytes == 0) operand.pass = Pass::kClone;  // there is nothing to share, and so nothing to watch
-    site->may_overlap |= operand.pass == Pass::kMutable;
+    if (operand.bytes == 0) operand.handover = Handover::kClone;  // there is nothing to share, and so nothing to watch
+    site->may_overlap |= operand.handover == Handover::kMutable;
   }
   if (const int64_t* pair = find_integer(attrs, "pair")) site->pair = *pair;
   return site;

@@ -17,7 +17,7 @@
 namespace t2j {
 
 // How an operand is handed over. `_run/lending.py` has the same numbers.
-enum class Pass : uint8_t {
+enum class Handover : uint8_t {
   kBorrow = 0,   // a tensor over XLA's buffer; must not be written
   kClone = 1,    // a private copy, because the function writes into it
   kMutable = 2,  // a tensor over a buffer that XLA aliases to a result
@@ -28,7 +28,7 @@ struct Operand {
   std::vector<int64_t> layout;  // shape, then strides
   int32_t dtype = 0;            // XLA's
   int64_t bytes = 0;
-  Pass pass = Pass::kBorrow;
+  Handover handover = Handover::kBorrow;
   int cycles = 0;  // how often only the garbage collector freed it
 };
 
@@ -63,7 +63,7 @@ struct Site {
 
   // Hands over copies of an operand from now on; not where the user asked for an error at every call.
   void copy_from_now_on(size_t operand) {
-    if (!checks_always) operands[operand].pass = Pass::kClone;
+    if (!checks_always) operands[operand].handover = Handover::kClone;
   }
 
   // From the `CallSite` that the hook `resolve` returns for the attributes of a frame. Null with a Python error set.

@@ -107,7 +107,7 @@ BAD_OPERANDS = {
     "code": "float",
     "bits": 0,
     "shape": [3],
-    "how": 7,
+    "handover": 7,
 }
 
 

@@ -40,7 +40,7 @@ def test_the_names_for_other_packages():
         [
             *("CallTree", "split", "declared_outputs", "Leaf", "Outputs", "Signature", "leaves_of"),
             *("Dtypes", "ExampleValues"),
-            *("call_primitive", "current_pair", "torch_call", "torch_call_p", "BORROW", "Lending", "Rules"),
+            *("call_primitive", "current_pair", "torch_call", "torch_call_p", "Handover", "Lending", "Rules"),
             *("TorchFn", "FlatFunction"),
             *("CallBuilder", "TorchFunction", "P", "functional"),
             *("options_of", "public", "Keywords", "Options", "are_at", "argument_numbers", "check_choice"),

@@ -40,7 +40,7 @@ def test_a_derived_function_has_the_options_of_its_source(outputs):
     fn = source.derived("same", twice, [LEAF], [LEAF], rules=Rules())
     own = {"outputs": "auto" if outputs == "out" else outputs, "name": None}
     assert fn.options == dataclasses.replace(options, **own)
-    assert fn.passes == source.passes
+    assert fn.handovers == source.handovers
     assert fn.lending.noted is source.lending.noted
     np.testing.assert_array_equal(torch_call(X, fn=fn)[0], 2 * X)
 

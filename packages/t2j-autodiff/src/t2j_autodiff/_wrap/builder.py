@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
-from t2j_core.extend import BORROW, CallBuilder, CallTree, OptionGroup, Signature, TorchFn, remember
+from t2j_core.extend import CallBuilder, CallTree, Handover, OptionGroup, Signature, TorchFn, remember
 
 from .._base.decisions import Decisions
 from .._base.options import DiffOptions
@@ -54,7 +54,7 @@ class DifferentiableBuilder(CallBuilder):
             runs_same_operations=fn.signature.outputs.needs_no_values,
             is_random=self.is_random,
         )
-        not_lent = [i for i, how in enumerate(fn.passes) if how != BORROW]
+        not_lent = [i for i, handover in enumerate(fn.handovers) if handover != Handover.BORROW]
         fn.rules = CallRules(with_copies(flat, not_lent), self.diff_options.limit, decisions)
         return fn
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .lending import Lending
+from .lending import Handover, Lending
 
 
 class BufferSpec(NamedTuple):
@@ -19,8 +19,8 @@ class BufferSpec(NamedTuple):
     """DLPack's number of bits of an element of that tensor."""
     shape: tuple[int, ...]
     """The shape of the buffer and of the tensor."""
-    how: int
-    """`BORROW`, `CLONE` or `MUTABLE`: how an operand is handed over. `BORROW` for a result."""
+    handover: Handover
+    """`BORROW` for a result."""
 
 
 class CallSite(NamedTuple):

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import copy
+import enum
 from collections.abc import Sequence
 from typing import Any
 
 from .._base.errors import warn
 from .._signature.signature import Signature
 
-BORROW, CLONE, MUTABLE = 0, 1, 2
-"""How an operand is handed over: lent, copied, or lent to be written into. `native/site.h` has the same numbers."""
+
+class Handover(enum.IntEnum):
+    """How an operand is handed over to torch. `native/site.h` has the same numbers."""
+
+    BORROW = 0
+    """A tensor over XLA's buffer, which must not be written."""
+    CLONE = 1
+    """A copy, because the function writes into it or keeps it, or because the user asked for it."""
+    MUTABLE = 2
+    """A tensor over a buffer that becomes a result."""
 
 
 class Lending:
     """How the operands of one function are handed over, and what calls have shown about it."""
 
-    def __init__(self, signature: Signature, passes: Sequence[int] | None, arguments: str, noted: set[str]) -> None:
+    def __init__(
+        self, signature: Signature, handovers: Sequence[Handover] | None, arguments: str, noted: set[str]
+    ) -> None:
         self.signature = signature
         self.name: str = signature.name
         """The name in messages: of the user's function, also in what is derived from it."""
@@ -27,9 +38,9 @@ class Lending:
         """What was found about the user's function and warned of (`CallBuilder.noted`). Derived functions share it."""
         self.reasons: dict[int, str] = {}
         """Why an operand is copied, if that became known in a call."""
-        self._passes = list(passes or (BORROW,) * len(signature.operands))
+        self._handovers = list(handovers or (Handover.BORROW,) * len(signature.operands))
         if arguments == "copy":
-            self._passes = [CLONE if how == BORROW else how for how in self._passes]
+            self._handovers = [Handover.CLONE if h == Handover.BORROW else h for h in self._handovers]
 
     def name_after(self, source: Lending) -> None:
         """Name the function that this one is derived from, and its operands, in messages."""
@@ -42,14 +53,14 @@ class Lending:
         return other
 
     @property
-    def passes(self) -> tuple[int, ...]:
+    def handovers(self) -> tuple[Handover, ...]:
         """How each operand is handed over."""
-        return tuple(self._passes)
+        return tuple(self._handovers)
 
     def copy_from_now_on(self, index: int, reason: str) -> None:
         """Hand over copies of an operand from now on. In programs that exist already the native part does so itself."""
         if self.arguments != "check":
-            self._passes[index] = CLONE
+            self._handovers[index] = Handover.CLONE
             self.reasons[index] = reason
 
     def path(self, index: int, *, is_result: bool = False) -> str:

@@ -13,7 +13,7 @@ from .call_options import CallOptions
 from .call_site import BufferSpec, CallSite
 from .crossing import converting, crosses_unchanged, wire, with_buffers_as_out
 from .flat_function import FlatFunction, flat_function
-from .lending import BORROW, Lending
+from .lending import Handover, Lending
 from .orphans import Origin
 from .redirect import Redirected
 from .registry import claim, new_id
@@ -32,7 +32,7 @@ class TorchFn:
         signature: Signature,
         options: CallOptions,
         *,
-        passes: Sequence[int] | None = None,
+        handovers: Sequence[Handover] | None = None,
         aliases: Mapping[int, int] | None = None,
         noted: set[str] | None = None,
         takes_operands: bool = False,
@@ -43,7 +43,7 @@ class TorchFn:
         self.signature = signature
         self.options = options
         self.origin: Origin = Origin(call)
-        self.lending: Lending = Lending(signature, passes, options.arguments, set() if noted is None else noted)
+        self.lending: Lending = Lending(signature, handovers, options.arguments, set() if noted is None else noted)
         self.aliases: dict[int, int] = dict(aliases or {})
         """Operands that are written in place, and the results that they become."""
         self.rules: Rules[TorchFn] = Rules() if rules is None else rules
@@ -94,9 +94,9 @@ class TorchFn:
         return fn
 
     @property
-    def passes(self) -> tuple[int, ...]:
+    def handovers(self) -> tuple[Handover, ...]:
         """How each operand is handed over, as far as it is known now."""
-        return self.lending.passes
+        return self.lending.handovers
 
     def flat_function(self) -> FlatFunction:
         """The function on one tensor per operand, each of its torch dtype: a tuple of tensors."""
@@ -125,8 +125,8 @@ class TorchFn:
             target=self.target,
             signature=self.signature,
             lending=self.lending,
-            operands=tuple(_buffer(*pair) for pair in zip(self.signature.operands, self.passes, strict=True)),
-            results=tuple(_buffer(leaf, BORROW) for leaf in self.signature.outputs.leaves),
+            operands=tuple(_buffer(*pair) for pair in zip(self.signature.operands, self.handovers, strict=True)),
+            results=tuple(_buffer(leaf, Handover.BORROW) for leaf in self.signature.outputs.leaves),
             returns_tensor=self.target is self.call and not self.takes_operands,
             pass_results=self.pass_results,
             may_keep_results=self.options.outputs == "auto" and self.pass_results,
@@ -134,7 +134,7 @@ class TorchFn:
         )
 
 
-def _buffer(leaf: Leaf, how: int) -> BufferSpec:
+def _buffer(leaf: Leaf, handover: Handover) -> BufferSpec:
     row = row_of_jax(leaf.dtype)
     code, bits = wire(leaf) or (row.code, row.bits)
-    return BufferSpec(row.short, code, bits, leaf.shape, how)
+    return BufferSpec(row.short, code, bits, leaf.shape, handover)

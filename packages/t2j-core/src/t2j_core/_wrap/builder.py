@@ -166,7 +166,7 @@ class CallBuilder:
 
         A subclass adds to the result what the transformations of JAX need (`TorchFn.rules`), and returns it.
         """
-        passes, aliases = handed_over(signature, self.options)
+        handovers, aliases = handed_over(signature, self.options)
         call, needs_long = self._seeded(), signature.outputs.needs_long_indices
         if needs_long is None:
             needs_long = are_narrow(leaf.torch_dtype for leaf in signature.operands)
@@ -180,7 +180,7 @@ class CallBuilder:
         if signature.outputs.is_doubtful:
             options = dataclasses.replace(options, has_side_effect=True)
         call = with_long_indices(call) if needs_long else call
-        return TorchFn(call, signature, options, passes=passes, aliases=aliases, noted=self.noted)
+        return TorchFn(call, signature, options, handovers=handovers, aliases=aliases, noted=self.noted)
 
     @property
     def is_random(self) -> bool:

@@ -17,7 +17,7 @@ import torch
 from .._base.config import config
 from .._base.dtypes import aval_text, dtype_t2j, row_of_jax
 from .._base.text import listed
-from .._run.lending import CLONE, MUTABLE
+from .._run.lending import Handover
 from .._run.redirect import Redirected
 from .._run.torch_fn import TorchFn
 from .._signature.call_tree import is_data
@@ -95,12 +95,12 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _handed_over(fn: TorchFn, index: int, results: Sequence[str]) -> str:
-    leaf, how = fn.signature.operands[index], fn.passes[index]
-    if how == MUTABLE:
+    leaf, handover = fn.signature.operands[index], fn.handovers[index]
+    if handover == Handover.MUTABLE:
         return f"written in place, and returned as {results[fn.aliases[index]]}"
     if leaf.torch_dtype != row_of_jax(leaf.dtype).torch:
         return f"converted to {leaf.torch_dtype} at every call"
-    if how == CLONE:
+    if handover == Handover.CLONE:
         lending = fn.lending
         reason = lending.reasons.get(index) or (
             'of `arguments="copy"`' if lending.arguments == "copy" else "the function writes into it"

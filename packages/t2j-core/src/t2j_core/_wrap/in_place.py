@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .._base.errors import PerformanceWarning, TensorMutationError, describe, warn
-from .._run.lending import BORROW, CLONE, MUTABLE
+from .._run.lending import Handover
 from .._run.writes import gets_copies
 from .._signature.signature import Signature
 from .options import Options, are_at
 
 
-def handed_over(signature: Signature, options: Options) -> tuple[list[int], dict[int, int]]:
+def handed_over(signature: Signature, options: Options) -> tuple[list[Handover], dict[int, int]]:
     """How each operand is handed over, and which result it is aliased to.
 
     Raises `TensorMutationError` if the function writes into an argument in `mutable_argnums` without returning it, or
@@ -17,7 +17,7 @@ def handed_over(signature: Signature, options: Options) -> tuple[list[int], dict
     """
     outputs, paths = signature.outputs, signature.operand_paths()
     listed = are_at("mutable_argnums", options.mutable_argnums, paths, signature.name)
-    passes = [BORROW] * len(paths)
+    handovers = [Handover.BORROW] * len(paths)
     returned = dict(outputs.returned)
     aliases: dict[int, int] = {}
     inferred = options.output_shapes is None
@@ -25,15 +25,15 @@ def handed_over(signature: Signature, options: Options) -> tuple[list[int], dict
         if listed[index] and not inferred:
             returned.update(_same_aval(signature, index, taken=set(aliases.values())))
         if listed[index] and index in returned:
-            passes[index], aliases[index] = MUTABLE, returned[index]
+            handovers[index], aliases[index] = Handover.MUTABLE, returned[index]
         elif listed[index] and (index in outputs.mutated or not inferred):
             raise TensorMutationError(_not_returned(signature, path))
         elif index in outputs.mutated and options.arguments == "check":
             raise TensorMutationError(_changed(signature, path))
         elif index in outputs.mutated:
-            passes[index] = CLONE
+            handovers[index] = Handover.CLONE
             warn(gets_copies(signature.name, path), PerformanceWarning)
-    return passes, aliases
+    return handovers, aliases
 
 
 def _same_aval(signature: Signature, operand: int, taken: set[int]) -> dict[int, int]:
