@@ -16,7 +16,6 @@ from t2j_core._run import orphans
 from t2j_core.testing import collect, counters, live_functions
 
 X = jnp.linspace(0, 1, 64)
-pytestmark = pytest.mark.usefixtures("frozen")
 
 
 def loss(apply):

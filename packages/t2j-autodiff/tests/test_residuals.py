@@ -29,7 +29,6 @@ from t2j_core.testing import assert_nothing_escaped, collect, live_functions
 
 N = 5000  # more elements than a function that is run again may have
 X = jnp.linspace(-1, 1, N)
-pytestmark = pytest.mark.usefixtures("frozen")
 CPU = torch.device("cpu")
 
 

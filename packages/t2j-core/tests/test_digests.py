@@ -8,7 +8,7 @@ from common import run_python
 from t2j_core._run import comparing
 from t2j_core._run.comparing import digest
 
-pytestmark = pytest.mark.usefixtures("frozen", "nothing_escaped")
+pytestmark = pytest.mark.usefixtures("nothing_escaped")
 
 
 def run_with_little_room(code):

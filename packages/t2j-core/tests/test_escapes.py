@@ -17,7 +17,7 @@ from helpers import UNCHECKED, JaxError, N, check_whole, churn, here, x
 from t2j_core import ArgumentError, Size, T2jWarning, TensorEscapeError, TensorMutationError, last_error, torch2jax
 from t2j_core.testing import counters
 
-pytestmark = pytest.mark.usefixtures("frozen", "nothing_escaped")
+pytestmark = pytest.mark.usefixtures("nothing_escaped")
 
 w = torch.ones(N, requires_grad=True)
 

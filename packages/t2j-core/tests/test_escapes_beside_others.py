@@ -16,7 +16,7 @@ from t2j_core import Size, T2jWarning, j2t, module2jax, t2j, torch2jax
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
-pytestmark = pytest.mark.usefixtures("frozen", "nothing_escaped")
+pytestmark = pytest.mark.usefixtures("nothing_escaped")
 
 w = torch.ones(N, requires_grad=True)
 

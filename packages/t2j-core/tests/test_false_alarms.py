@@ -17,7 +17,7 @@ from helpers import N, churn, here, x
 from t2j_core import Size, torch2jax
 from t2j_core.testing import assert_nothing_escaped
 
-pytestmark = pytest.mark.usefixtures("frozen", "nothing_escaped")
+pytestmark = pytest.mark.usefixtures("nothing_escaped")
 
 
 def test_numbers_that_differ_from_themselves_are_not_changed_by_being_read():

@@ -10,7 +10,7 @@ import torch
 from helpers import UNCHECKED, JaxError, check_whole
 from t2j_core import Size, TensorEscapeError, _compat, last_error, torch2jax
 
-pytestmark = pytest.mark.usefixtures("frozen", "nothing_escaped")
+pytestmark = pytest.mark.usefixtures("nothing_escaped")
 
 
 @pytest.mark.parametrize("keep", [lambda t: t, lambda t: t.numpy(), lambda t: t[1:]], ids=["tensor", "numpy", "view"])

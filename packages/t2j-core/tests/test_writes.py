@@ -13,7 +13,7 @@ from common import warns
 from helpers import UNCHECKED, JaxError, check_whole, here, x
 from t2j_core import PerformanceWarning, Size, T2jWarning, TensorMutationError, last_error, torch2jax
 
-pytestmark = pytest.mark.usefixtures("frozen", "nothing_escaped")
+pytestmark = pytest.mark.usefixtures("nothing_escaped")
 
 
 def write_index(t):
