@@ -23,7 +23,7 @@ def has_pointers(storage: torch.UntypedStorage) -> bool:
     """
     if storage.device.type != "cpu":  # NumPy has no arrays on a GPU
         return False
-    tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and _lies_in(t, storage)]
+    tensors = tuple([t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and _lies_in(t, storage)])
     return any(count > 0 for count in _unseen_references(tensors).values())
 
 
@@ -34,7 +34,7 @@ def _lies_in(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:
         return False
 
 
-def _unseen_references(tensors: list[torch.Tensor]) -> dict[int, int]:
+def _unseen_references(tensors: tuple[torch.Tensor, ...]) -> dict[int, int]:
     """By `id`, how many references to a tensor neither the collector nor the running frames account for."""
     unseen = {}
     for i in range(len(tensors)):  # a variable for the tensor would be one reference more
@@ -42,7 +42,7 @@ def _unseen_references(tensors: list[torch.Tensor]) -> dict[int, int]:
         unseen[id(tensors[i])] = sys.getrefcount(tensors[i]) - _REFERENCES_HERE - owned
     frames = list(_frames_of_other_threads())  # the collector does not see running frames
     seen = [_own_locals(frame) for frame in frames]
-    for holder in gc.get_referrers(*tensors):
+    for holder in gc.get_referrers(*tensors):  # CPython 3.13 also finds the tuple of arguments
         if holder is not tensors and not any(holder is frame for frame in frames):
             seen.append(gc.get_referents(holder))
     for address in map(id, itertools.chain.from_iterable(seen)):
