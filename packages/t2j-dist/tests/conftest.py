@@ -13,5 +13,6 @@ import pytest
 pytest.register_assert_rewrite("common", "helpers")
 
 import common
+from common import frozen as frozen
 
 common.be_strict()
