@@ -22,39 +22,14 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest layer first: a module imports from layers below its own, and from modules of its own that do not import it.
 LAYERS = {
-    "t2j_core": [
-        *("_base", "_compat", "_signature", "_modules", "_infer", "_run", "_lowering", "_wrap", "_diagnose"),
-        *("extend", "testing", "__init__", "__main__"),
-    ],
-    "t2j_autodiff": [
-        *(
-            "_base",
-            "_compat",
-            "_workarounds",
-            "_derivatives",
-            "_linearity",
-            "_batching",
-            "_residuals",
-            "_rules",
-            "_wrap",
-        ),
-        *("extend", "__init__"),
-    ],
-    "t2j_dist": [
-        *(
-            "_specs",
-            "_wanted",
-            "_texts",
-            "_plan",
-            "_decide",
-            "_options",
-            "_builder",
-            "_function",
-            "_autodiff",
-            "_torch2jax",
-        ),
-        "__init__",
-    ],
+    package: layers.split()
+    for package, layers in {
+        "t2j_core": "_base _compat _signature _modules _infer _run _lowering _wrap _diagnose "
+        "extend testing __init__ __main__",
+        "t2j_autodiff": "_base _compat _workarounds _derivatives _linearity _batching _residuals _rules _wrap "
+        "extend __init__",
+        "t2j_dist": "_specs _wanted _texts _plan _decide _options _builder _function _autodiff _torch2jax __init__",
+    }.items()
 }
 MAY_IMPORT = {
     "t2j_core": {"jax", "jaxlib", "torch", "numpy", "typing_extensions"},  # torch brings the last
