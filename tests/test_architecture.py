@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     package: layers.split()
     for package, layers in {
-        "t2j_core": "_base _compat _signature _modules _infer _run _lowering _wrap _diagnose "
+        "t2j_core": "_base _compat _signature _modules _infer _compile _run _lowering _wrap _diagnose "
         "extend testing __init__ __main__",
         "t2j_autodiff": "_base _compat _workarounds _derivatives _linearity _batching _residuals _rules _wrap "
         "extend __init__",
@@ -149,6 +149,7 @@ _SAMPLES = (
 _CLASSES = (
     *(inspect.Signature, inspect.Parameter, inspect.BoundArguments, slice, property, types.FunctionType),
     torch.autograd.forward_ad.UnpackedDualTensor,
+    torch.fx.Node,
 )
 OF_OTHERS = {name for sample in _SAMPLES for name in (*dir(sample), *dir(type(sample)))}
 OF_OTHERS |= {name for owner in _CLASSES for name in dir(owner)}

@@ -29,7 +29,9 @@ class Site:
 
     def __init__(self) -> None:
         self.calls = 0
-        options = CallOptions(outputs="copy", arguments="auto", has_side_effect=False, name=None)
+        options = CallOptions(
+            outputs="copy", arguments="auto", has_side_effect=False, name=None, rng=False, compile=False
+        )
         self.fn = TorchFn(self.run, flat_signature("site", OPERANDS, RESULTS), options, takes_operands=True)
 
     def run(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -16,7 +16,7 @@ from t2j_core.extend import Options, Rules, TorchFn, torch_call
 
 LEAF = leaf_of((3,), jnp.float32)
 X = jnp.arange(3.0)
-OPTIONS = CallOptions(outputs="auto", arguments="copy", has_side_effect=True, name="double")
+OPTIONS = CallOptions(outputs="auto", arguments="copy", has_side_effect=True, name="double", rng=False, compile=False)
 
 
 def twice(x):
@@ -28,7 +28,14 @@ def function(rules=None, options=OPTIONS):
 
 
 def test_every_option_of_a_call_is_an_option_of_the_wrapper():
-    given = {"outputs": "copy", "arguments": "check", "has_side_effect": True, "name": "f"}
+    given = {
+        "outputs": "copy",
+        "arguments": "check",
+        "has_side_effect": True,
+        "name": "f",
+        "rng": True,
+        "compile": True,
+    }
     assert set(given) == {field.name for field in dataclasses.fields(CallOptions)}
     assert Options(**given).for_calls() == CallOptions(**given)
 

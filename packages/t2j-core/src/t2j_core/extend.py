@@ -21,6 +21,7 @@ from ._lowering.primitive import call_primitive as call_primitive
 from ._lowering.primitive import torch_call as torch_call
 from ._lowering.primitive import torch_call_p as torch_call_p
 from ._run.flat_function import FlatFunction as FlatFunction
+from ._run.flat_function import with_copies as with_copies
 from ._run.lending import Handover as Handover
 from ._run.lending import Lending as Lending
 from ._run.rules import Rules as Rules

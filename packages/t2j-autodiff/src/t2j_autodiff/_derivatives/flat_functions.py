@@ -27,17 +27,6 @@ def restricted(f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[i
     return g
 
 
-def with_copies(f: FlatFunction, indices: Sequence[int]) -> FlatFunction:
-    """`f`, which may write into the operands `indices`: it gets copies of them."""
-    if not indices:
-        return f
-
-    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return f(*(t.clone() if i in indices else t for i, t in enumerate(x)))
-
-    return run
-
-
 def requiring_grad(x: Tensors, indices: Iterable[int]) -> list[torch.Tensor]:
     """The operands, of which those at `indices` require gradients, so that autograd records a run on them.
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
-from t2j_core.extend import CallBuilder, CallTree, Handover, OptionGroup, Signature, TorchFn, remember
+from t2j_core.extend import CallBuilder, CallTree, Handover, OptionGroup, Signature, TorchFn, remember, with_copies
 
 from .._base.decisions import Decisions
 from .._base.options import DiffOptions
-from .._derivatives.flat_functions import with_copies
 from .._rules.function_rules import rules_of
 from .._rules.torch_call import CallRules
 from .explain import explained

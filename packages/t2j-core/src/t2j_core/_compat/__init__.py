@@ -47,7 +47,16 @@ from .jax_tracing import is_concrete_array as is_concrete_array
 from .jax_tracing import jax_has_run as jax_has_run
 from .jax_tracing import mesh_axis_sizes as mesh_axis_sizes
 from .jax_tracing import refusing_jax as refusing_jax
+from .torch_compiler import Decompositions as Decompositions
+from .torch_compiler import compile_graph as compile_graph
+from .torch_compiler import fixed_shapes as fixed_shapes
+from .torch_compiler import for_compiler as for_compiler
+from .torch_compiler import into as into
+from .torch_compiler import refusing_seeds as refusing_seeds
+from .torch_compiler import trace_ahead as trace_ahead
+from .torch_compiler import without_onednn as without_onednn
 from .torch_devices import current_stream as current_stream
+from .torch_devices import device_of as device_of
 from .torch_devices import is_default_generator as is_default_generator
 from .torch_devices import record_event as record_event
 from .torch_devices import set_stream as set_stream

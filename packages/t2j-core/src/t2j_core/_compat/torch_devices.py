@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import torch
@@ -15,6 +15,12 @@ def torch_device() -> torch.device:
     platform = getattr(default, "platform", default) or jax.default_backend()
     on_gpu = platform in ("gpu", "cuda", "rocm") and torch.cuda.is_available()
     return _CUDA if on_gpu else _CPU
+
+
+def device_of(platforms: Sequence[str]) -> torch.device:
+    """The torch device that a program for these platforms of JAX runs on, or one of them."""
+    on_gpu = set(platforms) & {"cuda", "rocm"} and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else _CPU
 
 
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda")  # made once: a user's function mode sees each construction

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from .. import _compat
 from .._base.turns import turns
+from .traced_ahead import looks_at_keys
 
 
 def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,23 +20,30 @@ def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def call(key: torch.Tensor, /, *args: object, **kwargs: object) -> Any:
-        if key.is_meta:
+        if key.is_meta or not looks_at_keys():
             return fn(*args, **kwargs)
-        generators = [torch.default_generator]
-        if key.is_cuda:
-            generators.append(torch.cuda.default_generators[key.device.index])
-        seed = seed_of(key)
-        with turns:
-            states = [generator.get_state() for generator in generators]
-            try:
-                for generator in generators:
-                    generator.manual_seed(seed)
-                return fn(*args, **kwargs)
-            finally:
-                for generator, state in zip(generators, states, strict=True):
-                    generator.set_state(state)
+        with seeded_by(key):
+            return fn(*args, **kwargs)
 
     return call
+
+
+@contextlib.contextmanager
+def seeded_by(key: torch.Tensor) -> Iterator[None]:
+    """Within, torch's generators are seeded from a key."""
+    generators = [torch.default_generator]
+    if key.is_cuda:
+        generators.append(torch.cuda.default_generators[key.device.index])
+    seed = seed_of(key)
+    with turns:
+        states = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
+            yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
 
 
 def seed_of(key: torch.Tensor) -> int:

@@ -16,6 +16,7 @@ from .._base.errors import T2jWarning, warn
 from .apart import apart
 from .draws import Draws, WatchDraws, WatchReads, generator_states
 from .failures import first_line
+from .traced_ahead import is_traced_ahead
 
 logger = logging.getLogger("t2j_core")
 
@@ -64,7 +65,7 @@ def warning_of_draws(fn: Callable[..., Any], name: str, noted: set[str]) -> Call
     @functools.wraps(fn)
     def run(*args: object, **kwargs: object) -> Any:
         nonlocal is_over
-        if is_over or _compat.is_transformed():
+        if is_over or _compat.is_transformed() or is_traced_ahead():
             return fn(*args, **kwargs)
         is_over = next(checks) >= _CHECKS or "random" in noted
         before = generator_states()

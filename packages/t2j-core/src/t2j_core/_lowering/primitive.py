@@ -105,6 +105,10 @@ def _lower(
         if (mesh := _compat.whole_mesh(ctx)) is not None:
             run = on_first_device(functools.partial(torch_call_p.bind, fn=bound), fn.signature.outputs.leaves, mesh)
             return _compat.mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
+    if not _compat.is_exporting(ctx):
+        fn.compile(_compat.device_of(_compat.platforms_of(ctx)))
+        ctx = ctx.replace(avals_in=[ctx.avals_in[i] for i in fn.used])
+        operands = tuple(operands[i] for i in fn.used)
     rule = jax.ffi.ffi_lowering(TARGET, has_side_effect=has_side_effect, operand_output_aliases=fn.aliases)
     with _compat.named(ctx, fn.signature.name):
         return rule(ctx, *operands, **attributes)

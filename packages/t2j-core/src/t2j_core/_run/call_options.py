@@ -16,6 +16,8 @@ class CallOptions:
     arguments: str
     has_side_effect: bool
     name: str | None
+    rng: bool
+    compile: bool
 
     def of_derived(self) -> CallOptions:
         """The options of a derived function: it takes no `out=`, and no other process finds it by name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,17 @@ def flat_function(call: Callable[..., Any], signature: Signature) -> FlatFunctio
     def run(*tensors: torch.Tensor, **extra: Any) -> tuple[torch.Tensor, ...]:
         args, kwargs = merge(tensors)
         return tuple(_tensors_in(signature, call(*args, **kwargs, **extra), orders))
+
+    return run
+
+
+def with_copies(f: FlatFunction, indices: Sequence[int]) -> FlatFunction:
+    """`f`, which may write into the operands `indices`: it gets copies of them."""
+    if not indices:
+        return f
+
+    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return f(*(t.clone() if i in indices else t for i, t in enumerate(x)))
 
     return run
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from .._base.config import config
 from .._base.dtypes import row_of_jax
+from .._base.turns import turns
+from .._compile.attempt import Attempt
+from .._compile.compiled import Compiled
+from .._compile.source import Source
 from .._signature import serialise
 from .._signature.signature import Leaf, Signature, flat_signature
 from .call_options import CallOptions
 from .call_site import BufferSpec, CallSite
 from .crossing import converting, crosses_unchanged, wire, with_buffers_as_out
-from .flat_function import FlatFunction, flat_function
+from .flat_function import FlatFunction, flat_function, with_copies
 from .lending import Handover, Lending
 from .orphans import Origin
 from .redirect import Redirected
@@ -57,6 +63,8 @@ class TorchFn:
         """Whether `target` also takes one tensor per result buffer."""
         self.target: Callable[..., Any] = self._target()
         """What the handler calls: takes one tensor per operand; returns a tuple of tensors, or one tensor."""
+        self.attempt: Attempt | None = None
+        """The attempt to compile it, once a call of it was lowered, if `options.compile`."""
         self.reason_not_exportable: str | None = "it has no `name=`"
         self.serialised: str = ""
         if options.name is not None:
@@ -119,17 +127,62 @@ class TorchFn:
             return with_buffers_as_out(run, signature)
         return Redirected(run, signature.outputs.leaves, config.auto_output_bytes)
 
+    def compile(self, device: torch.device) -> None:
+        """Compile it now, if the options say so. What cannot be compiled runs as it is. Called in a lowering."""
+        if not self.options.compile:
+            return
+        if self.attempt is None:
+            with turns:
+                self.attempt = self.attempt or Attempt(self._source(), self.lending.noted)
+        compiled = self.attempt.run(device)
+        if compiled is not None:
+            self.target, self.pass_results = compiled, True
+
+    def _source(self) -> Source:
+        signature, options = self.signature, self.options
+        obstacle = None
+        if self.aliases:
+            obstacle = "`mutable_argnums` makes it write into its arguments"
+        elif options.outputs == "out":
+            obstacle = "it takes `out=`"
+        elif options.has_side_effect:
+            obstacle = "it has a side effect, which compiled code would leave out"
+        elif "keeps state" in self.lending.noted:
+            obstacle = "it keeps tensors from one call to the next"
+        elif options.rng and len(signature.operands[0].shape) > 1:
+            obstacle = "each example of a batch of keys draws its own numbers"
+        leaves, keeps_operands = signature.outputs.leaves, bool(self.serialised)
+        flat = with_copies(self.flat_function(), [i for i, how in enumerate(self.handovers) if how != Handover.BORROW])
+        return Source(self.lending.name, flat, signature.operands, leaves, options.rng, keeps_operands, obstacle)
+
+    @property
+    def compilation(self) -> str:
+        """Whether it is compiled, and why not, for `explain()`."""
+        if self.attempt is None:
+            return "to be compiled at its first call"
+        compiled, reason = self.attempt.compiled, self.attempt.reason
+        return f"not compiled: {reason}" if compiled is None else f"compiled, {compiled.size} operations"
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The operands that a call site takes."""
+        if isinstance(self.target, Compiled):
+            return self.target.used
+        return tuple(range(len(self.signature.operands)))
+
     def call_site(self) -> CallSite:
         """What the native call site is built from."""
+        operands, handovers = self.signature.operands, self.handovers
+        is_compiled = isinstance(self.target, Compiled)
         return CallSite(
             target=self.target,
             signature=self.signature,
             lending=self.lending,
-            operands=tuple(_buffer(*pair) for pair in zip(self.signature.operands, self.handovers, strict=True)),
+            operands=tuple(_buffer(operands[i], handovers[i]) for i in self.used),
             results=tuple(_buffer(leaf, Handover.BORROW) for leaf in self.signature.outputs.leaves),
             returns_tensor=self.target is self.call and not self.takes_operands,
             pass_results=self.pass_results,
-            may_keep_results=self.options.outputs == "auto" and self.pass_results,
+            may_keep_results=self.options.outputs == "auto" and self.pass_results and not is_compiled,
             checks_always=self.lending.arguments == "check",
         )
 

@@ -17,6 +17,7 @@ import torch
 from .._base.config import config
 from .._base.dtypes import aval_text, dtype_t2j, row_of_jax
 from .._base.text import listed
+from .._compile.compiled import Compiled
 from .._run.lending import Handover
 from .._run.redirect import Redirected
 from .._run.torch_fn import TorchFn
@@ -80,6 +81,8 @@ def explained(fn: TorchFn) -> list[str]:
     lines = [f"outputs: {signature.outputs.origin}"] if signature.outputs.origin else []
     if given := [f"{path}={shown(value)}" for path, value in signature.call_tree.constants().items()]:
         lines.append(f"constants: {', '.join(given)}")
+    if fn.options.compile:
+        lines.append(fn.compilation)
     paths, results = signature.operand_paths(), signature.outputs.paths()
     lines += grouped((path, _handed_over(fn, i, results)) for i, path in enumerate(paths))
     lines += grouped((path, _written(fn, i, paths)) for i, path in enumerate(results))
@@ -96,6 +99,8 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
 
 def _handed_over(fn: TorchFn, index: int, results: Sequence[str]) -> str:
     leaf, handover = fn.signature.operands[index], fn.handovers[index]
+    if index not in fn.used:
+        return "not handed over, because the compiled code does not use it"
     if handover == Handover.MUTABLE:
         return f"written in place, and returned as {results[fn.aliases[index]]}"
     if leaf.torch_dtype != row_of_jax(leaf.dtype).torch:
@@ -115,6 +120,8 @@ def _written(fn: TorchFn, index: int, paths: Sequence[str]) -> str:
             return f"in the memory of {paths[operand]}, where the caller donates it"
     if fn.options.outputs == "out":
         return "written in place by the function, which takes `out=`"
+    if isinstance(fn.target, Compiled):
+        return "written in place by compiled code"
     if isinstance(fn.target, Redirected):
         return fn.target.explain(index)
     if fn.options.outputs == "copy":

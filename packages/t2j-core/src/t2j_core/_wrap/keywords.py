@@ -20,6 +20,7 @@ class Keywords(TypedDict, total=False):
     outputs: Results
     has_side_effect: bool
     name: str | None
+    compile: bool
 
 
 def parameters_of(keywords: type, *kinds: type[OptionGroup]) -> list[inspect.Parameter]:

@@ -1,0 +1,76 @@
+"""`Compiled`: a flat function that inductor has compiled for one signature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .. import _compat
+from .._base.dtypes import row_of_jax
+from .._base.turns import turns
+from .code import Code
+from .progress import told
+from .refusals import NotCompiledError
+from .source import Source
+from .tracing import fake_tensors, trace
+
+
+class Compiled:
+    """A function of operands and result buffers, which writes into the buffers and returns them.
+
+    It is traced and compiled when it is made, which raises any exception where that fails.
+    """
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        if not source.operands:
+            raise NotCompiledError("it takes no arrays")
+        self._source = source
+        with turns:
+            code = self._code(device)
+        self._on_device = {device: code}
+        self.size: int = code.size
+        """How many operations the graph has."""
+        self.draws_without_key: bool = code.draws_without_key
+        self.used: tuple[int, ...] = code.used
+        """The operands that it takes. The others have no effect."""
+        self._as_bytes = self._sent_as_bytes()
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = list(tensors)
+        for index, dtype in self._as_bytes:
+            given[index] = given[index].view(dtype)
+        device = tensors[0].device
+        code = self._on_device.get(device) or self._for_device(device)
+        with torch.no_grad():
+            code.run(given)
+        return tensors[len(self.used) :]
+
+    def _for_device(self, device: torch.device) -> Code:
+        """The code for another GPU than the one that the function was compiled for."""
+        with turns:
+            if device not in self._on_device:
+                code = self._code(device)
+                if code.used != self.used:
+                    raise NotCompiledError(f"{self._source.name} uses other operands on {device}")
+                self._on_device[device] = code
+        return self._on_device[device]
+
+    def _code(self, device: torch.device) -> Code:
+        source = self._source
+        with told(source.name):
+            x, buffers = (fake_tensors(leaves, device) for leaves in (source.operands, source.results))
+            return Code(source, trace(source.name, self._as_declared, x), x, buffers)
+
+    def _as_declared(self, *x: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The function on tensors as XLA has them. Raises for results that are not as declared."""
+        y = self._source.call(*(t.to(leaf.torch_dtype) for t, leaf in zip(x, self._source.operands, strict=True)))
+        for t, leaf in zip(y, self._source.results, strict=True):
+            if t.shape != leaf.shape or t.device.type != x[0].device.type or t.layout != torch.strided:
+                raise NotCompiledError("it returns other results than those it was declared or inferred with")
+        return y
+
+    def _sent_as_bytes(self) -> list[tuple[int, torch.dtype]]:
+        leaves = [*(self._source.operands[i] for i in self.used), *self._source.results]
+        stored = [row_of_jax(leaf.dtype).torch for leaf in leaves]
+        return [(i, dtype) for i, dtype in enumerate(stored) if _compat.crosses_as_bytes(dtype)]

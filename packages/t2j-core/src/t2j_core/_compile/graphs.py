@@ -1,0 +1,100 @@
+"""Changes of a traced graph: result buffers and tensors that the function refers to become arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+from .. import _compat
+from .._infer.draws import drawn_from
+from .refusals import NotCompiledError
+
+
+def placeholders(graph: GraphModule) -> list[Node]:
+    """The nodes of what a graph takes."""
+    return [node for node in graph.graph.nodes if node.op == "placeholder"]
+
+
+def output_of(graph: GraphModule) -> Node:
+    """The node that returns the results."""
+    (node,) = (node for node in graph.graph.nodes if node.op == "output")
+    return node
+
+
+def write_into(graph: GraphModule, buffers: Sequence[torch.Tensor]) -> None:
+    """Let a graph write its results into additional arguments, of which `buffers` are examples."""
+    output, places = output_of(graph), []
+    values: Any = output.args[0]
+    with graph.graph.inserting_before(_after_placeholders(graph)):
+        for k, buffer in enumerate(buffers):
+            places.append(graph.graph.placeholder(f"result_{k}"))
+            places[-1].meta["val"] = buffer
+    with graph.graph.inserting_before(output):
+        written = []
+        for place, value in zip(places, values, strict=True):
+            written.append(graph.graph.call_function(_compat.into(), (place, value)))
+            written[-1].meta["val"] = place.meta["val"]
+    output.args = (tuple(written),)
+
+
+def take_references(graph: GraphModule, operand: torch.Tensor) -> list[torch.Tensor]:
+    """Make the tensors that a function refers to the last arguments, so that their values are read at every call.
+
+    `operand` is a fake tensor of the mode that it was traced in.
+    """
+    mode: Any = operand.fake_mode  # type: ignore[attr-defined]
+    found: dict[str, tuple[Node, torch.Tensor]] = {}
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        name = str(node.target)
+        value = getattr(graph, name, None)
+        if isinstance(value, GraphModule) or _is_literal(node):
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise NotCompiledError(f"it uses a {type(value).__name__} of its own")
+        if name not in found:
+            with graph.graph.inserting_before(_after_placeholders(graph)):
+                place = graph.graph.placeholder(f"reference_{len(found)}")
+            place.meta["val"] = mode.from_tensor(value.detach(), static_shapes=True)
+            found[name] = place, value
+        node.replace_all_uses_with(found[name][0])
+        graph.graph.erase_node(node)
+    return [value for _, value in found.values()]
+
+
+def drop_unused(graph: GraphModule, count: int) -> list[int]:
+    """Remove what has no effect, and those of the first `count` arguments that are not used. Returns the others."""
+    for node in [node for node in graph.graph.nodes if "_assert_tensor_metadata" in str(node.target)]:
+        graph.graph.erase_node(node)  # `Tensor.to` leaves it behind
+    graph.graph.eliminate_dead_code()
+    operands = placeholders(graph)[:count]
+    used = [k for k, node in enumerate(operands) if node.users]
+    for node in operands:
+        if not node.users:
+            graph.graph.erase_node(node)
+    return used
+
+
+def may_draw(graph: GraphModule) -> bool:
+    """Whether a graph may draw random numbers."""
+    return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
+
+
+def draws(graph: GraphModule) -> bool:
+    """Whether a graph draws random numbers, as far as its constants tell."""
+    return may_draw(graph) and any(
+        isinstance(node.target, OpOverload) and drawn_from(node.target, node.args, node.kwargs) is not None
+        for node in graph.graph.nodes
+    )
+
+
+def _after_placeholders(graph: GraphModule) -> Node:
+    return next(node for node in graph.graph.nodes if node.op != "placeholder")
+
+
+def _is_literal(node: Node) -> bool:
+    """Whether a tensor was made of numbers in the code, as by `torch.tensor`."""
+    return all(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users)

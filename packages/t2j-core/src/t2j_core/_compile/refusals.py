@@ -1,0 +1,28 @@
+"""What is not compiled, and how users learn of it."""
+
+from __future__ import annotations
+
+from .._base.errors import PerformanceWarning, warn
+from .._base.frames import users_place
+
+
+class NotCompiledError(Exception):
+    """A function that cannot be compiled, and why."""
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong as a function was traced or compiled, and where in the user's code."""
+    try:
+        text = str(error).strip().partition("\n")[0][:200]
+    except Exception:  # the `__str__` of a user's class raises
+        text = ""
+    what = text if isinstance(error, NotCompiledError) else f"{type(error).__name__}: {text}"
+    place = users_place(error)
+    return what if place is None else f"{what}, in line {place.line} of {place.filename}: `{place.text}`"
+
+
+def warn_not_compiled(name: str, reason: str, noted: set[str]) -> None:
+    """Warn, once for each wrapped function, that it runs as without `compile=True`."""
+    if "not compiled" not in noted:
+        noted.add("not compiled")
+        warn(f"{name} cannot be compiled ({reason}). It runs as without `compile=True`.", PerformanceWarning)

@@ -1,0 +1,25 @@
+"""`Source`: a flat function that is to be compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .._signature.signature import Leaf
+
+
+class Source(NamedTuple):
+    """A flat function that is to be compiled for its signature."""
+
+    name: str
+    call: Callable[..., Sequence[torch.Tensor]]
+    operands: Sequence[Leaf]
+    results: Sequence[Leaf]
+    has_key: bool
+    """Whether the first operand is a key that seeds torch's generators."""
+    keeps_operands: bool
+    """Whether the compiled function takes all operands, also those that it does not use."""
+    obstacle: str | None
+    """Why it cannot be compiled, if that is known before."""

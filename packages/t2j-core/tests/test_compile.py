@@ -1,0 +1,262 @@
+"""`compile=True`: the values are those of plain torch, and of the function as it is where it cannot be compiled."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from common import raises, run_python
+from t2j_core import ArgumentError, PerformanceWarning, T2jWarning, module2jax, torch2jax
+
+X = jnp.arange(4.0)
+T = torch.arange(4.0)
+DECLARED = jax.ShapeDtypeStruct((4,), jnp.float32)
+
+
+def check(f, *args, **options):
+    """Compare a compiled function with plain torch, eagerly and in a program."""
+    compiled = torch2jax(f, compile=True, **options)
+    expected = f(*(torch.from_numpy(np.array(a)) for a in args))
+    for results in (compiled(*args), jax.jit(compiled)(*args)):
+        for result, value in zip(jax.tree.leaves(results), torch.utils._pytree.tree_leaves(expected), strict=True):
+            np.testing.assert_allclose(result, np.asarray(value.detach().resolve_conj()), rtol=1e-5, atol=1e-6)
+    assert "compiled, " in compiled.explain()
+    return compiled
+
+
+def check_fallback(f, *args, reason, **options):
+    """Compare a function that cannot be compiled with plain torch; one warning says why, and where."""
+    g = torch2jax(f, compile=True, **options)
+    with pytest.warns(PerformanceWarning, match=reason) as caught:
+        y = g(*args)
+        jax.jit(g)(*args)
+    assert len(caught) == 1
+    np.testing.assert_allclose(y, f(*(torch.from_numpy(np.array(a)) for a in args)), rtol=1e-5)
+    assert "not compiled: " in g.explain()
+
+
+def test_results_are_written_in_place_and_unused_operands_stay_where_they_are():
+    def f(x, y, z):
+        h = torch.tanh(x @ y)
+        return {"a": h @ y, "b": (h * 2, x), "c": h.sum(), "d": x[1:], "e": (h > 0), "f": h.argmax()}
+
+    a, b = jnp.ones((3, 3)) / 3, jnp.eye(3) + 1
+    compiled = check(f, a, b, X)
+    assert "args[2]: not handed over" in compiled.explain()
+    assert "written in place by compiled code" in compiled.explain()
+    assert (
+        "tensor<4xf32>"
+        not in [line for line in jax.jit(compiled).lower(a, b, X).as_text().split("\n") if "custom_call" in line][0]
+    )
+
+
+def test_shapes_and_dtypes_of_all_kinds():
+    def f(i, z, h, e):
+        return i + 1, torch.fft.fft(z).conj(), h * 2, e.sum(0), torch.zeros(()), e
+
+    check(f, jnp.arange(3), jnp.array([1 + 2j, 3j]), jnp.ones(3, jnp.float16), jnp.zeros((2, 0)))
+
+
+def test_tensors_that_the_function_refers_to_are_read_at_every_call():
+    w, literal = torch.nn.Parameter(torch.ones(4)), [1.0, 2.0, 3.0, 4.0]
+    f = lambda x: x * w + torch.tensor(literal)
+    g = check(f, X)
+    with torch.no_grad():
+        w.add_(1)
+    np.testing.assert_allclose(g(X), f(T).detach())
+    w.data = torch.full((4,), 7.0)
+    np.testing.assert_allclose(g(X), f(T).detach())
+    w.data = torch.ones(1)
+    with raises(ArgumentError, what="refers to has changed", expected="[4]", got="[1]"):
+        g(X)
+
+
+def test_a_module_with_tied_weights_autocast_and_buffers():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm = torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)
+            self.b = self.a
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                x = self.b(torch.relu(self.a(x)))
+            return self.norm(x.float())
+
+    module = Tied()
+    x = jnp.arange(12.0).reshape(3, 4)
+    plain, variables = module2jax(module, train=True, mutable=True)
+    compiled, _ = module2jax(module, train=True, mutable=True, compile=True)
+    y, expected = jax.jit(compiled)(variables, x), jax.jit(plain)(variables, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-5), y, expected)
+    assert "compiled, " in compiled.explain()
+
+
+def test_random_numbers_are_those_of_the_function_as_it_is():
+    f = lambda x: torch.nn.functional.dropout(x + torch.rand_like(x), 0.5)
+    plain, compiled = torch2jax(f, rng=True), torch2jax(f, rng=True, compile=True)
+    state = torch.get_rng_state()
+    for seed in (1, 2, 1):
+        key = jax.random.key(seed)
+        np.testing.assert_allclose(compiled(key, X), plain(key, X), rtol=1e-6)
+    assert torch.equal(state, torch.get_rng_state())
+    assert "compiled, " in compiled.explain()
+
+
+def test_a_custom_operator_is_called():
+    with torch.library._scoped_library("t2j_test_compile", "FRAGMENT") as library:
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: x * 2, "CPU")
+        library.impl("twice", torch.empty_like, "Meta")
+        check(lambda x: torch.ops.t2j_test_compile.twice(x) + 1, X)
+
+
+# --- what is not compiled ---------------------------------------------------------------------------------------------
+
+
+def seeds(x):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return x + torch.rand(4)
+
+
+def seeds_otherwise(x):
+    state = torch.default_generator.get_state()
+    torch.default_generator.set_state(state)
+    torch.default_generator.manual_seed(3)
+    return x + torch.rand(4)
+
+
+def through_numpy(x):
+    return torch.from_numpy(np.sort(x.numpy()))
+
+
+def own_generator(x):
+    return x + torch.rand(4, generator=torch.Generator().manual_seed(5))
+
+
+def fails_to_trace(x):
+    if not torch.compiler.is_exporting() and type(x) is not torch.Tensor:
+        raise RuntimeError("only plain tensors")
+    return x * 2
+
+
+@pytest.mark.parametrize(
+    "f, reason",
+    [
+        (seeds, "it seeds torch's generators.*in line .*torch.manual_seed"),
+        (seeds_otherwise, "it seeds torch's generators"),
+        (through_numpy, r"numpy.*test_compile.py: `return torch.from_numpy\(np.sort"),
+        (own_generator, "it uses a Generator of its own|generator"),
+        (fails_to_trace, "only plain tensors"),
+    ],
+)
+def test_what_cannot_be_traced_runs_as_it_is(f, reason):
+    check_fallback(f, X, reason=reason)
+
+
+def test_python_that_looks_at_values_runs_as_it_is():
+    f = lambda x: x * 2 if x.sum() > 3 else x
+    check_fallback(f, X, reason="data-dependent", output_shapes=DECLARED)
+
+
+def test_functions_that_write():
+    counter = torch.zeros(4)
+
+    def counts(x):
+        counter.add_(1)
+        return x + counter
+
+    g = torch2jax(counts, compile=True, output_shapes=DECLARED)
+    with pytest.warns(PerformanceWarning, match="writes into a tensor that it refers to.*counter.add_"):
+        np.testing.assert_allclose(g(X), T + 1)  # tracing has not counted
+    check_fallback(lambda x: x * 1, X, reason="side effect", has_side_effect=True)
+    with pytest.warns(PerformanceWarning, match="changes args") as caught:
+        check(lambda x: x.add_(1), X)
+    assert len(caught) == 1
+    with pytest.warns(PerformanceWarning, match="changes args|mutat"):
+        np.testing.assert_allclose(torch2jax(lambda x: x.add_(1), compile=True, output_shapes=DECLARED)(X), T + 1)
+
+
+def test_numbers_that_are_drawn_without_a_key():
+    g = torch2jax(lambda x: x + torch.rand_like(x), compile=True, output_shapes=DECLARED)
+    with pytest.warns(T2jWarning, match="without a key"):
+        first = g(X)
+    assert not np.allclose(first, g(X))
+
+
+def test_without_a_compiler_functions_run_as_they_are(tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with config.patch({"cpp.cxx": (str(tmp_path / "no-such-compiler"),)}):
+        check_fallback(lambda x: x * 7.25 + 3, X, reason="ompiler|no-such")
+
+
+# --- when it is compiled ----------------------------------------------------------------------------------------------
+
+
+def test_shapes_alone_compile_nothing_and_the_import_does_not_load_the_compiler():
+    calls = []
+    g = torch2jax(lambda x: calls.append(0) or x * 2, X, compile=True)
+    calls.clear()
+    assert jax.eval_shape(g, X).shape == (4,)
+    assert not calls and "to be compiled at its first call" in g.explain()
+    run_python("import sys, t2j_core; assert not any('torch._inductor' in m for m in sys.modules)")
+
+
+def test_threads_compile_a_function_once():
+    runs, traced = [], threading.Barrier(2)
+
+    def f(x):
+        runs.append(0)
+        return torch.sin(x) * 3
+
+    g = torch2jax(f, compile=True, output_shapes=DECLARED)
+    results = []
+
+    def call():
+        traced.wait()
+        results.append(jax.jit(g)(X))
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for result in results:
+        np.testing.assert_allclose(result, torch.sin(T) * 3, rtol=1e-6)
+    alone = len(runs)
+    runs.clear()
+    torch2jax(f, compile=True, output_shapes=DECLARED)(X)
+    assert alone == len(runs)
+
+
+def test_progress_is_logged(caplog, monkeypatch):
+    from t2j_core._compile import progress
+
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    with caplog.at_level(logging.INFO, "t2j_core"):
+        torch2jax(lambda x: torch.cos(x), compile=True)(X)
+    texts = [record.getMessage() for record in caplog.records]
+    assert any("compiling <lambda>" in text for text in texts) and any("took" in text for text in texts)
+
+
+def test_the_option_is_checked():
+    with raises(ArgumentError, what="`compile` is not valid", expected="True or False", got="'yes'"):
+        torch2jax(torch.sin, compile="yes")
+    assert "compile=True" in repr(torch2jax(torch.sin, compile=True))
+
+
+def test_a_named_function_can_still_be_exported():
+    pytest.importorskip("flatbuffers", reason="jax.export needs it to serialise")
+    f = torch2jax(lambda x, y: torch.sin(x), name="compiled_sine", compile=True)
+    checks = [jax.export.DisabledSafetyCheck.custom_call("t2j_torch_call")]
+    exported = jax.export.export(jax.jit(f), disabled_checks=checks)(X, X)
+    np.testing.assert_allclose(f(X, X), torch.sin(T), rtol=1e-6)
+    np.testing.assert_allclose(exported.call(X, X), torch.sin(T), rtol=1e-6)
