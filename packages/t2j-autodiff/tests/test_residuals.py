@@ -617,7 +617,12 @@ def softmax(x):
     return torch.log_softmax(x, -1)[:, :5].mean(0)
 
 
-@pytest.mark.parametrize("fn", [mlp, conv, softmax])
+def parts(x):
+    a, b = x.unbind(1)[:2]
+    return (a * b).sin() + x.chunk(2, 1)[1].prod(1)
+
+
+@pytest.mark.parametrize("fn", [mlp, conv, softmax, parts])
 def test_a_traced_graph_answers_as_a_kept_one(fn):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((16, 40)).astype(np.float32))
     v = jnp.cos(x)

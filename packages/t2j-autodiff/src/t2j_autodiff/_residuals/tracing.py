@@ -101,9 +101,12 @@ def is_of_no_dropout(node: Node) -> bool:
     if getattr(node.target, "__name__", "") != "getitem":
         return False
     call: Any
+    index: Any
     call, index = node.args
     schema = getattr(call.target, "_schema", None)
-    if schema is None or call.target.namespace != "aten" or schema.returns[index].name not in _OF_DROPOUT:
+    if schema is None or call.target.namespace != "aten" or index >= len(schema.returns):  # one list, as of `unbind`
+        return False
+    if schema.returns[index].name not in _OF_DROPOUT:
         return False
     dropout = _compat.argument_of(call.target, "dropout_p", call.args, call.kwargs)
     if dropout:
