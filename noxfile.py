@@ -31,7 +31,10 @@ os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *PYENV])  # other Pyth
 MINILM = ("transformers==5.23.0", "tokenizers", "safetensors", "tqdm")  # dependencies of its package
 PACKAGES = CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
 MATPLOTLIB = "matplotlib==3.11.2"  # a different version may write different bytes
-BENCHMARKS = ("size", "core", "leaves", "outputs", "gradients", "train", "vmap", "autodiff", "startup", "dist")
+BENCHMARKS = (
+    *("size", "core", "leaves", "outputs", "options", "models", "gradients"),
+    *("train", "vmap", "autodiff", "startup", "dist"),
+)
 CONTESTANTS = ("wrap-torch2jax==0.9.0", "jax-tvm-ffi==0.1.3", "apache-tvm-ffi==0.1.15.post2")
 PARALLEL = ("-n", "2", "--dist", "loadfile")
 # 8 virtual devices need more threads than a small machine has cores. The tests start a hundred processes, each of which

@@ -26,6 +26,8 @@ FLOOR = "noop floor"
 TORCH = "torch, native"
 JNP = "jax.jit, native"
 TVM = "jax-tvm-ffi"
+TORCH_COMPILE = "torch.compile"
+COMPILED = "t2j compiled"
 
 Writes = Callable[..., object]
 """A torch function that takes `out=`."""
@@ -44,6 +46,23 @@ def t2j_autodiff(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     from t2j_autodiff import torch2jax
 
     return torch2jax(fn, **options)
+
+
+def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`t2j_autodiff.torch2jax` with `compile=True`; older versions raise."""
+    return t2j_autodiff(fn, compile=True, **options)
+
+
+def as_asked(call: Call) -> Call:
+    """The call, which has run once. It raises if t2j warned that an option has no effect on this function."""
+    from t2j_core import PerformanceWarning
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        call()
+    if found := next((warning for warning in seen if issubclass(warning.category, PerformanceWarning)), None):
+        raise RuntimeError(str(found.message))
+    return call
 
 
 def floor(*args: jax.Array) -> Any:
@@ -108,12 +127,18 @@ def jitted(fn: Callable[..., Any], *args: Any) -> Call:
 
 
 def same(expected: Any, tolerance: float = 1e-6) -> Callable[[object], None]:
-    """A check that a result has these leaves, within `tolerance` times the largest number of each leaf."""
+    """A check that a result has these leaves, within `tolerance` times the largest number of each leaf.
+
+    A millionth of the largest number of all leaves is always allowed: the gradient of a bias before BatchNorm, or of
+    attention's keys, is zero except for rounding errors.
+    """
+    wanted = [np.asarray(leaf) for leaf in jax.tree.leaves(expected)]
+    scales = [float(np.abs(leaf).max(initial=0)) for leaf in wanted]
 
     def check(result: object) -> None:
-        for mine, other in zip(jax.tree.leaves(result), map(np.asarray, jax.tree.leaves(expected)), strict=True):
-            scale = float(np.abs(other).max())
-            np.testing.assert_allclose(np.asarray(mine), other, rtol=tolerance, atol=tolerance * scale)
+        for mine, other, scale in zip(jax.tree.leaves(result), wanted, scales, strict=True):
+            allowed = max(tolerance * scale, 1e-6 * max(scales))
+            np.testing.assert_allclose(np.asarray(mine), other, rtol=tolerance, atol=allowed)
 
     return check
 

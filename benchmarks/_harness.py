@@ -155,6 +155,7 @@ class Race:
         self._report = report
         self._calls: dict[str, Call] = {}
         self._versus: dict[str, Versus] = {}
+        self.samples: dict[str, list[float]] = {}
 
     def enter(
         self,
@@ -183,15 +184,20 @@ class Race:
 
     def run(self, pace: Pace) -> None:
         """Time the contestants and add one line for each of them to the report."""
-        calls = {name: _calibrate(call, pace) for name, call in self._calls.items()}
-        samples: dict[str, list[float]] = {name: [] for name in self._calls}
-        order = list(self._calls)
-        shuffle = random.Random(0).shuffle
-        for _ in range(pace.rounds):
-            shuffle(order)
-            for name in order:
-                samples[name].append(_sample(self._calls[name], calls[name]))
-        self._report.rows += [self._row(name, samples, calls[name]) for name in self._calls]
+        run_together([self], pace)
+
+    def calibrate(self, pace: Pace) -> dict[str, int]:
+        """How many calls of each contestant fill a sample."""
+        self.samples = {name: [] for name in self._calls}
+        return {name: _calibrate(call, pace) for name, call in self._calls.items()}
+
+    def sample(self, name: str, calls: int) -> None:
+        """Take a sample of one contestant."""
+        self.samples[name].append(_sample(self._calls[name], calls))
+
+    def finish(self, calls: Mapping[str, int]) -> None:
+        """Add the lines to the report."""
+        self._report.rows += [self._row(name, self.samples, calls[name]) for name in self._calls]
 
     def _row(self, name: str, samples: Mapping[str, Sequence[float]], calls: int) -> Row:
         value = Quartiles.of([1e6 * second for second in samples[name]])
@@ -203,6 +209,19 @@ class Race:
         ratio = Quartiles.of([mine / other for mine, other in pairs])
         verdict = _verdict(ratio.median, versus.target)
         return replace(row, reference=versus.reference, ratio=ratio, target=versus.target, verdict=verdict)
+
+
+def run_together(races: Sequence[Race], pace: Pace) -> None:
+    """Run races in the same rounds, so that their samples may be compared with each other, too."""
+    calls = [race.calibrate(pace) for race in races]
+    order = [(place, name) for place, named in enumerate(calls) for name in named]
+    shuffle = random.Random(0).shuffle
+    for _ in range(pace.rounds):
+        shuffle(order)
+        for place, name in order:
+            races[place].sample(name, calls[place][name])
+    for race, named in zip(races, calls, strict=True):
+        race.finish(named)
 
 
 def _calibrate(call: Call, pace: Pace) -> int:

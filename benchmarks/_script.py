@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from _harness import MEMORY, THREADS, Report, Row, torch
+from _harness import MEMORY, THREADS, Quartiles, Report, Row, torch
 
 ROOT = Path(__file__).parents[1]
 RESULTS, SCRATCH = ROOT / "benchmarks" / "results", ROOT / "build" / "bench"
@@ -40,18 +40,44 @@ def main(
     everything = list(questions)
     parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="QUESTION")
     parser.add_argument("--output", type=Path, help="results file; default of a full run: the committed one")
+    parser.add_argument("--resume", action="store_true", help="keep questions that the results file has of this commit")
     options = parser.parse_args(arguments)
     is_whole = not options.quick and options.only == everything
     output = options.output or (RESULTS if is_whole else SCRATCH) / f"{script}.json"
-    head, report, start = environment(), Report(), time.perf_counter()
+    head = {**environment(), "quick": options.quick}
+    report, done, before = earlier(output, head) if options.resume else (Report(), [], 0.0)
+    start = time.perf_counter()
     for name in options.only:
+        if name in done:
+            continue
         try:
             questions[name](report, quick if options.quick else full)
         except Exception as error:  # a question that fails must not stop the others
             report.skip(name, "all", error)
-        minutes = round((time.perf_counter() - start) / 60, 1)
-        save(report, {**head, "quick": options.quick, "minutes": minutes}, output)  # the next question may be killed
+        done.append(name)
+        minutes = round(before + (time.perf_counter() - start) / 60, 1)
+        save(report, {**head, "minutes": minutes, "questions": done}, output)  # the next question may be killed
     sys.stdout.write(f"{table(report)}\n{output}\n")
+
+
+def earlier(path: Path, head: Mapping[str, object]) -> tuple[Report, list[str], float]:
+    """The report of a run that was interrupted, its finished questions and its minutes.
+
+    Nothing is kept of uncommitted code, another commit, other versions or another machine.
+    """
+    found = json.loads(path.read_text()) if path.exists() else {"environment": {}}
+    then = found["environment"]
+    same = ("commit", "versions", "machine", "python", "threads", "quick")
+    if head["uncommitted_changes"] or any(then.get(key) != head[key] for key in same):
+        return Report(), [], 0.0
+    rows = [row_of(row) for row in found["rows"]]
+    return Report(rows, found["skipped"]), then.get("questions", []), then["minutes"]
+
+
+def row_of(found: Mapping[str, Any]) -> Row:
+    """A line of a results file."""
+    quartiles = {key: Quartiles(**found[key]) for key in ("value", "ratio") if key in found}
+    return Row(**{**found, **quartiles})
 
 
 def environment() -> dict[str, object]:

@@ -13,7 +13,19 @@ from _script import main
 # isort: split
 import jax
 import torch
-from _contestants import JNP, PEER, TORCH, jitted, peer, same, t2j_autodiff
+from _contestants import (
+    COMPILED,
+    JNP,
+    PEER,
+    TORCH,
+    TORCH_COMPILE,
+    as_asked,
+    compiled,
+    jitted,
+    peer,
+    same,
+    t2j_autodiff,
+)
 from _models import Loss, Params, block, convnet, in_jax, loss_of, minilm, mlp, mlp_in_jnp, native_step
 
 FULL, QUICK = Pace(31), Pace(2, 0.004, 0.02)
@@ -33,7 +45,7 @@ MODELS: dict[str, tuple[Callable[[], Task], float | None, Any]] = {
     "MLP 4 x 1024, batch 256": (lambda: task(functools.partial(mlp, 1024, 4), 256, 1024), 1.20, mlp_in_jnp),
     "convnet, 32 x 3 x 32 x 32": (lambda: task(convnet, 32, 3, 32, 32), 1.10, None),
     "transformer block, 32 x 64 x 256": (lambda: task(block, 32, 64, 256), 1.10, None),
-    "MiniLM, 16 x 18 tokens": (minilm, None, None),
+    "MiniLM, 16 x 18 tokens": (minilm, 1.05, None),
 }
 
 
@@ -46,7 +58,11 @@ def gradients(report: Report, pace: Pace) -> None:
         except Exception as error:  # MiniLM needs more packages
             report.skip("value_and_grad", name, error)
             continue
-        _gradients(Race(f"value_and_grad, {name}", report), made, target, jnp_loss).run(pace)
+        race = _gradients(Race(f"value_and_grad, {name}", report), made, target, jnp_loss)
+        if pace is not QUICK:
+            _with_compiler(race, made)
+        race.run(pace)
+        torch.compiler.reset()
 
 
 def _gradients(race: Race, made: Task, target: float | None, jnp_loss: Any) -> Race:
@@ -67,6 +83,16 @@ def _gradients(race: Race, made: Task, target: float | None, jnp_loss: Any) -> R
     if jnp_loss is not None:
         enter(JNP, lambda: jnp_loss)
     return race
+
+
+def _with_compiler(race: Race, made: Task) -> None:
+    """The contestants that compile with torch; compiling takes long."""
+    loss, params, inputs = made
+    arrays = in_jax((params, *inputs))
+    check = same(native_step(loss, params, *inputs)(), 1e-3)
+    race.enter(TORCH_COMPILE, lambda: native_step(torch.compile(loss), params, *inputs), Versus(TORCH), check)
+    step = lambda: as_asked(jitted(jax.value_and_grad(compiled(loss)), *arrays))
+    race.enter(COMPILED, step, Versus(TORCH), check)
 
 
 if __name__ == "__main__":

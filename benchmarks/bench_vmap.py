@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from _contestants import (
+    COMPILED,
     JNP,
     PEER,
     TVM,
+    as_asked,
     buffer_callback,
     calls,
+    compiled,
     normal,
     peer,
     pure_callback,
@@ -34,6 +37,7 @@ Paces = dict[int, Pace]
 FULL = {4**k: Pace(31) for k in range(6)}
 QUICK = {n: Pace(5, 0.004, 0.02) for n in (1, 16, 256)}
 WIDTH = 64
+AS_TORCH = 64  # the batch at which t2j should take no longer than torch
 TORCH_FUNC = "torch.func.vmap"
 
 
@@ -63,8 +67,10 @@ def _batch(report: Report, n: int, pace: Pace) -> None:
 
     one_by_one = {"vmap_method": "sequential"}
     race.enter(TORCH_FUNC, lambda: native, None, check)
-    race.enter("t2j", lambda: batched(t2j_autodiff(layer)), versus, check)
+    ours = Versus(TORCH_FUNC, 1.0) if n == AS_TORCH else versus
+    race.enter("t2j", lambda: batched(t2j_autodiff(layer)), ours, check)
     race.enter("t2j sequential", lambda: batched(t2j_autodiff(layer, **one_by_one)), versus, check)
+    race.enter(COMPILED, lambda: as_asked(batched(compiled(layer))), versus, check)
     race.enter(PEER, lambda: batched(peer(layer, x[0], w)), versus, check)
     race.enter(TVM, lambda: batched(tvm_ffi(layer_into, **one_by_one)), versus, check)
     race.enter("buffer_callback", lambda: batched(buffer_callback(layer_into, **one_by_one)), versus, check)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from _tables import Results, Row, fill
+from _results import Results, Row
+from _summaries import MLP_STEP, REAL_STEP
+from _tables import fill
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
@@ -103,21 +105,39 @@ def vmap(results: Results, theme: str) -> Any:
 
 def gradients(results: Results, theme: str) -> Any:
     """Gradient and training steps, relative to plain torch."""
-    rows = [row for row in (*results["gradients"], *results["train"]) if row.ratio]
-    figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.26 * (len(rows) + len({row.question for row in rows}))))
+    return bars([*results["gradients"], *results["train"]], theme)
+
+
+def models(results: Results, theme: str) -> Any:
+    """Gradient steps of real models, relative to plain torch."""
+    return bars(
+        [row for row in results["models"] if row.question.startswith("step, ") and "by least" not in row.question],
+        theme,
+    )
+
+
+def steps(results: Results, theme: str) -> Any:
+    """Gradient steps of a large perceptron and of a real model."""
+    mlp = [row for row in results["gradients"] if row.question == MLP_STEP]
+    return bars([*mlp, *(row for row in results["models"] if row.question == REAL_STEP)], theme)
+
+
+def bars(rows: list[Row], theme: str) -> Any:
+    """A bar for the ratio of each row, under its question."""
+    rows = [row for row in rows if row.ratio]
+    title = lambda row: row.question if row.at is None else f"{row.question}: {row.at:,.0f}"
+    titles = list(dict.fromkeys(map(title, rows)))
+    figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.26 * (len(rows) + len(titles))))
     place, ticks, labels = 0.0, [], []
-    for question in dict.fromkeys(row.question for row in rows):
+    for question in titles:
         place += 1
         axes.text(
             0.02, place, question, va="center", fontsize=9, fontweight="bold", transform=axes.get_yaxis_transform()
         )
-        for row in (row for row in rows if row.question == question):
+        for row in (row for row in rows if title(row) == question):
             place += 1
             low, high = row.ratio.median - row.ratio.low, row.ratio.high - row.ratio.median
-            shade = (
-                colour(row.name, theme) if row.name in COLOURS or row.name == "t2j auto" else THEMES[theme][0] + "88"
-            )
-            shade = colour(row.name, theme) + "88" if row.name in ("t2j recompute", "t2j graph") else shade
+            shade = shade_of(row.name, theme)
             axes.barh(place, row.ratio.median, 0.8, color=shade, xerr=[[low], [high]], ecolor=THEMES[theme][0])
             ticks.append(place)
             labels.append(row.name)
@@ -126,6 +146,13 @@ def gradients(results: Results, theme: str) -> Any:
     axes.set_ylim(place + 0.8, 0.3)
     axes.grid(visible=False, axis="y")
     return figure
+
+
+def shade_of(name: str, theme: str) -> str:
+    """The colour of a bar: that of the contestant, paler for options of t2j, and grey for others."""
+    if name in COLOURS or name == "t2j auto":
+        return colour(name, theme)
+    return (colour(name, theme) if name.startswith("t2j") else THEMES[theme][0]) + "88"
 
 
 def side_by_side(results: Results, theme: str, name: str, xlabel: str, ylabels: tuple[str, ...]) -> Any:
@@ -164,7 +191,7 @@ def lines(
         axes.fill_between(at, [v.low for v in values], [v.high for v in values], color=shade, alpha=0.15, linewidth=0)
 
 
-PLOTS: dict[str, Draw] = {f.__name__: f for f in (hero, leaves, outputs, vmap, gradients)}
+PLOTS: dict[str, Draw] = {f.__name__: f for f in (hero, leaves, outputs, vmap, gradients, models, steps)}
 
 
 def draw(results: Results, folder: Path) -> list[Path]:

@@ -1,0 +1,68 @@
+"""The tables of real models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from _results import Results, Row, in_ms, measured, number
+
+NATIVE, COMPILED, GRAPH = "torch, native", "t2j compiled", "t2j graph"
+FITTED = ", by least squares over the leaves"
+COLUMNS = (NATIVE, "torch.compile", "t2j", GRAPH, COMPILED, "wrap_torch2jax", "jax.jit, native")
+
+
+def models(results: Results) -> str:
+    """A line for each model and kind: the time of torch, and the ratios of the others to it."""
+    rows = results["models"]
+    tables = [_ratios([row for row in rows if FITTED not in row.question]), _per_leaf(rows)]
+    missing = _missing(results.skipped("models"))
+    return "\n\n".join([*tables, *missing, measured(results.environment("models"))]) + "\n"
+
+
+def _ratios(rows: list[Row]) -> str:
+    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for question, at in dict.fromkeys((row.question, row.at) for row in rows):
+        found = {row.name: row for row in rows if (row.question, row.at) == (question, at)}
+        cells = [_cell(found.get(name)) for name in COLUMNS]
+        lines.append(f"| {question if at is None else f'{question}: {at:,.0f}'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    target = f" (target {row.target:g}: {row.verdict})" if row.target is not None else ""
+    return f"{number(row.ratio.median)}×{target}" if row.ratio else in_ms(row)
+
+
+def _per_leaf(rows: list[Row]) -> str:
+    """The line through the medians of each contestant: what a leaf costs, and a call without leaves."""
+    titles = [f"{kind}, {what}" for kind in ("forward", "step") for what in ("each leaf", "without leaves")]
+    found = {(row.question.removesuffix(FITTED), row.name): row for row in rows if FITTED in row.question}
+    lines = [f"| µs of the host | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    for name in COLUMNS:
+        cells = [_with_ratio(found.get((title, name))) for title in titles]
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _with_ratio(row: Row | None) -> str:
+    if row is None:
+        return ""
+    ratio = f" ({number(row.ratio.median)}×)" if row.ratio else ""
+    return f"{number(row.value.median)}{ratio}"
+
+
+def _missing(skipped: Mapping[str, str]) -> list[str]:
+    """The contestants that were not measured, by reason."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for who, why in skipped.items():
+        question, _, name = who.rpartition(": ")
+        where.setdefault((name, why.partition(": ")[2]), []).append(question)
+    return [f"Not measured: {name} ({why}) for {_listed(places)}." for (name, why), places in where.items()]
+
+
+def _listed(places: Iterable[str]) -> str:
+    """Models, without the kind of each question."""
+    return "; ".join(dict.fromkeys(place.partition(", ")[2] for place in places))
