@@ -36,9 +36,9 @@ def _is_step(question: tuple[str, float | None]) -> bool:
 def _cells(rows: dict[str, Row]) -> list[str]:
     found = [next((rows[name] for name in names if name in rows), None) for names in STEPS.values()]
     ratios = [row.ratio.median if row and row.ratio else None for row in found]
-    best = min((ratio for ratio in ratios[:-1] if ratio is not None), default=None)  # of the options of t2j
-    text = lambda ratio: f"{number(ratio)}×"
-    return ["" if ratio is None else f"**{text(ratio)}**" if ratio == best else text(ratio) for ratio in ratios]
+    texts = ["" if ratio is None else f"{number(ratio)}×" for ratio in ratios]
+    best = min((ratio for ratio in ratios[:-1] if ratio is not None), default=0)  # of the options of t2j
+    return [f"**{text}**" if text == f"{number(best)}×" else text for text in texts[:-1]] + texts[-1:]
 
 
 class Compared(NamedTuple):

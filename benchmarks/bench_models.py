@@ -159,9 +159,10 @@ def per_leaf(kind: str, samples: Mapping[int, Samples]) -> list[Row]:
     """For each contestant the slope and the intercept of the line through its times, fitted in each round."""
     names = [name for name in samples[max(samples)] if all(name in found for found in samples.values())]
     lines = {name: fitted({n: found[name] for n, found in samples.items()}) for name in names}
-    slopes, starts = ({name: [line[part] for line in lines[name]] for name in names} for part in (0, 1))
     how = "by least squares over the leaves"
-    return [*figures(f"{kind}, each leaf, {how}", slopes), *figures(f"{kind}, without leaves, {how}", starts)]
+    slopes = [relative(f"{kind}, each leaf, {how}", name, lines) for name in names]
+    starts = [Row(f"{kind}, without leaves, {how}", name, "us", part(lines[name], 1)) for name in names]
+    return [*slopes, *starts]
 
 
 def fitted(seconds: Mapping[int, Sequence[float]]) -> list[Line]:
@@ -171,14 +172,17 @@ def fitted(seconds: Mapping[int, Sequence[float]]) -> list[Line]:
     return [(line.slope, line.intercept) for line in lines]
 
 
-def figures(question: str, values: Mapping[str, Sequence[float]]) -> list[Row]:
-    """A line for each contestant, relative to torch in the same round."""
-    rows = []
-    for name, mine in values.items():
-        row = Row(question, name, "us", Quartiles.of(mine), len(mine))
-        ratios = [value / other for value, other in zip(mine, values[TORCH], strict=True)]
-        rows.append(row if name == TORCH else replace(row, reference=TORCH, ratio=Quartiles.of(ratios)))
-    return rows
+def part(lines: Sequence[Line], which: int) -> Quartiles:
+    return Quartiles.of([line[which] for line in lines])
+
+
+def relative(question: str, name: str, lines: Mapping[str, Sequence[Line]]) -> Row:
+    """The slopes of a contestant, relative to torch's in the same rounds."""
+    row = Row(question, name, "us", part(lines[name], 0), len(lines[name]))
+    if name == TORCH:
+        return row
+    ratios = [mine[0] / other[0] for mine, other in zip(lines[name], lines[TORCH], strict=True)]
+    return replace(row, reference=TORCH, ratio=Quartiles.of(ratios))
 
 
 if __name__ == "__main__":

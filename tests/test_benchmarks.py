@@ -71,7 +71,8 @@ def test_every_contestant_is_measured_or_listed_with_the_reason():
 
 def test_ratios_are_to_torch_and_the_cost_of_a_leaf_is_fitted():
     rows = RESULTS["models"]
-    assert all(row.reference == "torch, native" and row.ratio for row in rows if row.name != "torch, native")
+    others = [row for row in rows if row.name != "torch, native" and "without leaves" not in row.question]
+    assert all(row.reference == "torch, native" and row.ratio for row in others)
     for kind in ("forward", "step"):
         for what in ("each leaf", "without leaves"):
             names = [row.name for row in rows if row.question == f"{kind}, {what}{FITTED}"]
@@ -90,7 +91,7 @@ print(json.dumps([[row.name, row.value.median, row.ratio and row.ratio.median] f
         ["torch, native", 4, None],
         ["t2j", 8, 2],
         ["torch, native", 30, None],
-        ["t2j", 60, 2],
+        ["t2j", 60, None],
     ]
 
 
