@@ -18,6 +18,7 @@ from .jax_zeros import zero_cotangent as zero_cotangent
 from .jax_zeros import zero_tangent as zero_tangent
 from .operators import RandomOperations as RandomOperations
 from .operators import argument_of as argument_of
+from .references import references as references
 from .tensors import conj as conj
 from .tensors import is_wrapped as is_wrapped
 from .tensors import materialised as materialised

@@ -28,7 +28,7 @@ class KeptGraph:
     axes: BatchAxes
     device: torch.device  # of the operands
     saved: SavedTensors
-    in_edges: dict[int, GradientEdge] = field(default_factory=dict)  # by operand
+    leaves: dict[int, torch.Tensor] = field(default_factory=dict)  # by operand; without memory
     out_edges: dict[int, tuple[GradientEdge, torch.dtype]] = field(default_factory=dict)  # by result, with its dtype
     round: int = 0  # see `Waiting`
 
@@ -42,7 +42,7 @@ class KeptGraph:
     def gradients(self, ins: Sequence[int], pairs: Pairs, **options: Any) -> Gradients:
         """The gradients of the operands `ins`, by `torch.autograd.grad` with `options`."""
         edges, cotangents = zip(*pairs, strict=True)
-        return torch.autograd.grad(edges, [self.in_edges[i] for i in ins], cotangents, allow_unused=True, **options)
+        return torch.autograd.grad(edges, [self.leaves[i] for i in ins], cotangents, allow_unused=True, **options)
 
     def gradients_at_once(self, ins: Sequence[int], pairs: Pairs) -> Gradients:
         """The gradients for many cotangents, along axis 0 of each: one batched run of the backward."""

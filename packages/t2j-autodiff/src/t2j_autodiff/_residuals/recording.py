@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 import operator
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from t2j_core.extend import FlatFunction, modules_in_use, storage_uses
 
+from .. import _compat
 from .._batching.batch_axes import BatchAxes
 from .kept_graph import KeptGraph
 from .saved_tensors import SavedTensors
@@ -37,13 +37,12 @@ def record(f: FlatFunction, x: Sequence[torch.Tensor], ins: Sequence[int], axes:
 def _run(
     f: FlatFunction, x: Sequence[torch.Tensor], ins: Sequence[int], graph: KeptGraph
 ) -> tuple[tuple[torch.Tensor, ...], bool]:
-    """The results, and whether the graph refers to a module; fills the edges of `graph`."""
+    """The results, and whether the graph refers to a module; fills the leaves and edges of `graph`."""
     # New tensors, because `requires_grad_()` would make the graph refer to those of XLA.
     handles = [t.detach() for t in x]
     for i in ins:
         handles[i] = graph.axes.expanded(x[i], i).detach().requires_grad_()
-        graph.in_edges[i] = torch.autograd.graph.get_gradient_edge(handles[i])
-    before = list(map(sys.getrefcount, handles))
+    before = _compat.references(handles)
     with (
         graph.saved.lent(x),
         torch.enable_grad(),
@@ -54,10 +53,11 @@ def _run(
     graph.out_edges = {i: (_edge_to(t), t.dtype) for i, t in enumerate(y) if t.requires_grad}
     results = tuple(t.detach() for t in y)
     del y  # the handles may be among them
-    is_kept = list(map(operator.gt, map(sys.getrefcount, handles), before))
-    for t, is_one_kept in zip(handles, is_kept, strict=True):
-        if t.requires_grad and t.is_leaf and not is_one_kept:
-            t.data = t.new_empty(0)  # its edge keeps the tensor alive, but not the memory of XLA
+    is_kept = list(map(operator.gt, _compat.references(handles), before))
+    graph.leaves = {i: handles[i] for i in ins}
+    for i, leaf in graph.leaves.items():
+        if leaf.is_leaf and not is_kept[i]:
+            leaf.data = leaf.new_empty(0)  # the graph keeps the tensor, but not the memory of XLA
     return results, use.is_kept
 
 
