@@ -44,7 +44,10 @@ class AtOnce:
         )
         randomness = decisions.options.vmap_randomness or ("same" if decisions.has_key else "error")
         chunk = decisions.options.vmap_chunk_size
-        self.run = torch.func.vmap(f, dims, randomness=randomness, chunk_size=chunk)
+        if chunk is None:
+            self.run = _compat.flat_vmap(f, dims, size, randomness)
+        else:
+            self.run = torch.func.vmap(f, dims, randomness=randomness, chunk_size=chunk)
         # (is recorded by autograd, is in forward mode) -> the fixes that such runs need, once one was watched.
         self.fixes: dict[tuple[bool, bool], VmapFixes | None] = {}
 

@@ -75,6 +75,5 @@ def _vjp(
 def _vjp_in_transform(
     f: FlatFunction, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]
 ) -> Tensors:
-    # Torch's annotations give `torch.func.vjp` three results, of which it returns the third for `has_aux` alone.
-    y, pullback = torch.func.vjp(restricted(f, x, ins, tuple(cotangents)), *(x[i] for i in ins))  # type: ignore[misc]
-    return pullback(tuple(ct.to(yi.dtype) for yi, ct in zip(y, cotangents.values(), strict=True)))
+    of_moved = restricted(f, x, ins, tuple(cotangents))
+    return _compat.flat_vjp(of_moved, [x[i] for i in ins], list(cotangents.values()))
