@@ -1,13 +1,12 @@
 """`outputs="auto"`: the operation that produces an output writes into XLA's buffer, so that nothing is copied there.
 
 The first call records, under a dispatch mode, which operation produced which output. Later calls replace exactly that
-operation by its `.out` overload. Wherever a call differs from the record, the ordinary result is copied: values never
-differ.
+operation by one that writes into given memory. Wherever a call differs from the record, the ordinary result is
+copied: values never differ.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch._ops import OpOverload
 from .. import _compat
 from .._signature.signature import Leaf
 from .producers import Producer, Recorder, kinds
+from .replacements import Write, replacement_of
 
 
 class _Seconds(NamedTuple):
@@ -37,27 +37,11 @@ class _Swap(NamedTuple):
 
     position: int  # how many operations run before it
     operation: OpOverload
-    replacement: OpOverload
-    out_name: str
+    write: Write
     output: int
     arguments: list[Any]  # `kinds` of the arguments when it was recorded
     shape: tuple[int, ...]  # how the operation's result lies in the memory of the output, which may be a view of it
     strides: tuple[int, ...]
-
-
-@functools.cache
-def _out_overload(operation: OpOverload) -> tuple[OpOverload, str] | None:
-    """The overload with the same arguments plus one `out`, and that argument's name."""
-    schema = operation._schema
-    if len(schema.returns) != 1 or schema.is_mutable or any(r.alias_info for r in schema.returns):
-        return None
-    wanted = [(a.name, str(a.type)) for a in schema.arguments]
-    for name in operation.overloadpacket.overloads():
-        overload = getattr(operation.overloadpacket, name)
-        outs = [a.name for a in overload._schema.arguments if a.is_out]
-        if len(outs) == 1 and [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out] == wanted:
-            return overload, outs[0]
-    return None
 
 
 def _would_stop_compiler() -> bool:
@@ -75,7 +59,8 @@ class _Redirector(_compat.DispatchMode):
         if swap is None or swap.operation is not func or swap.arguments != kinds(args, kwargs):
             return self.operate(func, args, kwargs)
         place = self.buffers[swap.output].as_strided(swap.shape, swap.strides)
-        return swap.replacement(*args, **kwargs, **{swap.out_name: place})
+        written = swap.write(args, kwargs, place)
+        return self.operate(func, args, kwargs) if written is None else written
 
 
 class Redirected:
@@ -154,18 +139,16 @@ def _swap(index: int, result: torch.Tensor, leaf: Leaf, producer: Producer | Non
     """How the producer of a result can write into the buffer of the output; or why it cannot."""
     if producer is None:
         return "its memory is not new, or not all of an operation's"
-    overload = _out_overload(producer.operation)
-    if overload is None:
+    write = replacement_of(producer.operation, producer.arguments)
+    if write is None:
         return f"{producer.operation} cannot write into given memory"
     has_same_dtype = result.dtype == producer.dtype == leaf.torch_dtype
     if not result.is_contiguous() or result.numel() != producer.numel or not has_same_dtype:
         return f"its layout in memory is not the one that {producer.operation} wrote"
-    replacement, out_name = overload
     return _Swap(
         producer.position,
         producer.operation,
-        replacement,
-        out_name,
+        write,
         index,
         producer.arguments,
         producer.shape,
