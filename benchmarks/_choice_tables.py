@@ -80,6 +80,7 @@ def compared(results: Results) -> Iterator[Compared]:
     for at in (1, 4, 64):
         what = f"tanh(x @ w), batch of {at}"
         yield Compared('vmap_method="sequential"', what, "vmap", "t2j sequential", "t2j", "", at)
+    yield Compared("no jax.jit", "gradient of 10 leaves", "autodiff", "t2j", "t2j jitted", "eager grad")
     for name in ("recompute", "graph"):
         what, question = "peak memory of a step, MLP 8 x 1024, batch 4096", "peak memory of value_and_grad"
         yield Compared(f'residuals="{name}"', what, "startup", f"t2j {name}", "t2j", question)
