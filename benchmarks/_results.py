@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
+BUSY = 2.0  # a load above which absolute times are too long; ratios are within a round
+
+
 class Quartiles(NamedTuple):
     """Median and inter-quartile range."""
 
@@ -69,16 +72,19 @@ def _row(found: dict[str, Any]) -> Row:
 
 
 def measured(environment: Any) -> str:
+    """The date, the machine and the versions, and the load if the machine was busy."""
     versions = {key: version for key, version in environment["versions"].items() if key in ("torch", "jax") and version}
     named = ", ".join(f"{key} {version}" for key, version in versions.items())
     machine = environment["machine"].get("gpu", environment["machine"]["cpu"])
-    return f"<sub>{environment['date']}, {machine}, {named}, Python {environment['python']}</sub>"
+    load = (environment.get("load_average") or [0.0])[0]
+    busy = f", on a busy machine (load {number(load)})" if load > BUSY else ""
+    return f"<sub>{environment['date']}, {machine}, {named}, Python {environment['python']}{busy}</sub>"
 
 
 def number(value: float) -> str:
     """Format a number with three digits and without an exponent."""
     rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"
 
 
 def in_ms(row: Row) -> str:
