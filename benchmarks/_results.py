@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 BUSY = 2.0  # a load above which absolute times are too long; ratios are within a round
 
 
