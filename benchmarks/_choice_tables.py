@@ -103,5 +103,8 @@ def _row(results: Results, one: Compared, name: str) -> Row | None:
 
 
 def _ratio(row: Row, default: Row) -> str:
-    by_rounds = row.ratio if row.reference == default.name else None
-    return f"{number(by_rounds.median if by_rounds else row.value.median / default.value.median)}×"
+    if row.ratio and row.reference == default.name:
+        return f"{number(row.ratio.median)}×"
+    if row.ratio and default.ratio and row.reference == default.reference:  # each was compared within rounds
+        return f"{number(row.ratio.median / default.ratio.median)}×"
+    return f"{number(row.value.median / default.value.median)}×"
