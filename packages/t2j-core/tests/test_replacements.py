@@ -87,6 +87,23 @@ def test_padding_and_scale_that_change_between_calls():
         np.testing.assert_array_equal(np.asarray(got), function(grad, indices).numpy())
 
 
+@redirects
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("relu", torch.relu),
+        ("clone", lambda t: t.T.contiguous()),
+        ("clone", lambda t: t[:1].expand(ROWS, WIDTH).clone()),
+        ("_to_copy", lambda t: t.int()),
+        ("_to_copy", lambda t: t.T.to(torch.bfloat16, memory_format=torch.contiguous_format)),
+    ],
+)
+def test_an_operation_without_an_overload_that_writes(name, function):
+    tensor = torch.randn(3 * ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
+    tensor[0, :4] = torch.tensor([-0.0, 0.0, torch.nan, torch.inf])
+    assert f"written in place by aten.{name}" in run(function, tensor)
+
+
 def test_an_overload_that_torch_generated_is_not_used():
     # It makes the result elsewhere and copies it.
     assert torch.Tag.generated in aten.roll.out.tags

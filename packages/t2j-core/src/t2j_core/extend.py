@@ -20,6 +20,7 @@ from ._lowering.native import current_pair as current_pair
 from ._lowering.primitive import call_primitive as call_primitive
 from ._lowering.primitive import torch_call as torch_call
 from ._lowering.primitive import torch_call_p as torch_call_p
+from ._run.backward_hooks import around_backward as around_backward
 from ._run.flat_function import FlatFunction as FlatFunction
 from ._run.flat_function import with_copies as with_copies
 from ._run.lending import Handover as Handover

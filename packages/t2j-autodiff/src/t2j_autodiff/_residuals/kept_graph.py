@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from t2j_core.extend import around_backward
 from torch.autograd.graph import GradientEdge
 
 from .._batching.batch_axes import BatchAxes
@@ -42,7 +43,9 @@ class KeptGraph:
     def gradients(self, ins: Sequence[int], pairs: Pairs, **options: Any) -> Gradients:
         """The gradients of the operands `ins`, by `torch.autograd.grad` with `options`."""
         edges, cotangents = zip(*pairs, strict=True)
-        return torch.autograd.grad(edges, [self.leaves[i] for i in ins], cotangents, allow_unused=True, **options)
+        leaves = [self.leaves[i] for i in ins]
+        with around_backward(edges):
+            return torch.autograd.grad(edges, leaves, cotangents, allow_unused=True, **options)
 
     def gradients_at_once(self, ins: Sequence[int], pairs: Pairs) -> Gradients:
         """The gradients for many cotangents, along axis 0 of each: one batched run of the backward."""

@@ -69,6 +69,7 @@ from .torch_memory import storage_of as storage_of
 from .torch_memory import storage_uses as storage_uses
 from .torch_modes import DispatchMode as DispatchMode
 from .torch_modes import FunctionMode as FunctionMode
+from .torch_modes import current_autograd_node as current_autograd_node
 from .torch_modes import dynamo_is_loaded as dynamo_is_loaded
 from .torch_modes import fake_mode as fake_mode
 from .torch_modes import has_data as has_data

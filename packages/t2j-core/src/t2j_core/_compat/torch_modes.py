@@ -51,6 +51,14 @@ class DispatchMode(TorchDispatchMode):
         """What an operation inside the mode returns."""
         return self.operate(func, args, kwargs)
 
+    def turn_on(self) -> None:
+        """Turn the mode on for this thread, until `turn_off`. Python code of torch that asks for modes sees none."""
+        torch._C._push_on_torch_dispatch_stack(self)
+
+    def turn_off(self) -> None:
+        """Turn off the mode that was turned on last on this thread."""
+        torch._C._pop_torch_dispatch_stack(None)
+
     @staticmethod
     def operate(func: OpOverload, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Run an operation that was dispatched to the mode.
@@ -68,6 +76,12 @@ class DispatchMode(TorchDispatchMode):
 
 def _is_symbolic_zero(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value._is_zerotensor()
+
+
+def current_autograd_node() -> torch.autograd.graph.Node | None:
+    """The node of an autograd graph whose backward runs on this thread."""
+    node: torch.autograd.graph.Node | None = torch._C._current_autograd_node()
+    return node
 
 
 def fake_mode() -> contextlib.AbstractContextManager[object]:

@@ -17,7 +17,7 @@ def replacement_of(operation: OpOverload, arguments: Sequence[Any]) -> Write | N
     """What writes the result of an operation with such arguments (see `producers.kinds`), with the same bits."""
     if operation is torch.ops.aten.embedding_dense_backward.default:
         return _write_embedding_gradient if _sums_in_order(arguments) else None
-    return _out_overload(operation)
+    return _OWN.get(operation) or _out_overload(operation)
 
 
 @functools.cache
@@ -45,6 +45,23 @@ def _write(
 ) -> torch.Tensor:
     written: torch.Tensor = overload(*args, **kwargs, **{out_name: place})
     return written
+
+
+def _write_relu(args: tuple[Any, ...], kwargs: dict[str, Any], place: torch.Tensor) -> torch.Tensor:
+    written: torch.Tensor = torch.ops.aten.clamp_min.out(*args, 0, out=place)  # as `relu` does (Activation.cpp)
+    return written
+
+
+def _write_copy(args: tuple[Any, ...], kwargs: dict[str, Any], place: torch.Tensor) -> torch.Tensor:
+    return place.copy_(args[0])
+
+
+# Instead of generated overloads, or where there is none.
+_OWN: dict[OpOverload, Write] = {
+    torch.ops.aten.relu.default: _write_relu,
+    torch.ops.aten.clone.default: _write_copy,
+    torch.ops.aten._to_copy.default: _write_copy,
+}
 
 
 def _sums_in_order(arguments: Sequence[Any]) -> bool:
