@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <chrono>
+#include <memory>
 #include <thread>
 
 #include "abi.h"
@@ -14,6 +15,7 @@
 #include "hooks.h"
 #include "site.h"
 #include "storage.h"
+#include "windows.h"
 
 namespace py = pybind11;
 using namespace t2j;
@@ -32,6 +34,16 @@ void setup(const py::object& hooks) {
 
 // For the test at import whether exchanging works; the call path uses `storage::exchange_memory`.
 bool exchange_memory(const py::object& a, const py::object& b) { return storage::exchange_memory(a.ptr(), b.ptr()); }
+
+std::unique_ptr<Windows> make_windows(const py::list& tensors) {
+  auto windows = std::make_unique<Windows>();
+  if (!windows->make(tensors.ptr())) throw py::error_already_set();
+  return windows;
+}
+
+void open_windows(Windows& windows, const py::list& tensors) {
+  if (!windows.open(tensors.ptr())) throw py::error_already_set();
+}
 
 py::dict handlers() {
   auto capsule = [](ffi::Error* (*handler)(ffi::CallFrame*) noexcept) {
@@ -87,6 +99,17 @@ PYBIND11_MODULE(_native, m) {
       "learn_storage_layout", [](const py::tuple& samples) { return storage::learn_layout(samples.ptr()); },
       py::arg("samples"), "Find out where this torch keeps the memory of tensors.");
   m.def("exchange_memory", &exchange_memory, py::arg("a"), py::arg("b"), "Exchange the memory of two storages.");
+  m.def("has_windows", &Windows::are_known, "Whether this torch has what windows need.");
+  py::class_<Windows>(m, "Windows", "Tensors that show the memory of one call at a time.")
+      .def(py::init(&make_windows), py::arg("tensors"))
+      .def_property_readonly("tensors", [](const Windows& w) { return py::reinterpret_borrow<py::list>(w.tensors()); })
+      .def("open", &open_windows, py::arg("tensors"))
+      .def("close", [](Windows& w, uintptr_t blank) { w.close(reinterpret_cast<void*>(blank)); }, py::arg("blank"))
+      .def("owners", [](const Windows& w) { return checked(w.owners()); })
+      .def("sharing", [](const Windows& w, const py::list& l) { return checked(w.sharing(l.ptr())); }, py::arg("tensors"))
+      .def("has_own", &Windows::has_own, py::arg("place"))
+      .def("move", [](Windows& w, size_t i, const py::object& s) { return w.move(i, s.ptr()); }, py::arg("place"),
+           py::arg("storage"));
   m.def("handlers", &handlers, "Capsules of the FFI handlers, by stage or platform.");
   m.def("close_gate", &close_gate, "Refuse new calls and wait for the running ones.");
   m.def("after_fork", &after_fork, "Refuse calls in a forked child.");

@@ -95,14 +95,26 @@ bool is_referenced_elsewhere(PyObject* tensor) {
   return owners(implementation(tensor)) != 1 || owners(storage) != 1;
 }
 
-bool exchange_memory(PyObject* a, PyObject* b) {
-  if (!layout.is_known) return false;
-  void *first = cdata(a), *second = cdata(b);
-  if (!first || !second) return false;
-  uintptr_t* here = static_cast<uintptr_t*>(first) + layout.memory;
+bool exchange_memory(PyObject* a, PyObject* b) { return layout.is_known && exchange_memory_with(cdata(a), b); }
+
+bool exchange_memory_with(const void* storage, PyObject* other) {
+  void* second = cdata(other);
+  if (!storage || !second) return false;
+  uintptr_t* here = static_cast<uintptr_t*>(const_cast<void*>(storage)) + layout.memory;
   uintptr_t* there = static_cast<uintptr_t*>(second) + layout.memory;
   for (size_t i = 0; i < kWordsOfPointer; ++i) std::swap(here[i], there[i]);
   return true;
 }
+
+bool is_layout_known() { return layout.is_known; }
+
+void set_address(const void* storage, void* address) {
+  auto* words = static_cast<char*>(const_cast<void*>(storage));
+  std::memcpy(words + layout.memory * sizeof(address), &address, sizeof(address));
+}
+
+uint64_t owners_of(const void* storage) { return word(storage, kCounts); }
+
+uint64_t owners_of_tensor(PyObject* tensor) { return word(implementation(tensor), kCounts); }
 
 }  // namespace t2j::storage

@@ -6,6 +6,8 @@
 #pragma once
 #include <Python.h>
 
+#include <cstdint>
+
 namespace t2j::storage {
 
 // Finds the layout of this torch from samples: tuples (tensor, `tensor._cdata`, `storage._cdata`, `storage.data_ptr()`,
@@ -22,5 +24,12 @@ const void* of(PyObject* tensor);
 
 // Exchanges the memory of two storages of the same size and device. False where the layout is not known.
 bool exchange_memory(PyObject* a, PyObject* b);
+
+// For windows, only where the layout is known: `storage` is a `StorageImpl` that is alive.
+bool is_layout_known();
+void set_address(const void* storage, void* address);  // lets its memory begin elsewhere; the owner stays
+bool exchange_memory_with(const void* storage, PyObject* other);
+uint64_t owners_of(const void* storage);  // the counts of strong and weak references, in one number
+uint64_t owners_of_tensor(PyObject* tensor);
 
 }  // namespace t2j::storage

@@ -41,13 +41,14 @@ def test_the_names_for_other_packages():
             *("CallTree", "split", "declared_outputs", "Leaf", "Outputs", "Signature", "leaves_of"),
             *("Dtypes", "ExampleValues"),
             *("call_primitive", "current_pair", "torch_call", "torch_call_p", "Handover", "Lending", "Rules"),
-            *("TorchFn", "FlatFunction"),
+            *("TorchFn", "FlatFunction", "Windows", "has_windows"),
             *("CallBuilder", "TorchFunction", "P", "functional"),
             *("options_of", "public", "Keywords", "Options", "are_at", "argument_numbers", "check_choice"),
             *("checked_bool", "checked_examples", "checked_integer", "refused", "parameters_of", "check_options"),
             *("option_names", "OptionGroup", "taken"),
             *("DispatchMode", "numbers_in", "storage_uses", "torch_device", "apart"),
             *("generator_states", "turns", "modules_in_use", "check_example"),
+            *("argument_kept", "movable_copy", "raise_escaped", "collect_garbage"),
             *("canonical", "Tracer", "explicit_spec", "hide_frames", "manual_axes", "reshard"),
             *("transposing_call", "remember", "describe", "warn", "grouped", "heading", "listed"),
         ]
@@ -62,7 +63,7 @@ def test_the_names_for_tests():
 
 def test_the_stub_of_the_extension_is_complete():
     stub = ast.parse((PACKAGE / "_native.pyi").read_text())
-    declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    declared = {node.name for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     native = sys.modules["t2j_core._native"]
     assert declared == {name for name in vars(native) if not name.startswith("_")}
 

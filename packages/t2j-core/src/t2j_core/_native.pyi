@@ -25,6 +25,37 @@ def learn_storage_layout(samples: tuple[tuple[Any, ...], ...]) -> bool:
 def exchange_memory(a: Any, b: Any) -> bool:
     """Exchange the memory of two storages of the same size. False if the layout is not known."""
 
+def has_windows() -> bool:
+    """Whether this torch has what windows need."""
+
+class Windows:
+    """Tensors that show the memory of one call at a time, and own none."""
+
+    def __init__(self, tensors: list[Any]) -> None:
+        """Open a window on each tensor."""
+
+    @property
+    def tensors(self) -> list[Any]:
+        """The windows."""
+
+    def open(self, tensors: list[Any]) -> None:
+        """Show the memory of the tensor at the place of each window, which has its shape."""
+
+    def close(self, blank: int) -> None:
+        """Show the memory at an address, which is as large as any window and is never freed."""
+
+    def owners(self) -> bytes:
+        """How many refer to each window and to its memory, to be compared."""
+
+    def sharing(self, tensors: list[Any]) -> list[int]:
+        """The places of those tensors that share memory with a window. Some may be None."""
+
+    def has_own(self, place: int) -> bool:
+        """Whether a window has not been given other memory."""
+
+    def move(self, place: int, storage: Any) -> bool:
+        """Give what refers to the memory of a window that of a storage, for good. False if nothing does."""
+
 def handlers() -> dict[str, Any]:
     """Capsules of the FFI handlers: `instantiate`, `cpu`, `cuda`, `rocm`, and `nothing`, which does nothing."""
 

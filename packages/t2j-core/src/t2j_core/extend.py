@@ -16,7 +16,9 @@ from ._wrap.examples import ExampleValues as ExampleValues
 
 # isort: split
 # The call and its primitive: what compiled programs run, and how operands are handed over.
+from ._lowering.native import Windows as Windows
 from ._lowering.native import current_pair as current_pair
+from ._lowering.native import has_windows as has_windows
 from ._lowering.primitive import call_primitive as call_primitive
 from ._lowering.primitive import torch_call as torch_call
 from ._lowering.primitive import torch_call_p as torch_call_p
@@ -64,7 +66,11 @@ from ._compat import torch_device as torch_device
 from ._infer.apart import apart as apart
 from ._infer.draws import generator_states as generator_states
 from ._modules.in_use import modules_in_use as modules_in_use
+from ._run.escapes import argument_kept as argument_kept
 from ._run.escapes import check_example as check_example
+from ._run.escapes import collect_garbage as collect_garbage
+from ._run.escapes import movable_copy as movable_copy
+from ._run.escapes import raise_escaped as raise_escaped
 
 # isort: split
 # Sharding, and other parts of JAX that differ between versions.

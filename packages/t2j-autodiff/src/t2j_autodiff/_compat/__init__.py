@@ -21,6 +21,7 @@ from .jax_zeros import zero_tangent as zero_tangent
 from .operators import RandomOperations as RandomOperations
 from .operators import argument_of as argument_of
 from .references import references as references
+from .tensors import are_plain as are_plain
 from .tensors import conj as conj
 from .tensors import is_wrapped as is_wrapped
 from .tensors import materialised as materialised
@@ -35,4 +36,6 @@ from .torch_func import in_forward_mode as in_forward_mode
 from .torch_func import in_transform as in_transform
 from .torch_func import open_forward_level as open_forward_level
 from .torch_func import prepare_forward_mode as prepare_forward_mode
+from .version_counters import can_set_versions as can_set_versions
+from .version_counters import set_versions as set_versions
 from .vmap_warnings import silent_loops as silent_loops

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,5 +27,5 @@ def _owners_have_a_reference() -> bool:
     return has_more
 
 
-_owners = torch.Tensor._use_count
+_owners: Callable[[torch.Tensor], int] = torch.Tensor._use_count  # type: ignore[attr-defined]
 _OWNERS_HAVE_A_REFERENCE = _owners_have_a_reference()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Sequence
+
 import torch
 
 
@@ -27,6 +30,17 @@ def materialised(tensor: torch.Tensor) -> torch.Tensor:
     if not unwrapped(tensor)._is_zerotensor():
         return tensor
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether no tensor is complex, sparse, or a symbolic zero, outside of transformations of `torch.func`."""
+    kinds = set(zip(map(_layout, tensors), map(_dtype, tensors), strict=True))
+    is_real = all(layout == torch.strided and not dtype.is_complex for layout, dtype in kinds)
+    return is_real and not any(map(torch.Tensor._is_zerotensor, tensors))
+
+
+_layout: Callable[[torch.Tensor], torch.layout] = operator.attrgetter("layout")
+_dtype: Callable[[torch.Tensor], torch.dtype] = operator.attrgetter("dtype")
 
 
 def conj(tensor: torch.Tensor) -> torch.Tensor:

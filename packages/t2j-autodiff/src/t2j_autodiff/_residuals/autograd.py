@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from t2j_core import TensorEscapeError
 from t2j_core.extend import FlatFunction, Leaf
 
 from .. import _compat
@@ -24,8 +25,11 @@ from .keeping import Keeping
 from .kept_graph import Gradients, KeptGraph
 from .protocol import DifferentiatedFunction, Residuals
 from .recording import Recording, record
+from .recording_on_windows import record_on
 from .store import kept_graphs
 from .waiting import Waiting
+from .window_policy import WindowPolicy
+from .windows import Windows
 
 _NUMBER = Leaf((), np.dtype(np.int32), torch.int32)
 _NOT_KEPT = example_numbers.NOT_KEPT
@@ -48,6 +52,7 @@ class AutogradGraphs(Residuals):
         super().__init__(function)
         self._keeping = Keeping(function)
         self._waiting = Waiting(kept_graphs)
+        self._policy = WindowPolicy(function)
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
@@ -84,15 +89,24 @@ class AutogradGraphs(Residuals):
 
     def _recorded_once(self, f: FlatFunction, x: Sequence[torch.Tensor], axes: BatchAxes) -> tuple[int, Results | None]:
         try:
-            recording = record(f, x, self.function.ins, axes)
+            recording = self._record(f, x, axes)
         except HiddenGradientError as error:  # `torch.func.vjp` does not hide it, so the backward recomputes
             self._keeping.give_up_batches(str(error))
             return _NOT_KEPT, None
-        except OUT_OF_MEMORY:
+        except (TensorEscapeError, *OUT_OF_MEMORY):
             raise
         except Exception as error:
             raise _NotRecordedError(f"recording failed, {first_line(error)}") from None
         return self._kept(recording), recording.results
+
+    def _record(self, f: FlatFunction, x: Sequence[torch.Tensor], axes: BatchAxes) -> Recording:
+        windows = None if axes else self._policy.windows(x)
+        if windows is not None:
+            return record_on(windows, f, x, self.function.ins, self._policy)
+        recording = record(f, x, self.function.ins, axes)
+        if not axes:
+            self._policy.note(recording)
+        return recording
 
     def _kept(self, recording: Recording) -> int:
         if recording.reason_not_kept is not None:
@@ -140,7 +154,15 @@ class AutogradGraphs(Residuals):
         graph = self._take(residual)
         if graph is None or fits is None or graph.axes != fits.axes:
             return None
-        return pulled_back(graph, x, ins, cotangents, fits.of_cotangents, self._keeping)
+        try:
+            grads = pulled_back(graph, x, ins, cotangents, fits.of_cotangents, self._keeping)
+        except BackwardError:
+            graph.saved.move_all(x)
+            raise
+        if isinstance(graph.saved, Windows):
+            graph.free()
+            self._policy.end(graph.saved, x)
+        return grads
 
     def pushforward(self, recompute: FlatFunction) -> FlatFunction:
         """The pushforward, which frees the graph. From now on graphs are kept only once a backward is asked for."""

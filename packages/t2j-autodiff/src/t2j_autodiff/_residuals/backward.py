@@ -58,12 +58,19 @@ def pulled_back(
     try:
         with graph.saved.lent(x):
             grads = graph.gradients(ins, pairs) if axis is None else _of_many(graph, ins, pairs, keeping)
+            return graph.saved.apart(_finished(grads, axis))
     except OUT_OF_MEMORY:
         kept_graphs.free(x[0].device)
         keeping.note_out_of_memory()
         return None
     except Exception as error:
         raise BackwardError(f"the backward of a kept graph failed, {first_line(error)}") from None
+
+
+def _finished(grads: Gradients, axis: int | None) -> list[torch.Tensor | None]:
+    dense = [g for g in grads if g is not None]
+    if axis is None and not _compat.in_transform() and _compat.are_plain(dense):
+        return list(grads)
     return [None if g is None else _with_back(_compat.conj(_compat.materialised(g)), axis) for g in grads]
 
 

@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from .._batching.batch_axes import BatchAxes
 from .saved_tensors import SavedTensors
+from .windows import Windows
 
 _LEAST_BYTES = 4096  # what a graph takes at least
 
@@ -28,10 +29,14 @@ class KeptGraph:
 
     axes: BatchAxes
     device: torch.device  # of the operands
-    saved: SavedTensors
-    leaves: dict[int, torch.Tensor] = field(default_factory=dict)  # by operand; without memory
+    saved: SavedTensors | Windows  # how it gets the memory of operands
+    leaves: dict[int, torch.Tensor] = field(default_factory=dict)  # by operand; without memory of XLA
     out_edges: dict[int, tuple[GradientEdge, torch.dtype]] = field(default_factory=dict)  # by result, with its dtype
     round: int = 0  # see `Waiting`
+
+    def free(self) -> None:
+        """Free its nodes."""
+        self.leaves, self.out_edges = {}, {}
 
     def nbytes(self) -> dict[torch.device, int]:
         """How many bytes it holds on each device."""

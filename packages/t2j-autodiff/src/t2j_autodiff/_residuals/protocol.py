@@ -6,7 +6,7 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from t2j_core.extend import FlatFunction, Leaf
+from t2j_core.extend import FlatFunction, Leaf, Lending
 
 from .._base.decisions import Decisions
 from .._batching.batch_axes import BatchAxes
@@ -23,6 +23,7 @@ class DifferentiatedFunction:
     outs: tuple[int, ...]  # the results that can be differentiated
     decisions: Decisions
     label: str  # its signature, as `explain()` shows it
+    lending: Lending | None = None  # of its operands
 
     def explain(self, text: str, part: str = "") -> None:
         """Set the line of `explain()` that says how derivatives of the function, or of a part, get their residuals."""

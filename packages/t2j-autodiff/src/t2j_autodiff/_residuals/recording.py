@@ -26,31 +26,33 @@ class Recording(NamedTuple):
 
 def record(f: FlatFunction, x: Sequence[torch.Tensor], ins: Sequence[int], axes: BatchAxes) -> Recording:
     """Run `f` with the operands `ins` requiring gradients, with every batch axis."""
-    graph = KeptGraph(axes, x[0].device, SavedTensors(x))
+    saved = SavedTensors(x, is_watched=not axes)
+    graph = KeptGraph(axes, x[0].device, saved)
     uses = [storage_uses(t.untyped_storage()) for t in x]
-    y, runs_a_module = _run(f, x, ins, graph)
+    y, runs_a_module = _run(f, x, ins, graph, saved)
     if _are_kept(x, uses, y):
         return Recording(graph, y, "the function keeps its arguments in the graph")
     return Recording(graph, y, "the backward runs code of a module" if runs_a_module else None)
 
 
 def _run(
-    f: FlatFunction, x: Sequence[torch.Tensor], ins: Sequence[int], graph: KeptGraph
+    f: FlatFunction, x: Sequence[torch.Tensor], ins: Sequence[int], graph: KeptGraph, saved: SavedTensors
 ) -> tuple[tuple[torch.Tensor, ...], bool]:
     """The results, and whether the graph refers to a module; fills the leaves and edges of `graph`."""
     # New tensors, because `requires_grad_()` would make the graph refer to those of XLA.
-    handles = [t.detach() for t in x]
+    handles = [t.data for t in x] if saved.is_watched else [t.detach() for t in x]
     for i in ins:
-        handles[i] = graph.axes.expanded(x[i], i).detach().requires_grad_()
+        handles[i] = graph.axes.expanded(handles[i], i).detach().requires_grad_()
     before = _compat.references(handles)
     with (
-        graph.saved.lent(x),
+        saved.lent(x),
+        saved.watching(handles, x),
         torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(graph.saved.pack, graph.saved.unpack),
+        torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack),
         modules_in_use(until_the_end=False) as use,
     ):
         y = f(*handles)
-    graph.out_edges = {i: (_edge_to(t), t.dtype) for i, t in enumerate(y) if t.requires_grad}
+    graph.out_edges = edges_to(y)
     results = tuple(t.detach() for t in y)
     del y  # the handles may be among them
     is_kept = list(map(operator.gt, _compat.references(handles), before))
@@ -68,6 +70,11 @@ def _are_kept(x: Sequence[torch.Tensor], uses: Sequence[int], results: Sequence[
         storage_uses(t.untyped_storage()) - of_results[t.untyped_storage()._cdata] > before
         for t, before in zip(x, uses, strict=True)
     )
+
+
+def edges_to(y: Sequence[torch.Tensor]) -> dict[int, tuple[torch.autograd.graph.GradientEdge, torch.dtype]]:
+    """Where the backwards of results begin, and their dtypes, by result."""
+    return {i: (_edge_to(t), t.dtype) for i, t in enumerate(y) if t.requires_grad}
 
 
 def _edge_to(t: torch.Tensor) -> torch.autograd.graph.GradientEdge:

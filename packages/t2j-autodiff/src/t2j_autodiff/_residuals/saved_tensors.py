@@ -8,6 +8,10 @@ from typing import NamedTuple
 
 import torch
 
+from .. import _compat
+
+_WATCHED = 7  # the version of operands that are watched, to see what shares it
+
 
 class _InOperand(NamedTuple):
     """A saved tensor that lies in the memory of an operand: the backward makes it again from that operand."""
@@ -33,10 +37,14 @@ class SavedTensors:
     not look into the C++ nodes (https://github.com/pytorch/pytorch/issues/84711), and would never find such a cycle.
     """
 
-    def __init__(self, x: Sequence[torch.Tensor]) -> None:
+    def __init__(self, x: Sequence[torch.Tensor], *, is_watched: bool = False) -> None:
         self._lent = {t.untyped_storage().data_ptr(): i for i, t in enumerate(x) if t.numel()}
         self._dtypes = [t.dtype for t in x]
         self._offsets = [t.storage_offset() for t in x]
+        self._storages = [t.untyped_storage()._cdata for t in x]
+        self.is_watched = is_watched and _compat.can_set_versions
+        self.is_as_lent = self.is_watched
+        """Whether the function has not written into operands, and what was saved of them is a view by autograd."""
         self.operands: list[torch.Tensor] = []  # only while the forward or the backward runs
         self.storages: dict[int, tuple[torch.device, int]] = {}  # by storage of the other tensors
 
@@ -48,6 +56,20 @@ class SavedTensors:
             yield
         finally:
             self.operands.clear()
+
+    @contextlib.contextmanager
+    def watching(self, handles: Sequence[torch.Tensor], x: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Watch `handles`, which have the memory of `x` and, if they are watched, versions of their own."""
+        if not self.is_watched:
+            yield
+            return
+        _compat.set_versions(handles, _WATCHED)
+        try:
+            yield
+        finally:
+            written = [i for i, t in enumerate(handles) if t._version != _WATCHED]
+            note_writes(x, written)
+            self.is_as_lent &= not written
 
     def pack(self, t: torch.Tensor) -> _InOperand | _Own:
         """What the graph holds in place of a tensor."""
@@ -61,8 +83,16 @@ class SavedTensors:
             # Detached: a result that its own node saves has that node as `grad_fn` here, another such cycle
             # (https://github.com/pytorch/pytorch/pull/189025).
             return _Own(t.detach(), t._version)
+        self.is_as_lent &= storage._cdata == self._storages[index] and t._version == _WATCHED
         offset = int(t.storage_offset() - self._offsets[index])
         return _InOperand(index, tuple(t.shape), t.stride(), offset, t.is_conj())
+
+    def apart(self, grads: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """`grads`: those that share memory with an operand are views of the tensor that XLA has lent."""
+        return grads
+
+    def move_all(self, x: Sequence[torch.Tensor]) -> None:
+        """The graph refers to no memory of XLA."""
 
     def unpack(self, saved: _InOperand | _Own) -> torch.Tensor:
         """The tensor, for the backward."""
@@ -71,6 +101,12 @@ class SavedTensors:
         base = self.operands[saved.operand]
         view = base.as_strided(saved.shape, saved.strides, base.storage_offset() + saved.offset)
         return view.conj() if saved.is_conj else view
+
+
+def note_writes(x: Sequence[torch.Tensor], written: Sequence[int]) -> None:
+    """Let the versions of operands tell that the function has written into them, by tensors with other versions."""
+    for i in written:
+        torch.autograd.graph.increment_version(x[i])
 
 
 def _unchanged(saved: _Own) -> torch.Tensor:

@@ -59,7 +59,7 @@ class Linearized:
         label = str(source.signature)
         self.jvp_decision = JvpDecision(functools.partial(self.decisions.forward_modes.__setitem__, label))
         function = DifferentiatedFunction(
-            self.flat_function, self.operands, self.results, ins, self.outs, self.decisions, label
+            self.flat_function, self.operands, self.results, ins, self.outs, self.decisions, label, source.lending
         )
         self.residuals = residuals_of(function, keeps=keeps, is_quick=source.signature.outputs.is_quick)
 

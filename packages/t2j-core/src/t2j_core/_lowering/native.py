@@ -139,6 +139,8 @@ _compat.after_fork(_native.after_fork)
 counters: Callable[[], dict[str, int]] = _native.counters
 call_depth: Callable[[], int] = _native.call_depth
 current_pair: Callable[[], tuple[int, int, int] | None] = _native.current_pair
+has_windows: Callable[[], bool] = _native.has_windows
+Windows = _native.Windows
 uses_exchange_api = _native.uses_exchange_api
 abi_layout: Callable[[], dict[str, int]] = _native.abi_layout
 

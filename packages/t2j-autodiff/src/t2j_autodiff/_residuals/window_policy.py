@@ -1,0 +1,78 @@
+"""Whether the forwards of a function are recorded on windows: what its runs have shown."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from .protocol import DifferentiatedFunction
+from .recording import Recording
+from .saved_tensors import SavedTensors
+from .windows import MOST_BYTES, Windows, WindowsOnCopies, can_make_windows
+
+
+class WindowPolicy:
+    """What each forward of one function is recorded on.
+
+    The first forward is recorded on operands, with hooks. If all that it saves of them shares their storages and
+    versions, the next is recorded on copies, without hooks. If its backward leaves nothing that refers to the copies,
+    what referred to them at the end of the forward was the graph alone. From then on forwards are recorded on windows:
+    where the same refers to them at the end, nothing has escaped. Forwards 1, 2, 4, 8, ... have hooks again, because a
+    function may do different things in different calls.
+    """
+
+    def __init__(self, function: DifferentiatedFunction) -> None:
+        self._function = function
+        checks = function.decisions.lending is not None
+        is_large = sum(leaf.nbytes for leaf in function.operands) > MOST_BYTES
+        self._is_refused = checks or is_large or not can_make_windows or function.lending is None
+        self._runs = itertools.count(1)
+        self._hooked: SavedTensors | None = None  # the last that was looked at
+        self._owners: bytes | None = None  # at the end of a forward from which nothing has escaped
+        self._copies: weakref.ref[WindowsOnCopies] | None = None  # that wait for a backward
+
+    def refuse(self) -> None:
+        """Record with hooks from now on."""
+        self._is_refused = True
+
+    def note(self, recording: Recording) -> None:
+        """Note a recording with hooks."""
+        saved = recording.graph.saved
+        if isinstance(saved, SavedTensors) and saved.is_as_lent and recording.reason_not_kept is None:
+            self._hooked = saved
+        else:
+            self.refuse()
+
+    def windows(self, x: Sequence[torch.Tensor]) -> Windows | None:
+        """What a forward is to be recorded on; None for hooks."""
+        run = next(self._runs)
+        if self._is_refused or self._hooked is None or run & (run - 1) == 0 or x[0].device.type != "cpu":
+            return None
+        try:
+            return self._made(x, self._hooked.storages)
+        except (BufferError, RuntimeError):  # a dtype that torch's DLPack lacks
+            self.refuse()
+            return None
+
+    def _made(self, x: Sequence[torch.Tensor], storages: Mapping[int, tuple[torch.device, int]]) -> Windows | None:
+        if self._owners is not None:
+            return Windows(x, self._function.ins, storages)
+        if self._copies is not None and self._copies() is not None:
+            return None
+        copies = WindowsOnCopies(x, self._function.ins, storages)
+        self._copies = weakref.ref(copies)
+        return copies
+
+    def has_escaped(self, windows: Windows) -> bool:
+        """Whether more than the graph may refer to windows at the end of a forward."""
+        return not isinstance(windows, WindowsOnCopies) and windows.at_end != self._owners
+
+    def end(self, windows: Windows, x: Sequence[torch.Tensor]) -> None:
+        """Look at what is left of windows after their graph is gone, in a call with the operands `x`."""
+        if not windows.let_go(x, self._function.lending):
+            self.refuse()
+        elif isinstance(windows, WindowsOnCopies):
+            self._owners = windows.at_end

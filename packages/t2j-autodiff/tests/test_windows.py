@@ -1,0 +1,376 @@
+"""Forwards that are recorded on windows: every call is as if it had been recorded with hooks."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.utils.checkpoint
+from common import agree, raises, warns
+from t2j_autodiff import T2jWarning, TensorEscapeError, TensorMutationError, clear_residuals, module2jax, torch2jax
+from t2j_autodiff._residuals import autograd
+
+N = 5000  # more elements than a function that is run again may have
+X = jnp.linspace(-1, 1, N)
+ON_WINDOWS = 6  # a call whose forward is recorded on windows: the third is on copies, 1, 2, 4 and 8 have hooks
+
+
+@pytest.fixture
+def on_windows(monkeypatch):
+    """A list with one item for each recording without hooks."""
+    recorded, record_on = [], autograd.record_on
+
+    def counting(*arguments):
+        recorded.append(1)
+        return record_on(*arguments)
+
+    monkeypatch.setattr(autograd, "record_on", counting)
+    yield recorded
+    clear_residuals()
+
+
+def operations(x):
+    return torch.tanh(x * x).exp() * x.sin()
+
+
+def operations_in_jnp(x):
+    return jnp.exp(jnp.tanh(x * x)) * jnp.sin(x)
+
+
+class OnceOnWindows:
+    """A function that does something else in one call, which is recorded on windows."""
+
+    def __init__(self, otherwise, usual=operations):
+        self.otherwise = otherwise
+        self.usual = usual
+        self.kept = []
+        self.runs = 0
+
+    def __call__(self, x):
+        if not x.is_meta:
+            self.runs += 1
+            if self.runs == ON_WINDOWS:
+                return self.otherwise(x, self.kept).sum()
+        return self.usual(x).sum()
+
+
+def run_until_on_windows(fn):
+    """A differentiable function whose next forward is recorded on windows."""
+    f = torch2jax(fn)
+    for k in range(1, ON_WINDOWS):
+        agree(jax.grad(f)(X * k), jax.grad(lambda x: operations_in_jnp(x).sum())(X * k))
+    assert fn.runs == ON_WINDOWS - 1
+    return f
+
+
+EXPECTED = jax.grad(lambda x: operations_in_jnp(x).sum())(X)
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def test_most_forwards_are_recorded_on_windows(on_windows):
+    f = jax.jit(jax.value_and_grad(torch2jax(lambda x: operations(x).sum())))
+    for k in range(1, 20):
+        agree(f(X * k / 9), jax.value_and_grad(lambda x: operations_in_jnp(x).sum())(X * k / 9))
+    assert len(on_windows) == 14  # not 1, 2, 4, 8, 16
+
+
+def test_a_loop_has_the_memory_of_each_iteration(on_windows):
+    def through(f):
+        return jax.jit(jax.grad(lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(f(c)), None), x, length=12)[0].sum()))
+
+    ours = through(torch2jax(operations))
+    for k in range(2):
+        agree(ours(X + k), through(operations_in_jnp)(X + k))
+    assert on_windows
+
+
+def test_training_in_a_donating_loop(on_windows):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 200), torch.nn.Tanh(), torch.nn.Linear(200, 3))
+    apply, variables = module2jax(model)
+    inputs = jax.random.normal(jax.random.key(0), (40, 64))
+
+    def step(variables):
+        grads = jax.grad(lambda v: (apply(v, inputs) ** 2).mean())(variables)
+        return jax.tree.map(lambda v, g: v - 0.1 * g, variables, grads)
+
+    ours, optimizer = jax.tree.map(jnp.copy, variables), torch.optim.SGD(model.parameters(), 0.1)
+    donating = jax.jit(step, donate_argnums=0)
+    for _ in range(12):
+        ours = donating(ours)
+        optimizer.zero_grad()
+        model(torch.from_numpy(np.array(inputs))).square().mean().backward()
+        optimizer.step()
+    agree(ours["params"], {name: p.detach() for name, p in model.named_parameters()})
+    assert on_windows
+
+
+def test_checkpoints(on_windows):
+    f = torch2jax(lambda x: torch.utils.checkpoint.checkpoint(operations, x, use_reentrant=False).sum())
+    for k in range(1, 8):
+        agree(jax.grad(f)(X * k), jax.grad(lambda x: operations_in_jnp(x).sum())(X * k))
+    assert len(on_windows) > 2
+
+
+def test_several_graphs_wait_at_a_time(on_windows):
+    f = torch2jax(lambda x: operations(x).sum())
+    for _ in range(6):
+        jax.grad(f)(X)
+    pulls = [jax.vjp(f, X * k)[1] for k in range(8)]
+    for k in reversed(range(8)):
+        agree(pulls[k](jnp.float32(1))[0], jax.grad(lambda x: operations_in_jnp(x).sum())(X * k))
+    assert len(on_windows) > 6
+
+
+def test_threads_share_a_function(on_windows):
+    f = jax.jit(jax.grad(torch2jax(lambda x: operations(x).sum())))
+    expected = [jax.grad(lambda x: operations_in_jnp(x).sum())(X * k) for k in range(4)]
+    wrong = []
+
+    def work(k):
+        for _ in range(12):
+            if not np.allclose(f(X * k), expected[k], atol=1e-4):
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert on_windows
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="one device")
+def test_devices_share_a_function(on_windows):
+    f = jax.jit(jax.grad(torch2jax(lambda x: operations(x).sum())))
+    for k in range(10):
+        rows = [jax.device_put(X * (k + d), device) for d, device in enumerate(jax.devices())]
+        for d, got in enumerate([f(row) for row in rows]):
+            agree(got, jax.grad(lambda x: operations_in_jnp(x).sum())(X * (k + d)))
+    assert on_windows
+
+
+class Transparent(torch.autograd.Function):
+    """A square, whose gradient for 1 is the saved tensor itself."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x * x).sum() / 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.saved_tensors[0]
+
+
+def test_a_gradient_that_is_an_operand(on_windows):
+    f = torch2jax(lambda x: Transparent.apply(x) + 0 * operations(x).sum())
+    for k in range(1, 8):
+        agree(jax.grad(f)(X * k), X * k)
+    assert len(on_windows) > 2
+
+
+def test_a_result_that_is_an_operand(on_windows):
+    f = torch2jax(lambda x: (x.view(50, -1), operations(x).sum()))
+    for k in range(1, 8):
+        (same, _), pull = jax.vjp(f, X * k)
+        agree(same, (X * k).reshape(50, -1))
+        agree(pull((jnp.ones_like(same), jnp.float32(0)))[0], jnp.ones(N))
+    assert len(on_windows) > 2
+
+
+def test_a_sparse_gradient_whose_indices_are_an_operand(on_windows):
+    apply, variables = module2jax(torch.nn.Embedding(400, 20, sparse=True))
+    for k in range(1, 9):
+        index = jnp.arange(k, k + 300)
+        grads = jax.grad(lambda v, i: (apply(v, i) ** 2).sum())(variables, index)
+        weight = variables["params"]["weight"]
+        agree(grads["params"]["weight"], jax.grad(lambda w, i: (w[i] ** 2).sum())(weight, index))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "bfloat16", "float8_e4m3fn"])
+def test_operands_of_other_dtypes(dtype):
+    f = torch2jax(lambda x, other: (operations(x) * other.to(torch.float32)).sum())
+    for k in range(1, 8):
+        other = (X * k > 0).astype(dtype)
+        expected = jax.grad(lambda x, y: (operations_in_jnp(x) * y.astype("float32")).sum())(X * k, other)
+        agree(jax.grad(f)(X * k, other), expected)
+
+
+def test_complex_operands(on_windows):
+    f = torch2jax(lambda z: (z * z.conj() * z).abs().sum())
+    for k in range(1, 8):
+        z = jax.lax.complex(X * k, X[::-1])
+        agree(jax.grad(f)(z), jax.grad(lambda z: jnp.abs(z * z.conj() * z).sum())(z), rtol=1e-3)
+    assert len(on_windows) > 2
+
+
+def test_many_cotangents_use_one_graph_on_windows(on_windows):
+    f = torch2jax(lambda x: operations(x).view(4, -1).sum(1))
+    for k in range(1, 8):
+        agree(jax.jacrev(f)(X * k), jax.jacrev(lambda x: operations_in_jnp(x).reshape(4, -1).sum(1))(X * k))
+    assert len(on_windows) > 2
+
+
+# --- what a function keeps, writes or frees ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda x: x,
+        lambda x: x[3:],
+        lambda x: x.detach(),
+        lambda x: x.data,
+        lambda x: x.untyped_storage(),
+        lambda x: operations(x[3:]).grad_fn,
+    ],
+    ids=["itself", "a view", "detached", "data", "its storage", "a part of the graph"],
+)
+def test_what_escapes_a_forward_has_memory_of_its_own(on_windows, keep):
+    def otherwise(x, kept):
+        kept.append(keep(x))
+        return operations(x)
+
+    fn = OnceOnWindows(otherwise)
+    f = run_until_on_windows(fn)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agree(jax.grad(f)(X + 0), EXPECTED)
+    if not isinstance(fn.kept[0], torch.autograd.graph.Node):  # which refers to windows through what it has saved
+        assert any(issubclass(one.category, T2jWarning) and "keeps" in str(one.message) for one in caught)
+    for k in range(3):
+        jax.block_until_ready(jax.grad(f)(X * k))
+    if isinstance(fn.kept[0], torch.Tensor):
+        assert bool(torch.isin(fn.kept[0].detach(), torch.from_numpy(np.array(X))).all())
+    if isinstance(fn.kept[0], torch.UntypedStorage):
+        agree(torch.empty(0).set_(fn.kept[0]), X)
+
+
+def test_a_numpy_array_over_an_operand_is_refused():
+    fn = OnceOnWindows(lambda x, kept: kept.append(x.detach().numpy()) or operations(x))
+    f = run_until_on_windows(fn)
+    with raises(TensorEscapeError, what="args[0]"):
+        jax.block_until_ready(jax.grad(f)(X))
+
+
+def test_a_graph_that_is_kept_cannot_be_run_between_forward_and_backward(on_windows):
+    def otherwise(x, kept):
+        kept.append(operations(x))
+        return kept[0]
+
+    fn = OnceOnWindows(otherwise)
+    f = run_until_on_windows(fn)
+    value, pull = jax.vjp(f, X)
+    assert fn.runs == ON_WINDOWS
+    with pytest.raises(RuntimeError):
+        fn.kept[0].sum().backward()
+    agree(pull(jnp.float32(1))[0], EXPECTED)
+    agree(value, operations_in_jnp(X).sum())
+
+
+def test_an_intermediate_result_is_changed_between_forward_and_backward(on_windows):
+    def otherwise(x, kept):
+        kept.append(torch.tanh(x * x))  # which `tanh` saves
+        return kept[0].exp() * x.sin()
+
+    fn = OnceOnWindows(otherwise)
+    f = run_until_on_windows(fn)
+    _, pull = jax.vjp(f, X)
+    with torch.no_grad():
+        fn.kept[0].zero_()
+    agree(pull(jnp.float32(1))[0], EXPECTED)
+
+
+def test_a_function_that_frees_a_part_of_its_graph(on_windows):
+    def otherwise(x, kept):
+        h = torch.tanh(x * x)
+        kept.append(torch.autograd.grad(h.sum(), x)[0])
+        return h.exp() * x.sin()
+
+    f = run_until_on_windows(OnceOnWindows(otherwise))
+    agree(jax.grad(f)(X), EXPECTED)
+
+
+def test_what_a_hook_keeps_in_the_backward_has_memory_of_its_own(on_windows):
+    def hooked(x, hook):
+        h = torch.tanh(x * x)
+        if h.requires_grad:
+            node = h.grad_fn.next_functions[0][0]
+            h.register_hook(lambda _: hook(node._saved_self))
+        return h.exp() * x.sin()
+
+    fn = OnceOnWindows(lambda x, kept: hooked(x, kept.append), lambda x: hooked(x, lambda _: None))
+    f = run_until_on_windows(fn)
+    with warns(T2jWarning, what="keeps args[0]"):
+        agree(jax.grad(f)(X + 0), EXPECTED)
+    assert fn.runs == ON_WINDOWS
+    jax.block_until_ready(jax.grad(f)(X * 3))
+    agree(fn.kept[0].detach(), X)
+
+
+def test_a_function_that_writes_into_its_argument_is_seen():
+    def otherwise(x, kept):
+        with torch.no_grad():
+            x[:2] = 7
+        return operations(x)
+
+    f = run_until_on_windows(OnceOnWindows(otherwise))
+    with raises(TensorMutationError, what="args[0]"):
+        jax.block_until_ready(jax.grad(f)(X + 0))
+
+
+def test_a_function_that_gives_its_argument_other_memory(on_windows):
+    def otherwise(x, kept):
+        y = operations(x)
+        kept.append(x.data)
+        x.data = torch.zeros(N)
+        return y
+
+    fn = OnceOnWindows(otherwise)
+    f = run_until_on_windows(fn)
+    with raises(TensorEscapeError, what="keeps"):
+        jax.block_until_ready(jax.grad(f)(X))
+
+
+def test_a_function_that_fails_after_it_has_kept_its_argument(on_windows):
+    def otherwise(x, kept):
+        kept.append(x)
+        raise ValueError("once")
+
+    fn = OnceOnWindows(otherwise)
+    f = run_until_on_windows(fn)
+    agree(jax.grad(f)(X + 0), EXPECTED)
+    agree(fn.kept[0].detach(), X)
+
+
+def test_a_graph_that_is_freed_while_it_waits(on_windows):
+    f = torch2jax(lambda x: operations(x).sum())
+    for k in range(1, ON_WINDOWS + 3):
+        _, pull = jax.vjp(f, X * k)
+        clear_residuals()
+        agree(pull(jnp.float32(1))[0], jax.grad(lambda x: operations_in_jnp(x).sum())(X * k))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: (x.data * x.sin()).sum(),
+        lambda x: (torch.from_numpy(x.detach().numpy()) * x.sin()).sum(),
+    ],
+    ids=["data", "NumPy"],
+)
+def test_what_is_never_recorded_on_windows(on_windows, fn):
+    f = torch2jax(fn)
+    for k in range(1, 8):
+        x = torch.from_numpy(np.array(X * k)).requires_grad_()
+        fn(x).backward()
+        agree(jax.grad(f)(X * k), x.grad, rtol=1e-3)
+    assert not on_windows
