@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,26 @@ def _filled(value: object, by_id: Mapping[int, int], tensors: Sequence[torch.Ten
     return kind(*parts) if is_named else tuple(parts)
 
 
+_PARTS = ("params", "buffers")  # in the order of the variables
+
+
+def _picker(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """A function that takes the values of several names from a dict, in C where there are more than one."""
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda values: [values[name] for name in names]
+
+
+_dtype: Callable[[Any], torch.dtype] = operator.attrgetter("dtype")
+
+
+def _have(dtypes: Sequence[torch.dtype], values: Sequence[Any]) -> bool:
+    try:
+        return list(map(_dtype, values)) == dtypes
+    except AttributeError:  # a number
+        return False
+
+
 class Skeleton:
     """A module without data, for one call at a time."""
 
@@ -62,6 +83,9 @@ class Skeleton:
         self._count_of_parameters = len(self._variables)  # they come first, then the buffers
         self._slots += self._find_slots("buffers", "_buffers")
         self._buffers = [slot for slot in self._slots if self._variables[slot.variable].part == "buffers"]
+        self._dtypes = [variable.empty.dtype for variable in self._variables]
+        names = {part: [v.name for v in self._variables if v.part == part] for part in _PARTS}
+        self._pickers = [(part, _picker(some)) for part, some in names.items() if some]
         # `_parameters` of TorchScript is a view of a C++ object, which a snapshot does not restore.
         self._foreign = [slot for slot in self._slots if not isinstance(slot.holder, dict)]
         self._recurrent = [m for m in self._modules if hasattr(m, "_flat_weights_names")]
@@ -107,22 +131,25 @@ class Skeleton:
         return output, {self._variables[i].name: _value(holder, key, tensors[i]) for holder, key, i in self._buffers}
 
     def _tensors(self, variables: Variables, mutable: bool, call: object) -> list[torch.Tensor]:
-        tensors = []
-        for part, name, empty in self._variables:
-            try:
-                tensor = variables[part][name]
-            except KeyError:
-                raise missing(part, name, type(self.module).__name__) from None
-            if getattr(tensor, "dtype", None) is not empty.dtype:
-                tensor = as_tensor(tensor, empty.dtype, call)
-            if mutable and part == "buffers":  # new values do not depend on old ones in derivatives, as in torch
-                tensor = tensor.detach()
-            tensors.append(tensor)
+        tensors = self._given(variables)
+        if not _have(self._dtypes, tensors):
+            wanted = zip(tensors, self._dtypes, strict=True)
+            tensors = [t if _have([dtype], [t]) else as_tensor(t, dtype, call) for t, dtype in wanted]
+        first = self._count_of_parameters
+        if mutable:  # new values of buffers do not depend on old ones in derivatives, as in torch
+            tensors[first:] = [t.detach() for t in tensors[first:]]
         for index in self._written:
             tensors[index] = tensors[index].clone()
-        for tensor in tensors[: self._count_of_parameters]:
+        for tensor in tensors[:first]:
             tensor._is_param = True  # `isinstance(tensor, torch.nn.Parameter)`, by torch's `_ParameterMeta`
         return tensors
+
+    def _given(self, variables: Variables) -> list[Any]:
+        try:
+            return [value for part, pick in self._pickers for value in pick(variables[part])]
+        except KeyError:
+            absent = next(v for v in self._variables if v.name not in variables.get(v.part, {}))
+            raise missing(absent.part, absent.name, type(self.module).__name__) from None
 
     def empty(self) -> bool:
         """Remove the variables, and the state that the call has left. False if the skeleton is to be discarded."""
