@@ -17,7 +17,7 @@ from t2j_autodiff._residuals import autograd
 
 N = 5000  # more elements than a function that is run again may have
 X = jnp.linspace(-1, 1, N)
-ON_WINDOWS = 6  # a call whose forward is recorded on windows: the third is on copies, 1, 2, 4 and 8 have hooks
+ON_COPIES, ON_WINDOWS = 3, 6  # calls whose forwards are recorded so; calls 1, 2, 4 and 8 have hooks
 
 
 @pytest.fixture
@@ -45,7 +45,8 @@ def operations_in_jnp(x):
 class OnceOnWindows:
     """A function that does something else in one call, which is recorded on windows."""
 
-    def __init__(self, otherwise, usual=operations):
+    def __init__(self, otherwise, usual=operations, call=ON_WINDOWS):
+        self.call = call
         self.otherwise = otherwise
         self.usual = usual
         self.kept = []
@@ -54,7 +55,7 @@ class OnceOnWindows:
     def __call__(self, x):
         if not x.is_meta:
             self.runs += 1
-            if self.runs == ON_WINDOWS:
+            if self.runs == self.call:
                 return self.otherwise(x, self.kept).sum()
         return self.usual(x).sum()
 
@@ -62,9 +63,9 @@ class OnceOnWindows:
 def run_until_on_windows(fn):
     """A differentiable function whose next forward is recorded on windows."""
     f = torch2jax(fn)
-    for k in range(1, ON_WINDOWS):
+    for k in range(1, fn.call):
         agree(jax.grad(f)(X * k), jax.grad(lambda x: operations_in_jnp(x).sum())(X * k))
-    assert fn.runs == ON_WINDOWS - 1
+    assert fn.runs == fn.call - 1
     return f
 
 
@@ -222,6 +223,7 @@ def test_many_cotangents_use_one_graph_on_windows(on_windows):
 # --- what a function keeps, writes or frees ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("call", [ON_COPIES, ON_WINDOWS])
 @pytest.mark.parametrize(
     "keep",
     [
@@ -234,12 +236,12 @@ def test_many_cotangents_use_one_graph_on_windows(on_windows):
     ],
     ids=["itself", "a view", "detached", "data", "its storage", "a part of the graph"],
 )
-def test_what_escapes_a_forward_has_memory_of_its_own(on_windows, keep):
+def test_what_escapes_a_forward_has_memory_of_its_own(on_windows, keep, call):
     def otherwise(x, kept):
         kept.append(keep(x))
         return operations(x)
 
-    fn = OnceOnWindows(otherwise)
+    fn = OnceOnWindows(otherwise, call=call)
     f = run_until_on_windows(fn)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -274,6 +276,39 @@ def test_a_graph_that_is_kept_cannot_be_run_between_forward_and_backward(on_wind
         fn.kept[0].sum().backward()
     agree(pull(jnp.float32(1))[0], EXPECTED)
     agree(value, operations_in_jnp(X).sum())
+
+
+def test_a_graph_that_is_kept_does_not_refer_to_memory_of_xla(on_windows):
+    def otherwise(x, kept):
+        kept.append(x.sin())
+        return operations(x)
+
+    fn = OnceOnWindows(otherwise, lambda x: (x.sin(), operations(x))[1])
+    f = run_until_on_windows(fn)
+    x = X + 0
+    _, pull = jax.vjp(f, x)
+    leaf = fn.kept[0].grad_fn.next_functions[0][0].variable
+    assert leaf.data_ptr() != x.unsafe_buffer_pointer()
+    agree(pull(jnp.float32(1))[0], EXPECTED)
+
+
+def test_a_backward_that_fails_after_a_hook_has_kept_an_operand(on_windows):
+    def hooked(x, hook):
+        h = torch.tanh(x * x)
+        if h.requires_grad:
+            node = h.grad_fn.next_functions[0][0]
+            h.register_hook(lambda _: hook(node._saved_self))
+        return h.exp() * x.sin()
+
+    def failing(kept, tensor):
+        kept.append(tensor.detach())
+        raise ValueError("once")
+
+    fn = OnceOnWindows(lambda x, kept: hooked(x, lambda t: failing(kept, t)), lambda x: hooked(x, lambda _: None))
+    f = run_until_on_windows(fn)
+    agree(jax.grad(f)(X + 0), EXPECTED)
+    jax.block_until_ready(jax.grad(f)(X * 3))
+    agree(fn.kept[0], X)
 
 
 def test_an_intermediate_result_is_changed_between_forward_and_backward(on_windows):
