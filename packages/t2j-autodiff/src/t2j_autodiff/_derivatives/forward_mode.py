@@ -14,6 +14,7 @@ import torch
 from .. import _compat
 from .._base.errors import OUT_OF_MEMORY, NonDifferentiableError, first_line
 from .decompositions import one_at_a_time
+from .flat_functions import Tensors
 from .jvp_by_reverse_mode import JvpByReverseMode
 from .jvp_checks import ContradictionError, checked_jvp, checked_transpose, has_own_jvp
 from .jvp_decision import JvpDecision
@@ -29,6 +30,21 @@ def jvp(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, 
         return _in_transform(pushforward, decision) if _compat.in_transform() else _alone(pushforward, decision)
 
 
+def results_and_jvp(pushforward: Pushforward, decision: JvpDecision) -> tuple[Tensors, Tensors] | None:
+    """The outputs and their tangents in one run; None where forward mode is not settled, or fails."""
+    if not decision.is_settled or decision.failure is not None:
+        return None
+    with one_at_a_time, _compat.as_written(), _compat.math_attention():
+        _compat.prepare_forward_mode()
+        try:
+            y, dy, _ = torch_jvp(pushforward)
+        except OUT_OF_MEMORY:
+            raise
+        except Exception:  # `jvp` raises it again, or does without forward mode
+            return None
+    return y, dy
+
+
 def rehearse(pushforward: Pushforward, decision: JvpDecision) -> None:
     """Decide at one example of a batch, with tangents that move all operands."""
     if not decision.is_settled:
@@ -38,7 +54,7 @@ def rehearse(pushforward: Pushforward, decision: JvpDecision) -> None:
 def _in_transform(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, ...]:
     if decision.rows_because is not None:
         raise NonDifferentiableError(f"PyTorch has no forward mode here ({decision.failure}).")
-    return torch_jvp(pushforward)[0] if decision.failure is None else pushforward.transposed()
+    return torch_jvp(pushforward).tangents if decision.failure is None else pushforward.transposed()
 
 
 @dataclass(frozen=True)

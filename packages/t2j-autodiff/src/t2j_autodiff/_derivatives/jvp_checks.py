@@ -35,9 +35,9 @@ class ContradictionError(Exception):
 def checked_jvp(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, ...]:
     """The tangents by `torch.func.jvp`. Raises `ContradictionError` where they contradict reverse mode."""
     if decision.is_settled:
-        return torch_jvp(pushforward)[0]
+        return torch_jvp(pushforward).tangents
     state = RandomState(pushforward.x[0].device)
-    dy, is_complete = torch_jvp(pushforward)
+    _, dy, is_complete = torch_jvp(pushforward)
     decision.checks += 1
     _compare(pushforward, dy, state, decision, is_complete=is_complete)
     return dy
@@ -55,7 +55,7 @@ def _compare(
     if not all(bool(t.all()) for t in pushforward.tangents):
         pushforward = pushforward.in_all_directions()
         with state.again():
-            compared = torch_jvp(pushforward)[0]
+            compared = torch_jvp(pushforward).tangents
     try:
         with state.again():
             g = _random_pullback(pushforward)
@@ -71,7 +71,7 @@ def _compare(
         return
     with state.again():  # rounding is the same at a power of two
         is_linear = is_proportional(g, _random_pullback(pushforward, LARGER), LARGER)
-    if is_linear and _is_rounding(pushforward, sides, lambda pushforward: torch_jvp(pushforward)[0], state):
+    if is_linear and _is_rounding(pushforward, sides, lambda pushforward: torch_jvp(pushforward).tangents, state):
         decision.is_confirmed |= is_telling(g, compared)
         return
     lost = "has other derivatives than" if is_complete else "lacks derivatives of"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .. import _compat
@@ -10,8 +12,16 @@ from .forward_level import in_forward_level
 from .pushforward import Pushforward
 
 
-def torch_jvp(pushforward: Pushforward) -> tuple[tuple[torch.Tensor, ...], bool]:
-    """The tangents, and whether every result has one."""
+class Run(NamedTuple):
+    """A run in forward mode."""
+
+    results: tuple[torch.Tensor, ...]
+    tangents: tuple[torch.Tensor, ...]
+    is_complete: bool  # every result has a tangent
+
+
+def torch_jvp(pushforward: Pushforward) -> Run:
+    """The results `pushforward.outs`, and their tangents."""
     moved, f = pushforward.moved, pushforward.restricted
     tangents = tuple(t.to(m.dtype) for t, m in zip(pushforward.tangents, moved, strict=True))
     have: list[bool] = []
@@ -24,4 +34,4 @@ def torch_jvp(pushforward: Pushforward) -> tuple[tuple[torch.Tensor, ...], bool]
 
     y, dy = in_forward_level(lambda: torch.func.jvp(run, moved, tangents))  # type: ignore[misc]
     # Under autocast, torch's norms of bfloat16 with a weight of float32 have tangents of float32 (torch 2.13).
-    return tuple(_compat.materialised(d).to(yi.dtype) for yi, d in zip(y, dy, strict=True)), all(have)
+    return Run(y, tuple(_compat.materialised(d).to(yi.dtype) for yi, d in zip(y, dy, strict=True)), all(have))

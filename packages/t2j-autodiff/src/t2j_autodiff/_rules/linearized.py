@@ -15,7 +15,7 @@ from .._batching.rehearsal import rehearsed
 from .._batching.vmap import over_axes
 from .._derivatives.decompositions import with_decompositions
 from .._derivatives.flat_functions import Direction
-from .._derivatives.forward_mode import jvp, rehearse
+from .._derivatives.forward_mode import jvp, rehearse, results_and_jvp
 from .._derivatives.jvp_decision import JvpDecision
 from .._derivatives.pushforward import Pushforward
 from .._derivatives.reverse_mode import Pullback, vjp
@@ -134,6 +134,21 @@ class Linearized:
         run = over_axes(run, returned, of_map, self.decisions, direction)
         if direction == "jvp":
             run = rehearsed(run, lambda *a: rehearse(at(a), self.jvp_decision), n, axes, self.jvp_decision)
+        return run
+
+    def results_and_pushforward(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> FlatFunction:
+        """A flat function from operands and tangents of `ins` to all results and the tangents of `outs`."""
+        n, everything = len(self.operands), range(len(self.results))
+        value, tangents = self.primal_function(NO_AXES), self.recomputing_map("jvp", ins, outs, NO_AXES)
+
+        def run(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if self.decisions.asks_for_gradients is False:
+                pushforward = Pushforward(self.flat_function, a[:n], ins, a[n:], everything, self.results)
+                if (found := results_and_jvp(pushforward, self.jvp_decision)) is not None:
+                    y, dy = found
+                    return (*y, *(dy[i] for i in outs))
+            return (*value(*a[:n]), *tangents(*a))
+
         return run
 
     def _of_example(self, direction: Direction, ins: tuple[int, ...], outs: tuple[int, ...]) -> FlatFunction | None:

@@ -155,6 +155,20 @@ class LinearRules(Rules[TorchFn]):
         results = over_devices(call, size, operands, dims)
         return results, [0] * len(results)
 
+    def with_results(self, *, fn: TorchFn) -> TorchFn | None:
+        """A pushforward together with its forward: torch's forward mode computes the results anyway."""
+        linear = self.linear
+        if self.direction != "jvp" or self.axes or linear.source.options.has_side_effect:
+            return None
+
+        def make() -> TorchFn:
+            operands, results = self._drop_residuals(fn.signature.operands), fn.signature.outputs.leaves
+            f = linear.results_and_pushforward(self.ins, self.outs)
+            return linear.source.derived("jvp", f, operands, [*linear.results, *results], rules=Rules())
+
+        found: TorchFn = linear.memo.get(("with results", self.ins, self.outs), make)
+        return found
+
     def _without_residuals(self, fn: TorchFn) -> TorchFn:
         """The map without residuals, as any function. It is differentiated, but never called itself."""
 

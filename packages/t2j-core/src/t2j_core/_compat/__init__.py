@@ -18,6 +18,10 @@ from .dlpack import torch_exchange_api as torch_exchange_api
 from .dlpack import with_foreign_memory as with_foreign_memory
 from .jax_caches import forget_eager_primitives as forget_eager_primitives
 from .jax_caches import hold_weakly as hold_weakly
+from .jax_calls import Unused as Unused
+from .jax_calls import making_call as making_call
+from .jax_calls import movable as movable
+from .jax_calls import pair_attributes as pair_attributes
 from .jax_frames import hide_frames as hide_frames
 from .jax_frames import reducing_call as reducing_call
 from .jax_frames import transposing_call as transposing_call
@@ -26,7 +30,6 @@ from .jax_lowering import is_exporting as is_exporting
 from .jax_lowering import is_partly_manual as is_partly_manual
 from .jax_lowering import keep_alive as keep_alive
 from .jax_lowering import named as named
-from .jax_lowering import pair_attributes as pair_attributes
 from .jax_lowering import platforms_of as platforms_of
 from .jax_lowering import register_lowering as register_lowering
 from .jax_lowering import whole_mesh as whole_mesh

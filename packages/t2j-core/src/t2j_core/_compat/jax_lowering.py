@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -68,32 +67,6 @@ def platforms_of(ctx: mlir.LoweringRuleContext) -> Sequence[str]:
     """The platforms that are being lowered for."""
     platforms: Sequence[str] = ctx.platforms or ctx.module_context.platforms
     return platforms
-
-
-def pair_attributes(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value[Any], target: str) -> dict[str, Any]:
-    """The attributes that pair a call being lowered with the call of `target` that makes its operand; none without one.
-
-    The number of a pair is unique in the module, and the same whenever the module is lowered again. There are none if
-    the operand comes from another block: what enters a loop or a branch may come from several calls.
-    """
-    ir = mlir.ir
-    maker, surrounding = operand.owner, ir.InsertionPoint.current.block.owner
-    # Operations are compared, as each region that JAX makes has one block. (jax 0.6: they do not know their block.)
-    if maker is None or isinstance(maker, ir.Block):
-        return {}
-    parent = maker.operation.parent
-    if parent is None or parent.operation != surrounding.operation:
-        return {}
-    attributes = maker.operation.attributes
-    if "call_target_name" not in attributes or attributes["call_target_name"] != ir.StringAttr.get(target):
-        return {}
-    items: Any = ir.DictAttr(attributes["mhlo.backend_config"])
-    config = {item.name: item.attr for item in items}
-    if "pair" not in config:
-        number = len(ctx.module_context.keepalives)
-        config["pair"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
-        attributes["mhlo.backend_config"] = ir.DictAttr.get(config)
-    return {"pair": np.int64(int(ir.IntegerAttr(config["pair"])))}
 
 
 def named(ctx: mlir.LoweringRuleContext, name: str) -> contextlib.AbstractContextManager[Any]:

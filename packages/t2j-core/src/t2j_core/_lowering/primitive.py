@@ -22,6 +22,7 @@ from .._run.registry import claim
 from .._run.torch_fn import TorchFn
 from .._run.weak_fn import WeakFn, strong
 from .._signature.serialise import not_exportable
+from .joined import lowered_jointly
 from .native import TARGET, call_depth
 from .refusals import in_reducer, partly_manual, sharded_operand
 from .rules import register_rules
@@ -96,6 +97,8 @@ def _lower(
         raise in_reducer(strong(fn), reducer_of)
     if not set(_compat.platforms_of(ctx)) <= _NATIVE:
         return _compat.mlir.lower_fun(functools.partial(host_call, fn), multiple_results=True)(ctx, *operands)
+    if isinstance(fn, TorchFn) and (results := lowered_jointly(ctx, operands, fn, _lower)) is not None:
+        return results
     attributes = _attributes(ctx, operands, fn)
     bound, fn = fn, strong(fn)
     has_side_effect = fn.options.has_side_effect
@@ -111,7 +114,10 @@ def _lower(
         operands = tuple(operands[i] for i in fn.used)
     rule = jax.ffi.ffi_lowering(TARGET, has_side_effect=has_side_effect, operand_output_aliases=fn.aliases)
     with _compat.named(ctx, fn.signature.name):
-        return rule(ctx, *operands, **attributes)
+        results = rule(ctx, *operands, **attributes)
+    if fn.hidden and bound is fn:
+        return [*_compat.movable(results[: -fn.hidden]), *results[-fn.hidden :]]
+    return results
 
 
 def _attributes(

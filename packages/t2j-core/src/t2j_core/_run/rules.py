@@ -58,6 +58,14 @@ class Rules(Generic[F]):
         """
         return None
 
+    def with_results(self, *, fn: F) -> F | None:
+        """One function for two calls: `fn`, and the one before it whose last result is the operand `fn.ticket`.
+
+        It takes the operands of `fn` without that one, and returns what users see of the other call's results, then
+        those of `fn`. None if there is none. Compiled programs run it; it is not transformed.
+        """
+        return None
+
 
 def _only_called(fn: _HasSignature, what: str) -> TransformError:
     return TransformError(
