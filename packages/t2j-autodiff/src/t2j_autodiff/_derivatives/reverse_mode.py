@@ -61,11 +61,10 @@ def _vjp(
         pairs = [(y[i], ct.to(y[i].dtype)) for i, ct in cotangents.items() if y[i].requires_grad]
         grads: Sequence[torch.Tensor | None] = [None] * (len(ins) + len(linear))
         if pairs:
-            grads = torch.autograd.grad(
+            grads = _compat.engine_grad(
                 [p[0] for p in pairs],
                 [handles[i] for i in (*ins, *linear)],
                 [p[1] for p in pairs],
-                allow_unused=True,
                 create_graph=is_differentiated,
             )
         refuse_cut_backward(linear, [y[i] for i in cotangents], grads[len(ins) :])

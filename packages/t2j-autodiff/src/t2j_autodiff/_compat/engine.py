@@ -1,0 +1,24 @@
+"""`torch.autograd.grad` without what it does for arguments of other kinds, which takes as long as a small backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import has_torch_function
+
+
+def engine_grad(
+    y: Sequence[torch.Tensor], x: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor], *, create_graph: bool
+) -> Sequence[torch.Tensor | None]:
+    """`torch.autograd.grad(y, x, cotangents, allow_unused=True, create_graph=create_graph)`.
+
+    Only tensors of torch's own class, outside of function modes, take the short way. The engine would broadcast a
+    cotangent of another shape (`validate_outputs` in torch/csrc/autograd/engine.cpp, torch 2.6 to 2.15).
+    """
+    if has_torch_function((*y, *x)) or any(ct.shape != t.shape for t, ct in zip(y, cotangents, strict=True)):
+        return torch.autograd.grad(y, x, cotangents, allow_unused=True, create_graph=create_graph)
+    return _engine_run_backward(
+        tuple(y), tuple(cotangents), create_graph, create_graph, tuple(x), True, accumulate_grad=False
+    )
