@@ -57,14 +57,22 @@ from ._wrap.options import refused as refused
 from ._wrap.options import taken as taken
 
 # isort: split
-# Runs of a torch function outside of a call: for inference, rehearsals and traces.
+# Runs of a torch function outside of a call: for inference, rehearsals and traces; and what is compiled.
 from ._base.turns import turns as turns
 from ._compat import DispatchMode as DispatchMode
+from ._compat import fixed_shapes as fixed_shapes
 from ._compat import numbers_in as numbers_in
 from ._compat import storage_uses as storage_uses
 from ._compat import torch_device as torch_device
+from ._compile.refusals import InTurnError as InTurnError
+from ._compile.refusals import NotCompiledError as NotCompiledError
+from ._compile.refusals import reason_of as reason_of
+from ._compile.refusals import warn_not_compiled as warn_not_compiled
+from ._compile.tracing import trace as trace
 from ._infer.apart import apart as apart
 from ._infer.draws import generator_states as generator_states
+from ._infer.rng import seeded_by as seeded_by
+from ._infer.traced_ahead import is_traced_ahead as is_traced_ahead
 from ._modules.in_use import modules_in_use as modules_in_use
 from ._run.escapes import argument_kept as argument_kept
 from ._run.escapes import check_example as check_example

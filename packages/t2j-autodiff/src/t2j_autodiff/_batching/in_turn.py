@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from t2j_core.extend import FlatFunction, Lending, check_example, storage_uses
+from t2j_core.extend import FlatFunction, InTurnError, Lending, check_example, is_traced_ahead, storage_uses
 
 from .. import _compat
 from .._base.decisions import Decisions
@@ -19,6 +19,8 @@ class InTurn:
         self.f, self.size, self.dims, self.decisions = f, size, dims, decisions
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if is_traced_ahead():  # as many times the operations of one
+            raise InTurnError
         rows = [self._run(x, i) for i in range(self.size)]
         return tuple(torch.stack(column) for column in zip(*rows, strict=True))
 

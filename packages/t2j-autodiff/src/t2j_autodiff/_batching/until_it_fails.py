@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from t2j_core import PerformanceWarning
-from t2j_core.extend import warn
+from t2j_core.extend import is_traced_ahead, warn
 
 from .. import _compat
 from .._base.decisions import BatchKind
@@ -43,7 +43,7 @@ class AtOnceUntilItFails:
 
     def _is_for_the_caller(self, error: Exception) -> bool:
         """Whether to raise an exception rather than run one example after another."""
-        if _compat.in_transform():  # the outermost batch decides
+        if _compat.in_transform() or is_traced_ahead():  # the outermost batch decides, or a call
             return True
         if self.kind == "record" and isinstance(error, (*OUT_OF_MEMORY, HiddenGradientError)):  # then no graph is kept
             return True

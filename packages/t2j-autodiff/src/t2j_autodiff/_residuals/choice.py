@@ -13,14 +13,16 @@ def residuals_of(function: DifferentiatedFunction, *, keeps: bool, is_quick: boo
 
     `keeps` says whether there is a forward that may keep something; `is_quick` that another run costs little.
     """
-    method = function.decisions.options.residuals
+    method, compiles = function.decisions.options.residuals, function.decisions.compiles
+    if keeps and function.outs and (method == "graph" or (compiles and method == "auto")):
+        traced = TracedFunction.of(function)
+        if traced is not None:
+            return traced
     if method == "auto" and is_quick:
         function.explain("recompute (few operations on small tensors)")
     elif keeps and not function.outs:
         function.explain("no output can be differentiated")
-    elif keeps and method == "graph":
-        return TracedFunction.of(function) or AutogradGraphs(function)
-    elif keeps and method == "auto":
+    elif keeps and method != "recompute":
         return AutogradGraphs(function)
     elif keeps:
         function.explain("recompute")

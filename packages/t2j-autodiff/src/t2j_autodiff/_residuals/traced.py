@@ -7,18 +7,20 @@ graph instead.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from t2j_core import PerformanceWarning, dtype_t2j
-from t2j_core.extend import FlatFunction, Leaf, canonical, warn
+from t2j_core.extend import FlatFunction, Leaf, canonical, reason_of, seeded_by, warn, warn_not_compiled
 
 from .. import _compat
 from .._base.errors import first_line
 from .._batching.batch_axes import BatchAxes
 from .._batching.vmap import over_axes
+from .graphs import outputs_of, parameters_of
 from .protocol import DifferentiatedFunction, Residuals
-from .tracing import NothingToKeepError, Traced, is_of_no_dropout, outputs_of, parameters_of, trace
+from .tracing import NothingToKeepError, Traced, is_of_no_dropout, trace
 
 Order = list[int]
 """The order of axes in which a tensor is contiguous, or nearest to it. As residuals, tensors are permuted to it."""
@@ -46,21 +48,30 @@ class TracedFunction(Residuals):
         self._cotangent_orders = [_order(node.meta["val"]) for node in cotangents[len(saved) :]]
         self.leaves = tuple(_leaf(value.permute(order)) for value, order in zip(values, self._orders, strict=True))
         megabytes = sum(leaf.nbytes for leaf in self.leaves) / 1e6
-        function.explain(f"{len(self.leaves)} arrays ({megabytes:.1f} MB) from a traced graph")
+        function.explain(
+            f"{len(self.leaves)} arrays ({megabytes:.1f} MB) from a "
+            f"{'compiled' if function.decisions.compiles else 'traced'} graph"
+        )
 
     @staticmethod
     def of(function: DifferentiatedFunction) -> TracedFunction | None:
         """Trace a function; None where that is not possible, with a warning unless there is nothing to keep."""
         try:
-            return TracedFunction(function, trace(function.flat, function.operands, function.ins))
+            name, compiles = function.decisions.name, function.decisions.compiles
+            return TracedFunction(
+                function, trace(name, function.flat, function.operands, function.ins, compiles=compiles)
+            )
         except NothingToKeepError:
             return None
         except Exception as error:
-            warn(
-                f'{function.decisions.name} cannot be traced for `residuals="graph"` ({first_line(error)}); its '
-                'autograd graph is kept instead, as with `residuals="auto"`.',
-                PerformanceWarning,
-            )
+            if compiles:
+                warn_not_compiled(name, f"with its derivative: {reason_of(error)}", function.decisions.noted)
+            else:
+                warn(
+                    f'{name} cannot be traced for `residuals="graph"` ({first_line(error)}); its autograd graph is '
+                    'kept instead, as with `residuals="auto"`.',
+                    PerformanceWarning,
+                )
             return None
 
     def _on(self, device: torch.device) -> Traced:
@@ -76,7 +87,7 @@ class TracedFunction(Residuals):
         n = len(self.function.results)
 
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            with torch.no_grad():
+            with torch.no_grad(), seeded_by(x[0]) if self.function.decisions.has_key else contextlib.nullcontext():
                 y = self._on(x[0].device).forward(*x)
             own = (y[n + k].permute(order) for k, order in zip(self._own, self._orders, strict=True))
             return (*y[:n], *(t.resolve_conj() for t in own))

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from t2j_core.extend import FlatFunction, Leaf, modules_in_use, torch_device
+from t2j_core.extend import FlatFunction, Leaf, NotCompiledError, fixed_shapes, modules_in_use, torch_device
+from t2j_core.extend import trace as trace_ahead
 from torch.fx import GraphModule, Node
 
 from .. import _compat
 from .._workarounds.requires_grad_queries import RequiresGradQueries
+from .graphs import parameters_of
+from .saved_views import save_what_views_are_of
 
 
 class NothingToKeepError(Exception):
@@ -31,31 +34,24 @@ class Traced(NamedTuple):
         return Traced(forward, backward, self.differentiated)
 
 
-def trace(flat: FlatFunction, operands: Sequence[Leaf], ins: Sequence[int]) -> Traced:
+def trace(name: str, flat: FlatFunction, operands: Sequence[Leaf], ins: Sequence[int], *, compiles: bool) -> Traced:
     """Trace a function that is differentiated with respect to `ins`. Raises any exception where that fails."""
-    from torch._functorch.aot_autograd import aot_export_joint_simple
-    from torch._functorch.partitioners import min_cut_rematerialization_partition
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fixed_shapes():
         x = [torch.empty(leaf.shape, dtype=leaf.torch_dtype, device=torch_device()) for leaf in operands]
     for i in ins:
         x[i].requires_grad_()
     requires: list[bool] = []
 
     def f(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        y: list[torch.Tensor] = []
         with RequiresGradQueries() as queries:
-            results = flat(*x)
+            y = flat(*x)
         if queries.asks_for_leaves or queries.changes_course:
-            raise NotImplementedError(f"it looks at {queries.decides}")
-        for t in results:  # results may not share memory with anything
-            y.append(t.clone() if t._is_view() or any(t is other for other in (*x, *y)) else t)
+            raise NotCompiledError(f"it looks at {queries.decides}")
         requires[:] = [t.requires_grad for t in y]
         return tuple(y)
 
     with modules_in_use(until_the_end=True):
-        joint: GraphModule = aot_export_joint_simple(f, tuple(x), trace_joint=True)  # type: ignore[assignment]
+        joint = trace_ahead(name, f, x, joint=True, decomposes=compiles)
     differentiated = [i for i, wanted in enumerate(requires) if wanted]
     if not differentiated:
         raise NothingToKeepError
@@ -63,21 +59,9 @@ def trace(flat: FlatFunction, operands: Sequence[Leaf], ins: Sequence[int]) -> T
     n_cotangents = len(parameters) - len(operands)
     if n_cotangents != len(differentiated):
         raise NotImplementedError(f"{n_cotangents} cotangents for {len(differentiated)} outputs")
-    values = [node.meta["val"] for node in parameters]
-    split = values[: len(operands)], values[len(operands) :]
-    forward, backward = min_cut_rematerialization_partition(joint, split, num_fwd_outputs=len(requires))
+    forward, backward = _compat.partitioned(joint, len(operands), len(requires))
+    save_what_views_are_of(forward, backward, len(requires))
     return Traced(forward, backward, differentiated)
-
-
-def parameters_of(module: GraphModule) -> list[Node]:
-    """What a traced function takes."""
-    return [node for node in module.graph.nodes if node.op == "placeholder"]
-
-
-def outputs_of(module: GraphModule) -> list[Node]:
-    """What a traced function returns."""
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
-    return list(output.args[0])
 
 
 def _moved(module: GraphModule, traced_on: torch.device, device: torch.device) -> GraphModule:

@@ -24,6 +24,7 @@ from .._residuals.choice import residuals_of
 from .._residuals.protocol import DifferentiatedFunction
 from .._residuals.random_check import warn_if_random
 from .._residuals.recorded_values import RecordedIfItAsks, recorded
+from .._residuals.traced import TracedFunction
 from .conventions import has_tangents
 from .function_rules import rules_of
 
@@ -64,6 +65,11 @@ class Linearized:
         self.residuals = residuals_of(function, keeps=keeps, is_quick=source.signature.outputs.is_quick)
 
     @property
+    def compiles(self) -> bool:
+        """Whether its forward and its pullbacks are compiled: where they could be traced."""
+        return self.decisions.compiles and isinstance(self.residuals, TracedFunction)
+
+    @property
     def residual_leaves(self) -> tuple[Leaf, ...]:
         """What the forward returns beside the outputs."""
         return self.residuals.leaves
@@ -85,6 +91,8 @@ class Linearized:
     def primal_function(self, axes: BatchAxes) -> FlatFunction:
         """The flat function that returns the results alone. If it asks, it sees that it is differentiated."""
         primal = self.batched_function(axes)
+        if self.compiles:
+            return primal
         if self.decisions.options.has_leading_axes:
             return RecordedIfItAsks(primal, recorded(primal, self.ins, self.decisions), self.decisions)
         f = recorded(self.flat_function, self.ins, self.decisions)

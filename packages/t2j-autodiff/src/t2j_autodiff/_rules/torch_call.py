@@ -78,7 +78,7 @@ class CallRules(FunctionRules):
         def make() -> TorchFn:
             results = fn.signature.outputs.leaves
             f = batched(self.flat_function, results, size, dims, self.decisions, "value")
-            return fn.derived(
+            over_batch = fn.derived(
                 "vmap",
                 f,
                 [axes.of_operand(leaf, i) for i, leaf in enumerate(fn.signature.operands)],
@@ -91,6 +91,8 @@ class CallRules(FunctionRules):
                     batch_of=(fn, size, dims),
                 ),
             )
+            over_batch.example = lambda: (fn, dims)
+            return over_batch
 
         found: TorchFn = self.memo.get(("batch", size, dims), make)
         return found
@@ -109,9 +111,13 @@ def forward(linear: Linearized, depth: float, axes: BatchAxes = NO_AXES, *, keep
             [axes.of_operand(leaf, i) for i, leaf in enumerate(linear.operands)],
             [axes.of_result(leaf) for leaf in (*linear.results, *kept)],
             rules=ForwardRules(linear, axes, depth, keeps=keeps),
-            options=replace(source.options, outputs="copy") if keeps else None,
+            options=replace(
+                source.options, outputs="copy" if keeps else source.options.outputs, compile=linear.compiles
+            ),
         )
         fn.hidden = len(kept)
+        if axes:
+            fn.example = lambda: (forward(linear, depth, axes.inner, keeps=keeps), axes[0].dims)
         return fn
 
     found: TorchFn = linear.memo.get(("forward", depth, axes, keeps), make)

@@ -64,10 +64,13 @@ def linear_map(
             [*constants, *(axes.of_result(leaf) for leaf in taken)],
             [axes.of_result(leaf) for leaf in returned],
             rules=LinearRules(linear, direction, ins, outs, axes, depth),
-            options=replace(source.options, has_side_effect=False),
+            options=replace(source.options, has_side_effect=False, compile=linear.compiles and direction == "vjp"),
         )
         if linear.residuals.uses_tickets:
             fn.ticket = len(linear.operands)
+        if axes:
+            dims = (*axes[0].dims, *(0 for _ in taken))
+            fn.example = lambda: (linear_map(linear, direction, ins, outs, axes.inner, depth), dims)
         return fn
 
     found: TorchFn = linear.memo.get((direction, ins, outs, axes, depth), make)
@@ -175,7 +178,7 @@ class LinearRules(Rules[TorchFn]):
         def make() -> TorchFn:
             rules, source = self._recomputing, self.linear.source
             operands, results = self._drop_residuals(fn.signature.operands), fn.signature.outputs.leaves
-            options = replace(source.options, has_side_effect=False)
+            options = replace(source.options, has_side_effect=False, compile=False)
             return source.derived(self.direction, rules.flat_function, operands, results, rules=rules, options=options)
 
         found: TorchFn = self._recomputing.memo.get("function", make)

@@ -51,6 +51,8 @@ class DifferentiableBuilder(CallBuilder):
             paths=tuple(signature.operand_paths()),
             lending=fn.lending if self.options.arguments == "check" else None,
             runs_same_operations=fn.signature.outputs.needs_no_values,
+            compiles=self.options.compile and fn.obstacle is None,
+            noted=self.noted,
             is_random=self.is_random,
         )
         not_lent = [i for i, handover in enumerate(fn.handovers) if handover != Handover.BORROW]

@@ -64,6 +64,8 @@ def torch2jax(
       outputs: `"auto"`, `"copy"` or `"out"`.
       has_side_effect: run every call the program contains.
       name: a name that is the same in every process.
+      compile: compile the function for each signature, with its derivatives in reverse mode and its batches. Its Python
+        runs where it is traced, and not at calls. What cannot be traced or compiled runs as it is, with a warning.
 
     Returns:
       The wrapped function. `f.explain()` tells how its outputs, derivatives and batches are computed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
@@ -16,8 +17,22 @@ from .source import Source
 from .tracing import fake_tensors, trace
 
 
-class Compiled:
-    """A function of operands and result buffers, which writes into the buffers and returns them.
+class CompiledFunction(Protocol):
+    """A function of operands and result buffers, which writes into the buffers and returns them."""
+
+    used: tuple[int, ...]
+    """The operands that it takes. The others have no effect."""
+    size: int
+    """How many operations its graph has."""
+    draws_without_key: bool
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run it, on operands and buffers."""
+        ...
+
+
+class Compiled(CompiledFunction):
+    """A function that was compiled as a whole.
 
     It is traced and compiled when it is made, which raises any exception where that fails.
     """
@@ -29,11 +44,7 @@ class Compiled:
         with turns:
             code = self._code(device)
         self._on_device = {device: code}
-        self.size: int = code.size
-        """How many operations the graph has."""
-        self.draws_without_key: bool = code.draws_without_key
-        self.used: tuple[int, ...] = code.used
-        """The operands that it takes. The others have no effect."""
+        self.size, self.used, self.draws_without_key = code.size, code.used, code.draws_without_key
         self._as_bytes = self._sent_as_bytes()
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -10,6 +10,13 @@ class NotCompiledError(Exception):
     """A function that cannot be compiled, and why."""
 
 
+class InTurnError(NotCompiledError):
+    """A batch whose examples run one after another, so that a graph of it would have the operations of all."""
+
+    def __init__(self) -> None:
+        super().__init__("the examples of a batch run one after another")
+
+
 def reason_of(error: Exception) -> str:
     """What went wrong as a function was traced or compiled, and where in the user's code."""
     try:

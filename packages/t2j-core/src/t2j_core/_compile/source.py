@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from .._signature.signature import Leaf
+
+
+class Attempted(Protocol):
+    """A function that may be compiled."""
+
+    def compile(self, device: torch.device) -> Any:
+        """Compile it, if it can be; None otherwise."""
+        ...
 
 
 class Source(NamedTuple):
@@ -23,3 +31,7 @@ class Source(NamedTuple):
     """Whether the compiled function takes all operands, also those that it does not use."""
     obstacle: str | None
     """Why it cannot be compiled, if that is known before."""
+    example: Callable[[], tuple[Attempted, Sequence[int | None]]] | None
+    """If it is a batch: the function of one example, and which of the operands have the batch axis."""
+    runs_in_turn: bool
+    """Whether the examples run one after another."""

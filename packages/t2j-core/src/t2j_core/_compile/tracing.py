@@ -22,14 +22,14 @@ Function = Callable[..., Sequence[torch.Tensor]]
 
 
 def trace(
-    name: str, f: Function, x: Sequence[torch.Tensor], *, joint: bool = False, compiles: bool = True
+    name: str, f: Function, x: Sequence[torch.Tensor], *, joint: bool = False, decomposes: bool = True
 ) -> GraphModule:
     """The operations of `f` on the fake tensors `x`; with its backward if `joint`.
 
-    Its results share no memory with anything. Where the compiler is to get the graph, operands that are keys do not
-    seed: random numbers come from the state that torch's generators have when the graph runs. Raises any exception.
+    Its results share no memory with anything. Random numbers come from the state that torch's generators have when the
+    graph runs, keys do not seed them. It `decomposes` operations as the compiler wants them. Raises any exception.
     """
-    with _traced(name, compiles=compiles) as decompositions:
+    with _traced(name, decomposes=decomposes) as decompositions:
         return _compat.trace_ahead(_separate(f), x, decompositions, joint=joint)
 
 
@@ -40,14 +40,14 @@ def fake_tensors(leaves: Sequence[Leaf], device: torch.device) -> list[torch.Ten
 
 
 @contextlib.contextmanager
-def _traced(name: str, *, compiles: bool) -> Iterator[_compat.Decompositions | None]:
+def _traced(name: str, *, decomposes: bool) -> Iterator[_compat.Decompositions | None]:
     with (
         apart(name),
-        traced_ahead(looks_at_keys=not compiles),
+        traced_ahead(),
         _compat.without_addresses(),
         _compat.without_onednn(),
         _compat.refusing_seeds(_seeds),
-        _compat.for_compiler() if compiles else contextlib.nullcontext() as decompositions,
+        _compat.for_compiler() if decomposes else contextlib.nullcontext() as decompositions,
     ):
         torch.default_generator.manual_seed(secrets.randbits(63))  # `apart` restores the state
         yield decompositions
@@ -63,7 +63,7 @@ def _separate(f: Function) -> Function:
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         results: list[torch.Tensor] = []
         seed = torch.default_generator.initial_seed()
-        with _Writes():
+        with _Refuses():
             for t in f(*x):
                 t = t.resolve_conj().resolve_neg()  # the compiler ignores the flags of lazy views
                 shares = t._is_view() or any(t is other for other in (*x, *results))
@@ -75,10 +75,15 @@ def _separate(f: Function) -> Function:
     return run
 
 
-class _Writes(_compat.DispatchMode):
-    """Refuses writes into tensors that the function refers to. A trace would make them, once or twice."""
+class _Refuses(_compat.DispatchMode):
+    """Refuses what a graph cannot do again: Python that takes values, writes into tensors that the function refers to.
+
+    A trace would make such a write itself, once or twice.
+    """
 
     def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _depends_on_values(func, args):
+            raise NotCompiledError(f"what it does depends on values (by `{func}`)")
         schema = getattr(func, "_schema", None)  # higher-order operators have none
         if schema is not None and schema.is_mutable:
             given = (*args, *kwargs.values())
@@ -86,3 +91,11 @@ class _Writes(_compat.DispatchMode):
                 if argument.is_write and type(value) in (torch.Tensor, torch.nn.Parameter):
                     raise NotCompiledError("it writes into a tensor that it refers to")
         return func(*args, **kwargs)
+
+
+def _depends_on_values(func: OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether Python gets values of tensors from an operation, or a tensor whose shape depends on them."""
+    tags = getattr(func, "tags", ())
+    if func is torch.ops.aten.index.Tensor:
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags

@@ -10,7 +10,7 @@ import torch
 
 from .. import _compat
 from .._base.turns import turns
-from .traced_ahead import looks_at_keys
+from .traced_ahead import is_traced_ahead
 
 
 def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,8 +20,6 @@ def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def call(key: torch.Tensor, /, *args: object, **kwargs: object) -> Any:
-        if key.is_meta or not looks_at_keys():
-            return fn(*args, **kwargs)
         with seeded_by(key):
             return fn(*args, **kwargs)
 
@@ -30,7 +28,10 @@ def seeded(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def seeded_by(key: torch.Tensor) -> Iterator[None]:
-    """Within, torch's generators are seeded from a key."""
+    """Within, torch's generators are seeded from a key; not if it holds no data, as in a trace."""
+    if key.is_meta or is_traced_ahead():
+        yield
+        return
     generators = [torch.default_generator]
     if key.is_cuda:
         generators.append(torch.cuda.default_generators[key.device.index])

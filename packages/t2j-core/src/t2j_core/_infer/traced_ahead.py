@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 class _Thread(threading.local):
     traces = False
-    looks_at_keys = True
 
 
 _thread = _Thread()
@@ -20,17 +19,11 @@ def is_traced_ahead() -> bool:
     return _thread.traces
 
 
-def looks_at_keys() -> bool:
-    """Whether a function seeds torch's generators from its key."""
-    return _thread.looks_at_keys
-
-
 @contextlib.contextmanager
-def traced_ahead(*, looks_at_keys: bool) -> Iterator[None]:
-    """Within, a function is traced."""
-    before = _thread.traces, _thread.looks_at_keys
-    _thread.traces, _thread.looks_at_keys = True, looks_at_keys
+def traced_ahead() -> Iterator[None]:
+    """Within, a function is traced. It does not seed torch's generators: whoever runs the graph does."""
+    before, _thread.traces = _thread.traces, True
     try:
         yield
     finally:
-        _thread.traces, _thread.looks_at_keys = before
+        _thread.traces = before

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from .._base.bounded import remember
 from .._base.config import config
 from .._base.dtypes import row_of_jax
 from .._base.turns import turns
 from .._compile.attempt import Attempt
-from .._compile.compiled import Compiled
+from .._compile.compiled import CompiledFunction
 from .._compile.source import Source
 from .._signature import serialise
 from .._signature.signature import Leaf, Signature, flat_signature
@@ -65,6 +66,10 @@ class TorchFn:
         """What the handler calls: takes one tensor per operand; returns a tuple of tensors, or one tensor."""
         self.attempt: Attempt | None = None
         """The attempt to compile it, once a call of it was lowered, if `options.compile`."""
+        self.attempts: dict[str, Attempt] = {}
+        """Those for it and for what is derived from it, by name."""
+        self.example: Callable[[], tuple[TorchFn, Sequence[int | None]]] | None = None
+        """If it is a batch: the function of one example, and which of the operands have the batch axis."""
         self.reason_not_exportable: str | None = "it has no `name=`"
         self.serialised: str = ""
         if options.name is not None:
@@ -97,7 +102,7 @@ class TorchFn:
         options = (options or self.options).of_derived()
         fn = TorchFn(call, signature, options, noted=self.lending.noted, takes_operands=True, rules=rules)
         fn.lending.name_after(self.lending)
-        fn.origin = self.origin
+        fn.origin, fn.attempts = self.origin, self.attempts
         fn.reason_not_exportable = "only forward calls can be, not their derivatives or batches"
         return fn
 
@@ -127,53 +132,51 @@ class TorchFn:
             return with_buffers_as_out(run, signature)
         return Redirected(run, signature.outputs.leaves, config.auto_output_bytes)
 
-    def compile(self, device: torch.device) -> None:
+    def compile(self, device: torch.device) -> CompiledFunction | None:
         """Compile it now, if the options say so. What cannot be compiled runs as it is. Called in a lowering."""
         if not self.options.compile:
-            return
+            return None
         if self.attempt is None:
             with turns:
                 self.attempt = self.attempt or Attempt(self._source(), self.lending.noted)
+                remember(self.attempts, self.signature.name, self.attempt)
         compiled = self.attempt.run(device)
         if compiled is not None:
             self.target, self.pass_results = compiled, True
+        return compiled
 
     def _source(self) -> Source:
-        signature, options = self.signature, self.options
-        obstacle = None
-        if self.aliases:
-            obstacle = "`mutable_argnums` makes it write into its arguments"
-        elif options.outputs == "out":
-            obstacle = "it takes `out=`"
-        elif options.has_side_effect:
-            obstacle = "it has a side effect, which compiled code would leave out"
-        elif "keeps state" in self.lending.noted:
-            obstacle = "it keeps tensors from one call to the next"
-        elif options.rng and len(signature.operands[0].shape) > 1:
-            obstacle = "each example of a batch of keys draws its own numbers"
-        leaves, keeps_operands = signature.outputs.leaves, bool(self.serialised)
+        leaves, keeps_operands = self.signature.outputs.leaves, bool(self.serialised)
         flat = with_copies(self.flat_function(), [i for i, how in enumerate(self.handovers) if how != Handover.BORROW])
-        return Source(self.lending.name, flat, signature.operands, leaves, options.rng, keeps_operands, obstacle)
+        name, operands = self.lending.name, self.signature.operands
+        rng, has_keys = self.options.rng, self.options.rng and len(operands[0].shape) > 1
+        return Source(name, flat, operands, leaves, rng, keeps_operands, self.obstacle, self.example, has_keys)
 
     @property
-    def compilation(self) -> str:
-        """Whether it is compiled, and why not, for `explain()`."""
-        if self.attempt is None:
-            return "to be compiled at its first call"
-        compiled, reason = self.attempt.compiled, self.attempt.reason
-        return f"not compiled: {reason}" if compiled is None else f"compiled, {compiled.size} operations"
+    def obstacle(self) -> str | None:
+        """Why it cannot be compiled, if that is known before."""
+        if self.aliases:
+            return "`mutable_argnums` makes it write into its arguments"
+        if self.options.outputs == "out":
+            return "it takes `out=`"
+        if self.options.has_side_effect:
+            return "it has a side effect, which compiled code would leave out"
+        if "keeps state" in self.lending.noted:
+            return "it keeps tensors from one call to the next"
+        return None
 
     @property
     def used(self) -> tuple[int, ...]:
         """The operands that a call site takes."""
-        if isinstance(self.target, Compiled):
-            return self.target.used
+        compiled = None if self.attempt is None else self.attempt.compiled
+        if compiled is not None:
+            return compiled.used
         return tuple(range(len(self.signature.operands)))
 
     def call_site(self) -> CallSite:
         """What the native call site is built from."""
         operands, handovers = self.signature.operands, self.handovers
-        is_compiled = isinstance(self.target, Compiled)
+        is_compiled = self.attempt is not None and self.attempt.compiled is not None
         return CallSite(
             target=self.target,
             signature=self.signature,

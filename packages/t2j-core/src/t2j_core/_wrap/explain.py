@@ -17,7 +17,6 @@ import torch
 from .._base.config import config
 from .._base.dtypes import aval_text, dtype_t2j, row_of_jax
 from .._base.text import listed
-from .._compile.compiled import Compiled
 from .._run.lending import Handover
 from .._run.redirect import Redirected
 from .._run.torch_fn import TorchFn
@@ -82,11 +81,22 @@ def explained(fn: TorchFn) -> list[str]:
     if given := [f"{path}={shown(value)}" for path, value in signature.call_tree.constants().items()]:
         lines.append(f"constants: {', '.join(given)}")
     if fn.options.compile:
-        lines.append(fn.compilation)
+        lines += _compilations(fn)
     paths, results = signature.operand_paths(), signature.outputs.paths()
     lines += grouped((path, _handed_over(fn, i, results)) for i, path in enumerate(paths))
     lines += grouped((path, _written(fn, i, paths)) for i, path in enumerate(results))
     return lines
+
+
+def _compilations(fn: TorchFn) -> list[str]:
+    """What was compiled, or why not."""
+    if not fn.attempts:
+        return ["to be compiled at its first call"]
+    attempts = list(fn.attempts.items())
+    failed = [(name, attempt.reason) for name, attempt in attempts if attempt.reason is not None]
+    compiled = [f"{name} ({attempt.size} operations)" for name, attempt in attempts if attempt.size is not None]
+    lines = [f"compiled: {listed(compiled)}"] if compiled else []
+    return [*lines, *(f"not compiled: {line}" for line in grouped(failed))]
 
 
 def grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
@@ -120,7 +130,7 @@ def _written(fn: TorchFn, index: int, paths: Sequence[str]) -> str:
             return f"in the memory of {paths[operand]}, where the caller donates it"
     if fn.options.outputs == "out":
         return "written in place by the function, which takes `out=`"
-    if isinstance(fn.target, Compiled):
+    if fn.attempt is not None and fn.attempt.compiled is not None:
         return "written in place by compiled code"
     if isinstance(fn.target, Redirected):
         return fn.target.explain(index)

@@ -43,6 +43,8 @@ def torch2jax(
       has_side_effect: run every call the program contains. The order of calls stays open. In a program of several
         devices the first runs it, and inside `jax.shard_map` each.
       name: a name that is the same in every process, needed for `jax.export` and serialised programs.
+      compile: compile the function by torch's compiler for the shapes of each signature. It is traced first: its Python
+        runs then, and not at calls. What cannot be traced or compiled runs as it is, with a warning.
 
     Returns:
       The wrapped function. Arrays, tracers and tensors among its arguments are data; all other leaves are constants
