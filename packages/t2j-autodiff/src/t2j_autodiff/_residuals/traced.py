@@ -89,7 +89,7 @@ class TracedFunction(Residuals):
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             with torch.no_grad(), seeded_by(x[0]) if self.function.decisions.has_key else contextlib.nullcontext():
                 y = self._on(x[0].device).forward(*x)
-            own = (y[n + k].permute(order) for k, order in zip(self._own, self._orders, strict=True))
+            own = (_permuted(y[n + k], order) for k, order in zip(self._own, self._orders, strict=True))
             return (*y[:n], *(t.resolve_conj() for t in own))
 
         leaves = [*self.function.results, *self.leaves]
@@ -119,7 +119,7 @@ class TracedFunction(Residuals):
 
     def _saved(self, x: Sequence[torch.Tensor], residuals: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """What the backward takes, from operands and residuals."""
-        own = (t.permute(_inverse(order)) for t, order in zip(residuals, self._orders, strict=True))
+        own = (_permuted(t, _inverse(order)) for t, order in zip(residuals, self._orders, strict=True))
         saved = {k: x[i] for k, i in self._operands.items()}
         saved |= zip(self._own, own, strict=True)
         saved |= {k: torch.empty(t.shape, dtype=t.dtype, device=x[0].device) for k, t in self._unread.items()}
@@ -134,11 +134,15 @@ class TracedFunction(Residuals):
                 ct = _compat.conj(given[i]).to(leaf.torch_dtype)
             else:
                 ct = torch.zeros(leaf.shape, dtype=leaf.torch_dtype, device=device)
-            yield ct.permute(order).contiguous().permute(_inverse(order))
+            yield _permuted(_permuted(ct, order).contiguous(), _inverse(order))
 
 
 def _order(value: torch.Tensor) -> Order:
     return sorted(range(value.ndim), key=lambda axis: -value.stride()[axis])
+
+
+def _permuted(t: torch.Tensor, order: Order) -> torch.Tensor:
+    return t if order == sorted(order) else t.permute(order)
 
 
 def _inverse(order: Order) -> Order:

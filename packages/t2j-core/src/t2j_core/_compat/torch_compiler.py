@@ -155,11 +155,14 @@ def _writes_into(buffer: Any, value: Any) -> bool:
     """Let the library call that produces a value write into the buffer, if it can."""
     from torch._inductor import ir
 
-    call = getattr(getattr(value, "data", None), "data", None)  # in the boxes of a tensor and of its memory
+    value = value.data  # in the box of a tensor
+    view = value.layout if isinstance(value, ir.ReinterpretView) else None
+    call = value.data if view is None else value.data.data  # in the box of its memory
     if not isinstance(call, ir.ExternKernelOut) or isinstance(call.layout, ir.NonOwningLayout):
         return False
     layout: Any = call.layout.as_fixed() if isinstance(call.layout, ir.FlexibleLayout) else call.layout
     fits = list(layout.size) == list(buffer.get_size()) and layout.dtype == buffer.get_dtype()
+    fits &= view is None or (view.size, view.stride, view.offset) == (layout.size, layout.stride, layout.offset)
     if not fits or type(layout) is not ir.FixedLayout or not layout.is_contiguous():
         return False
     place, _ = ir.as_storage_and_layout(buffer)

@@ -11,7 +11,8 @@ from torch.fx import GraphModule
 from .. import _compat
 from .._base.errors import ArgumentError, describe
 from .._infer.rng import seeded_by
-from .graphs import draws, drop_unused, may_draw, take_references, write_into
+from .graphs import draws, drop_unused, may_draw, take_references
+from .results import write_into
 from .source import Source
 
 Run = Callable[[list[Any]], object]

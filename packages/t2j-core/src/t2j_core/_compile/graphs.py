@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from .. import _compat
 from .._infer.draws import drawn_from
 from .refusals import NotCompiledError
 
@@ -23,22 +21,6 @@ def output_of(graph: GraphModule) -> Node:
     """The node that returns the results."""
     (node,) = (node for node in graph.graph.nodes if node.op == "output")
     return node
-
-
-def write_into(graph: GraphModule, buffers: Sequence[torch.Tensor]) -> None:
-    """Let a graph write its results into additional arguments, of which `buffers` are examples."""
-    output, places = output_of(graph), []
-    values: Any = output.args[0]
-    with graph.graph.inserting_before(_after_placeholders(graph)):
-        for k, buffer in enumerate(buffers):
-            places.append(graph.graph.placeholder(f"result_{k}"))
-            places[-1].meta["val"] = buffer
-    with graph.graph.inserting_before(output):
-        written = []
-        for place, value in zip(places, values, strict=True):
-            written.append(graph.graph.call_function(_compat.into(), (place, value)))
-            written[-1].meta["val"] = place.meta["val"]
-    output.args = (tuple(written),)
 
 
 def take_references(graph: GraphModule, operand: torch.Tensor) -> list[torch.Tensor]:
@@ -56,7 +38,7 @@ def take_references(graph: GraphModule, operand: torch.Tensor) -> list[torch.Ten
         if not isinstance(value, torch.Tensor):
             raise NotCompiledError(f"it uses a {type(value).__name__} of its own")
         if name not in found:
-            with graph.graph.inserting_before(_after_placeholders(graph)):
+            with graph.graph.inserting_before(after_placeholders(graph)):
                 place = graph.graph.placeholder(f"reference_{len(found)}")
             place.meta["val"] = mode.from_tensor(value.detach(), static_shapes=True)
             found[name] = place, value
@@ -91,7 +73,8 @@ def draws(graph: GraphModule) -> bool:
     )
 
 
-def _after_placeholders(graph: GraphModule) -> Node:
+def after_placeholders(graph: GraphModule) -> Node:
+    """The first node that is no argument."""
     return next(node for node in graph.graph.nodes if node.op != "placeholder")
 
 
