@@ -11,9 +11,10 @@ from torch.fx import GraphModule
 from .. import _compat
 from .._base.errors import ArgumentError, describe
 from .._infer.rng import seeded_by
-from .graphs import draws, drop_unused, may_draw, take_references
+from .graphs import draws, drop_unused, may_draw, placeholders, take_references
 from .results import write_into
 from .source import Source
+from .tracing import fake_tensors
 
 Run = Callable[[list[Any]], object]
 
@@ -25,16 +26,15 @@ class Code:
         self,
         source: Source,
         graph: GraphModule,
-        operands: Sequence[torch.Tensor],
-        buffers: Sequence[torch.Tensor],
+        device: torch.device,
     ) -> None:
-        write_into(graph, buffers)
-        references = take_references(graph, operands[0])
-        used = drop_unused(graph, 0 if source.keeps_operands else len(operands))
+        count = len(source.operands)
+        mode = next(node.meta["val"].fake_mode for node in placeholders(graph) if "val" in node.meta)
+        write_into(graph, fake_tensors(source.results, device, mode))
+        references = take_references(graph, mode)
+        used = drop_unused(graph, 0 if source.keeps_operands else count)
         takes_key = source.has_key and may_draw(graph)
-        self.used: tuple[int, ...] = (
-            tuple(range(len(operands))) if source.keeps_operands else (*([0] * takes_key), *used)
-        )
+        self.used: tuple[int, ...] = tuple(range(count)) if source.keeps_operands else (*([0] * takes_key), *used)
         self.draws_without_key: bool = not source.has_key and draws(graph)
         graph.recompile()
         self.size: int = sum(node.op == "call_function" for node in graph.graph.nodes)

@@ -70,8 +70,10 @@ class Compiled(CompiledFunction):
     def _code(self, device: torch.device) -> Code:
         source = self._source
         with told(source.name):
-            x, buffers = (fake_tensors(leaves, device) for leaves in (source.operands, source.results))
-            return Code(source, trace(source.name, self._as_declared, x), x, buffers)
+            graph = None if source.graph is None else source.graph(device)
+            if graph is None:
+                graph = trace(source.name, self._as_declared, fake_tensors(source.operands, device))
+            return Code(source, graph, device)
 
     def _as_declared(self, *x: torch.Tensor) -> Sequence[torch.Tensor]:
         """The function on tensors as XLA has them. Raises for results that are not as declared."""

@@ -23,12 +23,11 @@ def output_of(graph: GraphModule) -> Node:
     return node
 
 
-def take_references(graph: GraphModule, operand: torch.Tensor) -> list[torch.Tensor]:
+def take_references(graph: GraphModule, mode: Any) -> list[torch.Tensor]:
     """Make the tensors that a function refers to the last arguments, so that their values are read at every call.
 
-    `operand` is a fake tensor of the mode that it was traced in.
+    `mode` is that of the fake tensors that it was traced with.
     """
-    mode: Any = operand.fake_mode  # type: ignore[attr-defined]
     found: dict[str, tuple[Node, torch.Tensor]] = {}
     for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
         name = str(node.target)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.fx import GraphModule
 
 from .._signature.signature import Leaf
 
@@ -31,6 +32,8 @@ class Source(NamedTuple):
     """Whether the compiled function takes all operands, also those that it does not use."""
     obstacle: str | None
     """Why it cannot be compiled, if that is known before."""
+    graph: Callable[[torch.device], GraphModule | None] | None
+    """A graph of it on a device, if there is one already. It is changed."""
     example: Callable[[], tuple[Attempted, Sequence[int | None]]] | None
     """If it is a batch: the function of one example, and which of the operands have the batch axis."""
     runs_in_turn: bool

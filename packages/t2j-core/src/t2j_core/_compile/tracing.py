@@ -33,9 +33,9 @@ def trace(
         return _compat.trace_ahead(_separate(f), x, decompositions, joint=joint)
 
 
-def fake_tensors(leaves: Sequence[Leaf], device: torch.device) -> list[torch.Tensor]:
+def fake_tensors(leaves: Sequence[Leaf], device: torch.device, mode: Any = None) -> list[torch.Tensor]:
     """Tensors without data, of the dtypes that JAX stores."""
-    with _compat.fixed_shapes():
+    with mode or _compat.fixed_shapes():
         return [torch.empty(leaf.shape, dtype=row_of_jax(leaf.dtype).torch, device=device) for leaf in leaves]
 
 

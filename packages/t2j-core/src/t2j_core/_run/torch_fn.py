@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from .._base.bounded import remember
 from .._base.config import config
@@ -70,6 +71,8 @@ class TorchFn:
         """Those for it and for what is derived from it, by name."""
         self.example: Callable[[], tuple[TorchFn, Sequence[int | None]]] | None = None
         """If it is a batch: the function of one example, and which of the operands have the batch axis."""
+        self.graph: Callable[[torch.device], GraphModule | None] | None = None
+        """A graph of it, if it was traced before."""
         self.reason_not_exportable: str | None = "it has no `name=`"
         self.serialised: str = ""
         if options.name is not None:
@@ -150,7 +153,9 @@ class TorchFn:
         flat = with_copies(self.flat_function(), [i for i, how in enumerate(self.handovers) if how != Handover.BORROW])
         name, operands = self.lending.name, self.signature.operands
         rng, has_keys = self.options.rng, self.options.rng and len(operands[0].shape) > 1
-        return Source(name, flat, operands, leaves, rng, keeps_operands, self.obstacle, self.example, has_keys)
+        return Source(
+            name, flat, operands, leaves, rng, keeps_operands, self.obstacle, self.graph, self.example, has_keys
+        )
 
     @property
     def obstacle(self) -> str | None:
