@@ -91,6 +91,7 @@ class Result:
     outcome: str  # "passed", "failed" or "not counted"
     reason: str = ""
     seconds: float = 0.0
+    not_compiled: str = ""  # why it was not, if it was to be
 
     @property
     def key(self) -> Key:
@@ -115,6 +116,7 @@ class Worker:
     dtype: str
     samples: int
     eager: bool = False
+    compiles: bool = False
     patience: float = 300.0  # seconds for one check
     device: str = "cpu"
     end: float = math.inf  # end of the whole run, by the monotonic clock
@@ -185,7 +187,8 @@ class Worker:
         return results
 
     def _ask(self, index: int, first: int) -> None:
-        request = {"op": index, "dtype": self.dtype, "samples": self.samples, "first": first, "eager": self.eager}
+        request = {"op": index, "dtype": self.dtype, "samples": self.samples, "first": first}
+        request |= {"eager": self.eager, "compile": self.compiles}
         assert self._process is not None
         assert self._process.stdin is not None
         try:
@@ -222,7 +225,11 @@ class Worker:
 
 
 def _fields(reply: dict[str, Any]) -> dict[str, Any]:
-    return {name: reply[name] for name in ("check", "sample", "outcome", "reason", "seconds") if name in reply}
+    return {
+        name: reply[name]
+        for name in ("check", "sample", "outcome", "reason", "seconds", "not_compiled")
+        if name in reply
+    }
 
 
 def started(worker: Worker, jobs: int) -> list[Worker]:
@@ -353,21 +360,31 @@ def summary(results: Sequence[Result], known: dict[str, Any], worker: Worker, se
             not_counted[r.check][re.sub(r" \(\w+\)$", "", r.reason)] += 1
     counted = {r.op for r in results if r.outcome != "not counted"}
     where = {} if worker.device == "cpu" else {"device": worker.device_name}
-    return where | {
-        "samples": worker.samples,
-        "path": "eager" if worker.eager else "jit",
-        "operators": len({r.op for r in results}),
-        "operators_counted": len(counted),
-        "operators_without_failure": len(counted - {r.op for r in failed}),
-        "checks": {check: tally(results, check) for check in CHECKS if any(r.check == check for r in results)},
-        "not_counted": {check: dict(counter.most_common()) for check, counter in not_counted.items()},
-        "failures_by_class": dict(collections.Counter(classes.get(r.key, UNKNOWN) for r in failed).most_common()),
-        "failures": [f"{r.op} {r.check} #{r.sample}: {r.reason}" for r in failed],
-        "seconds": round(seconds),
-        "worker_seconds": round(sum(r.seconds for r in results)),
-        "versions": versions(),
-        "commit": commit(),
-    }
+    compiled = {"not_compiled": not_compiled(results)} if worker.compiles else {}
+    return (
+        where
+        | compiled
+        | {
+            "samples": worker.samples,
+            "path": "eager" if worker.eager else "jit",
+            "operators": len({r.op for r in results}),
+            "operators_counted": len(counted),
+            "operators_without_failure": len(counted - {r.op for r in failed}),
+            "checks": {check: tally(results, check) for check in CHECKS if any(r.check == check for r in results)},
+            "not_counted": {check: dict(counter.most_common()) for check, counter in not_counted.items()},
+            "failures_by_class": dict(collections.Counter(classes.get(r.key, UNKNOWN) for r in failed).most_common()),
+            "failures": [f"{r.op} {r.check} #{r.sample}: {r.reason}" for r in failed],
+            "seconds": round(seconds),
+            "worker_seconds": round(sum(r.seconds for r in results)),
+            "versions": versions(),
+            "commit": commit(),
+        }
+    )
+
+
+def not_compiled(results: Iterable[Result]) -> dict[str, str]:
+    """The operators that were not compiled in some check, and why."""
+    return {f"{r.op} {r.check}": r.not_compiled for r in results if r.not_compiled}
 
 
 def tally(results: Iterable[Result], check: str) -> dict[str, int]:
@@ -384,6 +401,9 @@ def table(report: dict[str, Any]) -> str:
     rows.append(["operators counted"] + [f"{run['operators_counted']} of {run['operators']}" for _, run in runs])
     for check in CHECKS:
         rows.append([TITLES[check]] + [share(run["checks"].get(check)) for _, run in runs])
+    if any("not_compiled" in run for _, run in runs):
+        counts = [len(run["not_compiled"]) if "not_compiled" in run else None for _, run in runs]
+        rows.append(["checks that ran without being compiled"] + ["-" if n is None else str(n) for n in counts])
     rows.append(["operators without a failure"] + [str(run["operators_without_failure"]) for _, run in runs])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -399,7 +419,8 @@ def share(counts: dict[str, int] | None) -> str:
 
 def run_key(worker: Worker) -> str:
     """The key of a run in a results file: its dtype, and its device unless that is the CPU."""
-    return worker.dtype if worker.device == "cpu" else f"{worker.dtype} on {worker.device_name}"
+    name = f"{worker.dtype} compiled" if worker.compiles else worker.dtype
+    return name if worker.device == "cpu" else f"{name} on {worker.device_name}"
 
 
 def save(path: Path, key: str, run: dict[str, Any]) -> dict[str, Any]:
@@ -423,6 +444,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="fail where the list of known failures is wrong")
     parser.add_argument("--record", action="store_true", help="rewrite the list of known failures")
     parser.add_argument("--eager", action="store_true", help="without jax.jit")
+    parser.add_argument("--compile", action="store_true", help="with `compile=True`: values and reverse mode")
     parser.add_argument("--only", default="", help="operators whose name matches this regular expression")
     parser.add_argument("--every", type=int, default=1, help="only every n-th operator")
     parser.add_argument("--jobs", type=int, default=2)
@@ -439,7 +461,8 @@ def arguments() -> argparse.Namespace:
 def worker_for(options: argparse.Namespace, start: float) -> Worker:
     """The process for the command line."""
     end = start + options.seconds
-    return Worker(options.dtype, options.samples, options.eager, options.patience, options.device, end)
+    kind = options.dtype, options.samples, options.eager, options.compile
+    return Worker(*kind, options.patience, options.device, end)
 
 
 def main() -> int:
@@ -463,7 +486,7 @@ def main() -> int:
     key = run_key(worker)
     report = save(options.output, key, run) if options.output else {key: run}
     print(table(report))
-    shown = ("not_counted", "failures_by_class", "seconds", "not_reached")
+    shown = ("not_compiled", "not_counted", "failures_by_class", "seconds", "not_reached")
     print(json.dumps({name: run[name] for name in shown if name in run}, indent=1))
     for op, seconds in slowest(results)[: options.slowest]:
         print(f"{seconds:8.2f} s  {op}")

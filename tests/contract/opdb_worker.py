@@ -34,7 +34,7 @@ from t2j_autodiff import clear_residuals, dtype_t2j, j2t, t2j, torch2jax
 
 CHECKS = ("forward", "vjp", "jvp", "vmap", "vmap_vjp")
 FEW_CHECKS = ("forward", "vjp")
-"""For dtypes that are there to be stored in rather than to be computed with."""
+"""For dtypes that are there to be stored in rather than to compute with, and for what is compiled, which takes long."""
 
 TOLERANCE = {"float32": 1e-4, "complex64": 1e-4, "float64": 1e-9, "complex128": 1e-9, "bfloat16": 3e-2}
 UNINITIALISED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"}
@@ -136,6 +136,7 @@ class Case:
     tolerance: float
     run: Callable[..., Any]  # `jax.jit`, or the identity
     device: str = "cpu"
+    compiles: bool = False
     examples: list[Tensors] = field(default_factory=list)  # of a batch
 
     # --- results of torch ---
@@ -217,7 +218,15 @@ class Case:
     @cached_property
     def wrapped(self) -> Callable[..., Any]:
         """The library's function. The examples declare 64-bit integers, which JAX does not have while x64 is off."""
-        return torch2jax(self.fn, *self.tensors)
+        return torch2jax(self.fn, *self.tensors, compile=self.compiles)
+
+    @property
+    def not_compiled(self) -> str:
+        """Why the library's function, or something derived from it, was not compiled."""
+        if not self.compiles or "wrapped" not in vars(self):
+            return ""
+        lines = [line.strip() for line in self.wrapped.explain().splitlines()]
+        return "; ".join(line.removeprefix("not compiled: ") for line in lines if line.startswith("not compiled: "))
 
     @cached_property
     def arrays(self) -> list[Any]:
@@ -349,7 +358,7 @@ def samples_of(op: Any, dtype: torch.dtype, count: int, device: str) -> list[Any
     return list(itertools.islice(op.sample_inputs(device, dtype, requires_grad=False), count))
 
 
-def case_of(op: Any, sample: Any, tolerance: float, run: Callable[..., Any], device: str) -> Case:
+def case_of(op: Any, sample: Any, tolerance: float, run: Callable[..., Any], device: str, compiles: bool) -> Case:
     """The sample as a function of its tensors. Everything else is a constant, including tensors on other devices.
 
     Some samples of a GPU have numbers or indices on the CPU, but a JAX program has all operands on one device.
@@ -365,7 +374,7 @@ def case_of(op: Any, sample: Any, tolerance: float, run: Callable[..., Any], dev
         return sample.output_process_fn_grad(op(first, *args, **kwargs))
 
     fn.__name__ = op.name
-    return Case(fn, [leaves[i].detach() for i in places], tolerance, run, device)
+    return Case(fn, [leaves[i].detach() for i in places], tolerance, run, device, compiles)
 
 
 def check_is_fair(op: Any, case: Case) -> None:
@@ -392,7 +401,7 @@ def check_is_fair(op: Any, case: Case) -> None:
 
 
 def results_of(
-    op: Any, dtype: str, n_samples: int, first: int, run: Callable[..., Any], device: str
+    op: Any, dtype: str, n_samples: int, first: int, run: Callable[..., Any], device: str, compiles: bool
 ) -> Iterator[dict[str, Any]]:
     """Yield one result per check, and before it a line that names the check."""
     if getattr(torch, dtype) not in op.supported_dtypes(device):
@@ -405,11 +414,11 @@ def results_of(
         reason = f"torch cannot make samples ({type(error).__name__})"
         yield {"sample": 0, "check": "samples", "outcome": "not counted", "reason": reason, "lost": has_lost(device)}
         return
-    names = CHECKS if dtype in ("float32", "float64") else FEW_CHECKS
+    names = CHECKS if dtype in ("float32", "float64") and not compiles else FEW_CHECKS
     for number, sample in enumerate(samples):
         if number < first:
             continue
-        case = case_of(op, sample, TOLERANCE[dtype], run, device)
+        case = case_of(op, sample, TOLERANCE[dtype], run, device, compiles)
         for check in names:
             yield {"sample": number, "check": check}
             result = result_of(op, case, check)
@@ -443,12 +452,18 @@ def result_of(op: Any, case: Case, check: str) -> dict[str, Any]:
         outcome, reason = "not counted", str(error)
     except Exception as error:
         outcome, reason = "failed", first_line(error)
-    return {"outcome": outcome, "reason": reason, "seconds": round(time.perf_counter() - start, 3)}
+    found = {"outcome": outcome, "reason": reason, "seconds": round(time.perf_counter() - start, 3)}
+    return found if outcome == "not counted" else found | {"not_compiled": first_line_of(case.not_compiled)}
 
 
 def first_line(error: Exception) -> str:
     """An exception in one line. Under `jax.jit` the library's exception is inside an XLA error."""
-    text = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+    return first_line_of(f"{type(error).__name__}: {str(error).strip()}")
+
+
+def first_line_of(text: str) -> str:
+    """The first line of a text, shortened."""
+    text = text.partition("\n")[0]
     return re.sub(r"^JaxRuntimeError: \w+: \[t2j error \d+\] ([\w]+\.)*", "", text)[:200]
 
 
@@ -476,7 +491,7 @@ def prepare(device: str) -> str:
 
 
 def main() -> None:
-    """Serve requests: `{"op": index, "dtype": ..., "samples": ..., "first": ..., "eager": ...}`."""
+    """Serve requests: `{"op": index, "dtype": ..., "samples": ..., "first": ..., "eager": ..., "compile": ...}`."""
     device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # operators may print
@@ -497,7 +512,9 @@ def main() -> None:
         run = (lambda f: f) if request["eager"] else jax.jit
         run = run if device == "cpu" else waiting(run)
         op = op_db[request["op"]]
-        for result in results_of(op, request["dtype"], request["samples"], request["first"], run, device):
+        for result in results_of(
+            op, request["dtype"], request["samples"], request["first"], run, device, request["compile"]
+        ):
             say(result)
         say({"done": request["op"]})
         if count % CLEAR_AFTER == 0:

@@ -22,11 +22,6 @@ class Attempt:
         self.reason: str | None = None
         """Why the function is not compiled, once that was tried."""
 
-    @property
-    def size(self) -> int | None:
-        """How many operations the compiled graph has; None if there is none."""
-        return None if self.compiled is None else self.compiled.size
-
     def run(self, device: torch.device) -> CompiledFunction | None:
         """The compiled function; None, with a warning the first time, if it cannot be. Other threads wait."""
         if self.compiled is None and self.reason is None:

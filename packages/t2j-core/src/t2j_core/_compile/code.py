@@ -22,12 +22,7 @@ Run = Callable[[list[Any]], object]
 class Code:
     """A compiled graph. `run` takes a list of the operands that it uses, and of the result buffers."""
 
-    def __init__(
-        self,
-        source: Source,
-        graph: GraphModule,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, source: Source, graph: GraphModule, device: torch.device) -> None:
         count = len(source.operands)
         mode = next(node.meta["val"].fake_mode for node in placeholders(graph) if "val" in node.meta)
         write_into(graph, fake_tensors(source.results, device, mode))
@@ -37,7 +32,6 @@ class Code:
         self.used: tuple[int, ...] = tuple(range(count)) if source.keeps_operands else (*([0] * takes_key), *used)
         self.draws_without_key: bool = not source.has_key and draws(graph)
         graph.recompile()
-        self.size: int = sum(node.op == "call_function" for node in graph.graph.nodes)
         self.run: Run = _compat.compile_graph(graph)
         if references:
             self.run = with_references(source.name, self.run, references)

@@ -22,8 +22,6 @@ class CompiledFunction(Protocol):
 
     used: tuple[int, ...]
     """The operands that it takes. The others have no effect."""
-    size: int
-    """How many operations its graph has."""
     draws_without_key: bool
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -44,7 +42,7 @@ class Compiled(CompiledFunction):
         with turns:
             code = self._code(device)
         self._on_device = {device: code}
-        self.size, self.used, self.draws_without_key = code.size, code.used, code.draws_without_key
+        self.used, self.draws_without_key = code.used, code.draws_without_key
         self._as_bytes = self._sent_as_bytes()
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

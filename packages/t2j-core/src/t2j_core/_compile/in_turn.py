@@ -14,7 +14,7 @@ class ExamplesInTurn(CompiledFunction):
 
     def __init__(self, example: CompiledFunction, dims: Sequence[int | None]) -> None:
         self._example = example
-        self.used, self.size = example.used, example.size
+        self.used = example.used
         self.draws_without_key = example.draws_without_key
         self._dims = [dims[i] for i in self.used]
 

@@ -42,7 +42,7 @@ def _written(graph: GraphModule, place: Node, value: Node) -> Node:
     with graph.graph.inserting_before(before):
         written = graph.graph.call_function(_compat.into(), (place, value))
     written.meta["val"] = place.meta["val"]
-    if place.meta["val"].dtype == value.meta["val"].dtype:
+    if "val" in value.meta and place.meta["val"].dtype == value.meta["val"].dtype:
         value.replace_all_uses_with(written, delete_user_cb=_is_read_by_library)
     return written
 

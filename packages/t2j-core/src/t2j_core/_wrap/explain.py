@@ -94,7 +94,7 @@ def _compilations(fn: TorchFn) -> list[str]:
         return ["to be compiled at its first call"]
     attempts = list(fn.attempts.items())
     failed = [(name, attempt.reason) for name, attempt in attempts if attempt.reason is not None]
-    compiled = [f"{name} ({attempt.size} operations)" for name, attempt in attempts if attempt.size is not None]
+    compiled = [name for name, attempt in attempts if attempt.compiled is not None]
     lines = [f"compiled: {listed(compiled)}"] if compiled else []
     return [*lines, *(f"not compiled: {line}" for line in grouped(failed))]
 
