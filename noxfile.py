@@ -166,11 +166,17 @@ def towncrier(session: nox.Session, package: str, *options: str, **how: Any) -> 
 
 @nox.session
 def opdb(session: nox.Session) -> None:
-    """Run PyTorch's operator database through t2j, three samples per operator; takes a few minutes per dtype."""
+    """Run PyTorch's operator database through t2j, three samples per operator; takes a few minutes per dtype.
+
+    `nox -s opdb -- compiled` runs one sample per operator with `compile=True`, which takes an hour.
+    """
     install(session, CORE, AUTODIFF, "expecttest", "scipy")
-    options = ("--samples", "3", "--check", "--output", "benchmarks/results/opdb.json")
-    for dtype in session.posargs or ("float32", "float64", "bfloat16", "complex64"):
-        session.run("python", "tests/contract/opdb.py", "--dtype", dtype, *options)
+    output = ("--output", "benchmarks/results/opdb.json")
+    for kind in session.posargs or ("float32", "float64", "bfloat16", "complex64"):
+        is_compiled = kind == "compiled"
+        options = ("--compile", "--samples", "1") if is_compiled else ("--samples", "3", "--check")
+        dtype = "float32" if is_compiled else kind
+        session.run("python", "tests/contract/opdb.py", "--dtype", dtype, *options, *output)
 
 
 @nox.session

@@ -64,6 +64,8 @@ from ._compat import fixed_shapes as fixed_shapes
 from ._compat import numbers_in as numbers_in
 from ._compat import storage_uses as storage_uses
 from ._compat import torch_device as torch_device
+from ._compile.graphs import is_lazy as is_lazy
+from ._compile.graphs import is_view as is_view
 from ._compile.refusals import InTurnError as InTurnError
 from ._compile.refusals import NotCompiledError as NotCompiledError
 from ._compile.refusals import reason_of as reason_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from t2j_core.extend import Leaf
+from t2j_core.extend import Leaf, is_lazy
 from torch.fx import Graph, GraphModule, Node
 
 from .graphs import outputs_of, parameters_of
@@ -31,7 +31,7 @@ def rearranged(module: GraphModule, places: Sequence[int], count: int, chosen: S
         copies[node] = arguments[place]
     graph.graph_copy(module.graph, copies)
     results = [outputs_of(module)[k] for k in chosen]
-    if not all(isinstance(node, Node) for node in results):
+    if not all(isinstance(node, Node) and not is_lazy(node) for node in results):
         return None
     graph.output(tuple(copies[node] for node in results))
     return GraphModule(module, graph)

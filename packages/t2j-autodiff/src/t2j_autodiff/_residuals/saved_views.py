@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import torch
-from torch._ops import OpOverload
+from t2j_core.extend import is_view
 from torch.fx import GraphModule, Node
 
 from .graphs import outputs_of, parameters_of, return_from
@@ -47,23 +46,14 @@ def _root(node: Node, saved: Collection[Node]) -> Node:
 
 def _chain(node: Node) -> list[Node]:
     """The views that lead to a node from what they are of, the node itself first."""
-    return [view for view in (node, *_bases(node)) if _is_view(view)]
+    return [view for view in (node, *_bases(node)) if is_view(view)]
 
 
 def _bases(node: Node) -> Iterator[Node]:
-    while _is_view(node):
+    while is_view(node):
         base: Any = node.args[0]
         yield base
         node = base
-
-
-def _is_view(node: Node) -> bool:
-    """Whether a node is a view of its first argument, and of no other tensor."""
-    if node.op != "call_function" or not isinstance(node.target, OpOverload):
-        return False
-    returns = node.target._schema.returns
-    aliases = len(returns) == 1 and returns[0].alias_info is not None
-    return aliases and node.all_input_nodes == [node.args[0]] and isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def _numel(node: Node) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
@@ -17,16 +17,16 @@ from .source import Source
 from .tracing import fake_tensors, trace
 
 
-class CompiledFunction(Protocol):
+class CompiledFunction(abc.ABC):
     """A function of operands and result buffers, which writes into the buffers and returns them."""
 
     used: tuple[int, ...]
     """The operands that it takes. The others have no effect."""
     draws_without_key: bool
 
+    @abc.abstractmethod
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run it, on operands and buffers."""
-        ...
 
 
 class Compiled(CompiledFunction):

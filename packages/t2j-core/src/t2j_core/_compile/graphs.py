@@ -23,6 +23,22 @@ def output_of(graph: GraphModule) -> Node:
     return node
 
 
+def is_view(node: Node) -> bool:
+    """Whether a node is a view of one tensor, and depends on no other."""
+    returns = node.target._schema.returns if isinstance(node.target, OpOverload) else ()
+    aliases = len(returns) == 1 and returns[0].alias_info is not None
+    return aliases and len(node.all_input_nodes) == 1 and node.args[0] is node.all_input_nodes[0]
+
+
+def is_lazy(node: Node) -> bool:
+    """Whether a value is, or is a view of, a conjugate or negative that is yet to be computed: a copy computes it."""
+    while node.target not in (torch.ops.aten._conj.default, torch.ops.aten._neg_view.default):
+        if not is_view(node):
+            return False
+        node = node.all_input_nodes[0]
+    return True
+
+
 def take_references(graph: GraphModule, mode: Any) -> list[torch.Tensor]:
     """Make the tensors that a function refers to the last arguments, so that their values are read at every call.
 

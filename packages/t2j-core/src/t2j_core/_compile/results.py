@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .. import _compat
-from .graphs import after_placeholders, output_of
+from .graphs import after_placeholders, is_lazy, output_of
 
 _aten: Any = torch.ops.aten
 _LIBRARY = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.convolution.default}
@@ -31,7 +31,7 @@ def write_into(graph: GraphModule, buffers: Sequence[torch.Tensor]) -> None:
 
 def _without_copy(value: Node) -> Node:
     """What a copy is of: results that are views are copied, but writing them is a copy."""
-    while value.target is _aten.clone.default:
+    while value.target is _aten.clone.default and not is_lazy(value.all_input_nodes[0]):
         (value,) = value.all_input_nodes
     return value
 

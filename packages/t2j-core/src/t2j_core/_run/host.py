@@ -27,7 +27,7 @@ def host_call(fn: TorchFn | WeakFn, *operands: jax.Array) -> Any:
 
 def _run(fn: TorchFn, arrays: tuple[Any, ...]) -> list[np.ndarray[Any, Any]]:
     signature = fn.signature
-    operands = [_to_torch(np.asarray(array)) for array in arrays]
+    operands = [_to_torch(np.asarray(arrays[i])) for i in fn.used]
     buffers = [torch.empty(leaf.shape, dtype=dtype_j2t(leaf.dtype)) for leaf in signature.outputs.leaves]
     with _compat.default_torch_state(("cpu",)):
         results = fn.target(*operands, *(buffers if fn.pass_results else ()))

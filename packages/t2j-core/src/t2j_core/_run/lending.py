@@ -38,6 +38,7 @@ class Lending:
         """What was found about the user's function and warned of (`CallBuilder.noted`). Derived functions share it."""
         self.reasons: dict[int, str] = {}
         """Why an operand is copied, if that became known in a call."""
+        self._places: tuple[int, ...] | None = None
         self._handovers = list(handovers or (Handover.BORROW,) * len(signature.operands))
         if arguments == "copy":
             self._handovers = [Handover.CLONE if h == Handover.BORROW else h for h in self._handovers]
@@ -45,6 +46,12 @@ class Lending:
     def name_after(self, source: Lending) -> None:
         """Name the function that this one is derived from, and its operands, in messages."""
         self.name, self.paths = source.name, source.paths or tuple(source.signature.operand_paths())
+
+    def of(self, places: tuple[int, ...]) -> Lending:
+        """The same for a call that takes only the operands at `places`, by whose order it counts them."""
+        other = copy.copy(self)
+        other._places = places
+        return other
 
     def with_signature(self, signature: Any) -> Lending:
         """The same with another object in place of the signature."""
@@ -59,12 +66,15 @@ class Lending:
 
     def copy_from_now_on(self, index: int, reason: str) -> None:
         """Hand over copies of an operand from now on. In programs that exist already the native part does so itself."""
+        index = index if self._places is None else self._places[index]
         if self.arguments != "check":
             self._handovers[index] = Handover.CLONE
             self.reasons[index] = reason
 
     def path(self, index: int, *, is_result: bool = False) -> str:
         """The user's name of an operand or a result."""
+        if self._places is not None and not is_result:
+            index = self._places[index]
         if index < len(self.paths) and not is_result:
             return self.paths[index]
         signature = self.signature

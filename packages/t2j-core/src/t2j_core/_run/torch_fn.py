@@ -145,7 +145,8 @@ class TorchFn:
                 remember(self.attempts, self.signature.name, self.attempt)
         compiled = self.attempt.run(device)
         if compiled is not None:
-            self.target, self.pass_results = compiled, True
+            self.pass_results = True
+            self.target = compiled
         return compiled
 
     def _source(self) -> Source:
@@ -173,26 +174,30 @@ class TorchFn:
     @property
     def used(self) -> tuple[int, ...]:
         """The operands that a call site takes."""
-        compiled = None if self.attempt is None else self.attempt.compiled
-        if compiled is not None:
-            return compiled.used
-        return tuple(range(len(self.signature.operands)))
+        return _used(self.target, self.signature)
 
     def call_site(self) -> CallSite:
         """What the native call site is built from."""
+        target = self.target  # read once: another thread may compile the function
+        is_compiled = isinstance(target, CompiledFunction)
+        used = _used(target, self.signature)
+        pass_results = is_compiled or self._writes_results()
         operands, handovers = self.signature.operands, self.handovers
-        is_compiled = self.attempt is not None and self.attempt.compiled is not None
         return CallSite(
-            target=self.target,
+            target=target,
             signature=self.signature,
-            lending=self.lending,
-            operands=tuple(_buffer(operands[i], handovers[i]) for i in self.used),
+            lending=self.lending.of(used) if is_compiled else self.lending,
+            operands=tuple(_buffer(operands[i], handovers[i]) for i in used),
             results=tuple(_buffer(leaf, Handover.BORROW) for leaf in self.signature.outputs.leaves),
-            returns_tensor=self.target is self.call and not self.takes_operands,
-            pass_results=self.pass_results,
-            may_keep_results=self.options.outputs == "auto" and self.pass_results and not is_compiled,
+            returns_tensor=target is self.call and not self.takes_operands,
+            pass_results=pass_results,
+            may_keep_results=self.options.outputs == "auto" and pass_results and not is_compiled,
             checks_always=self.lending.arguments == "check",
         )
+
+
+def _used(target: object, signature: Signature) -> tuple[int, ...]:
+    return target.used if isinstance(target, CompiledFunction) else tuple(range(len(signature.operands)))
 
 
 def _buffer(leaf: Leaf, handover: Handover) -> BufferSpec:

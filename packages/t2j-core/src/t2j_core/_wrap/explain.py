@@ -17,6 +17,7 @@ import torch
 from .._base.config import config
 from .._base.dtypes import aval_text, dtype_t2j, row_of_jax
 from .._base.text import listed
+from .._compile.compiled import CompiledFunction
 from .._run.lending import Handover
 from .._run.redirect import Redirected
 from .._run.torch_fn import TorchFn
@@ -130,7 +131,7 @@ def _written(fn: TorchFn, index: int, paths: Sequence[str]) -> str:
             return f"in the memory of {paths[operand]}, where the caller donates it"
     if fn.options.outputs == "out":
         return "written in place by the function, which takes `out=`"
-    if fn.attempt is not None and fn.attempt.compiled is not None:
+    if isinstance(fn.target, CompiledFunction):
         return "written in place by compiled code"
     if isinstance(fn.target, Redirected):
         return fn.target.explain(index)
