@@ -41,7 +41,7 @@ def test_the_names_for_other_packages():
             *("CallTree", "split", "declared_outputs", "Leaf", "Outputs", "Signature", "leaves_of"),
             *("Dtypes", "ExampleValues"),
             *("call_primitive", "current_pair", "torch_call", "torch_call_p", "Handover", "Lending", "Rules"),
-            *("TorchFn", "FlatFunction", "Windows", "has_windows", "with_copies"),
+            *("TorchFn", "FlatFunction", "Windows", "has_windows", "with_copies", "around_backward"),
             *("trace", "fixed_shapes", "is_traced_ahead", "seeded_by", "NotCompiledError", "InTurnError"),
             *("is_lazy", "is_view", "reason_of", "warn_not_compiled"),
             *("CallBuilder", "TorchFunction", "P", "functional"),
