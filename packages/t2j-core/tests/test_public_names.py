@@ -50,7 +50,7 @@ def test_the_names_for_other_packages():
             *("option_names", "OptionGroup", "taken"),
             *("DispatchMode", "numbers_in", "storage_uses", "torch_device", "apart"),
             *("generator_states", "turns", "modules_in_use", "check_example"),
-            *("argument_kept", "movable_copy", "raise_escaped", "collect_garbage"),
+            *("movable_copy", "raise_escaped", "collect_garbage"),
             *("canonical", "Tracer", "explicit_spec", "hide_frames", "manual_axes", "reshard"),
             *("transposing_call", "remember", "describe", "warn", "grouped", "heading", "listed"),
         ]

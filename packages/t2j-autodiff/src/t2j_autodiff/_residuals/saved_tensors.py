@@ -41,10 +41,9 @@ class SavedTensors:
         self._lent = {t.untyped_storage().data_ptr(): i for i, t in enumerate(x) if t.numel()}
         self._dtypes = [t.dtype for t in x]
         self._offsets = [t.storage_offset() for t in x]
-        self._storages = [t.untyped_storage()._cdata for t in x]
         self.is_watched = is_watched and _compat.can_set_versions
         self.is_as_lent = self.is_watched
-        """Whether the function has not written into operands, and what was saved of them is a view by autograd."""
+        """Whether what was saved in operands shares their versions, as views by autograd do."""
         self.operands: list[torch.Tensor] = []  # only while the forward or the backward runs
         self.storages: dict[int, tuple[torch.device, int]] = {}  # by storage of the other tensors
 
@@ -67,9 +66,7 @@ class SavedTensors:
         try:
             yield
         finally:
-            written = [i for i, t in enumerate(handles) if t._version != _WATCHED]
-            note_writes(x, written)
-            self.is_as_lent &= not written
+            note_writes(x, [i for i, t in enumerate(handles) if t._version != _WATCHED])
 
     def pack(self, t: torch.Tensor) -> _InOperand | _Own:
         """What the graph holds in place of a tensor."""
@@ -83,7 +80,7 @@ class SavedTensors:
             # Detached: a result that its own node saves has that node as `grad_fn` here, another such cycle
             # (https://github.com/pytorch/pytorch/pull/189025).
             return _Own(t.detach(), t._version)
-        self.is_as_lent &= storage._cdata == self._storages[index] and t._version == _WATCHED
+        self.is_as_lent &= t._version == _WATCHED
         offset = int(t.storage_offset() - self._offsets[index])
         return _InOperand(index, tuple(t.shape), t.stride(), offset, t.is_conj())
 

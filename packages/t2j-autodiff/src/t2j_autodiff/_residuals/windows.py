@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from t2j_core import extend
-from t2j_core.extend import Lending, argument_kept, collect_garbage, movable_copy, raise_escaped
+from t2j_core.extend import Lending, collect_garbage, movable_copy, raise_escaped
 
 from .. import _compat
 
@@ -72,13 +72,14 @@ class Windows:
     def apart(self, results: list[Any]) -> list[Any]:
         """`results`, which outlive the run, with copies of those that share memory with a window."""
         for i in self._windows.sharing(results):
-            results[i] = results[i].clone()
+            results[i] = results[i].detach().clone()
         return results
 
     def let_go(self, x: Sequence[torch.Tensor], lending: Lending | None) -> bool:
         """Whether nothing refers to the windows once their graph is gone, in a call with the operands `x`.
 
-        What has escaped gets memory of its own, and the user the same warning or error as for a tensor over an operand.
+        What has escaped gets memory of its own. It may be but a part of the graph, so there is no warning: if it is a
+        tensor, the next call warns, which has hooks. Raises `TensorEscapeError` for what has no other memory.
         """
         if self.owners() == self._unused:
             return True
@@ -97,7 +98,6 @@ class Windows:
             raise_escaped(lending)
         self._windows.move(i, movable_copy(True, lending, i, False, self.tensors[i].untyped_storage()))
         _compat.set_versions([self.tensors[i]], _OPEN)
-        argument_kept(lending, i, is_result=False, is_late=False)
 
     def _escaped(self) -> list[int]:
         now, before = self.owners(), self._unused
