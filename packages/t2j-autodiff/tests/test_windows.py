@@ -226,6 +226,7 @@ def test_many_cotangents_use_one_graph_on_windows(on_windows):
     assert len(on_windows) > 2
 
 
+# Errors have any class here: where an eager call runs behind the caller, JAX raises one of its own.
 # --- what a function keeps, writes or frees ---------------------------------------------------------------------------
 
 
@@ -290,7 +291,7 @@ def test_what_escapes_from_a_graph_on_copies_that_is_freed(on_windows):
 def test_a_numpy_array_over_an_operand_is_refused():
     fn = OnceOnWindows(lambda x, kept: kept.append(x.detach().numpy()) or operations(x))
     f = run_until_on_windows(fn)
-    with raises(TensorEscapeError, what="args[0]"):
+    with raises(Exception, anywhere=("keeps args[0]", "cannot move")):
         jax.block_until_ready(jax.grad(f)(X))
 
 
@@ -391,7 +392,7 @@ def test_a_function_that_writes_into_its_argument_is_seen():
         return operations(x)
 
     f = run_until_on_windows(OnceOnWindows(otherwise))
-    with raises(TensorMutationError, what="args[0]"):
+    with raises(Exception, anywhere="changed args[0] in place"):
         jax.block_until_ready(jax.grad(f)(X + 0))
 
 
@@ -407,7 +408,7 @@ def test_a_function_that_writes_in_a_call_with_hooks_is_seen(on_windows):
     jitted = jax.jit(jax.grad(f))
     for _ in range(4):
         jax.block_until_ready(jitted(X))
-    with raises(Exception, anywhere=("TensorMutationError", "args[0]")):  # an unchecked call
+    with raises(Exception, anywhere="changed args[0] in place"):  # an unchecked call
         jax.block_until_ready(jitted(X + 0))
 
 
@@ -431,7 +432,7 @@ def test_a_function_that_gives_its_argument_other_memory(on_windows):
 
     fn = OnceOnWindows(otherwise)
     f = run_until_on_windows(fn)
-    with raises(TensorEscapeError, what="keeps"):
+    with raises(Exception, anywhere=("keeps an argument", "cannot move")):
         jax.block_until_ready(jax.grad(f)(X))
 
 
