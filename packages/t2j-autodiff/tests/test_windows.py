@@ -13,8 +13,6 @@ import torch.utils.checkpoint
 from common import agree, raises, warns
 from t2j_autodiff import (
     T2jWarning,
-    TensorEscapeError,
-    TensorMutationError,
     clear_residuals,
     module2jax,
     torch2jax,

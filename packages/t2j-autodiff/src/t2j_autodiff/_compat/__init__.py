@@ -21,9 +21,9 @@ from .jax_zeros import zero_cotangent as zero_cotangent
 from .jax_zeros import zero_tangent as zero_tangent
 from .operators import RandomOperations as RandomOperations
 from .operators import argument_of as argument_of
+from .partitioner import partitioned as partitioned
 from .references import references as references
 from .tensors import are_plain as are_plain
-from .partitioner import partitioned as partitioned
 from .tensors import conj as conj
 from .tensors import is_wrapped as is_wrapped
 from .tensors import materialised as materialised
