@@ -445,6 +445,20 @@ def test_a_function_that_fails_after_it_has_kept_its_argument(on_windows):
     agree(fn.kept[0].detach(), X)
 
 
+def test_a_function_with_several_graphs_runs_seldom_again(on_windows):
+    runs = []
+
+    def fn(x):
+        runs.extend([1] * (not x.is_meta))
+        return operations(x[:] if x.requires_grad and len(runs) % 2 else x).sum()
+
+    f = torch2jax(fn)
+    for k in range(20):
+        agree(jax.grad(f)(X * k / 9), jax.grad(lambda x: operations_in_jnp(x).sum())(X * k / 9))
+    assert on_windows
+    assert len(runs) <= 20 + 3
+
+
 def test_a_graph_that_is_freed_while_it_waits(on_windows):
     f = torch2jax(lambda x: operations(x).sum())
     for k in range(1, ON_WINDOWS + 3):

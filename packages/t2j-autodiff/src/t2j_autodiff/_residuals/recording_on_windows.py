@@ -33,7 +33,7 @@ def record_on(
     windows.at_end = windows.owners()
     is_written = _note_writes(windows, x)
     windows.close()
-    if is_written or policy.has_escaped(windows):
+    if is_written or policy.may_have_escaped(windows):
         graph.free()
         policy.end(windows, x)
     graph.leaves = {i: windows.tensors[i] for i in ins}

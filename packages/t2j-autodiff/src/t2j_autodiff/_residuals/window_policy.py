@@ -13,6 +13,8 @@ from .recording import Recording
 from .saved_tensors import SavedTensors
 from .windows import MOST_BYTES, Windows, WindowsOnCopies, can_make_windows
 
+_MOST_MISSES = 3  # of a function that does different things in different calls
+
 
 class WindowPolicy:
     """What each forward of one function is recorded on.
@@ -32,6 +34,7 @@ class WindowPolicy:
         self._runs = itertools.count(1)
         self._hooked: SavedTensors | None = None  # the last that was looked at
         self._owners: bytes | None = None  # at the end of a forward from which nothing has escaped
+        self._misses = 0  # forwards at whose end something else referred to windows
         self._copies: weakref.ref[WindowsOnCopies] | None = None  # that wait for a backward
 
     def refuse(self) -> None:
@@ -66,9 +69,14 @@ class WindowPolicy:
         self._copies = weakref.ref(copies)
         return copies
 
-    def has_escaped(self, windows: Windows) -> bool:
-        """Whether more than the graph may refer to windows at the end of a forward."""
-        return not isinstance(windows, WindowsOnCopies) and windows.at_end != self._owners
+    def may_have_escaped(self, windows: Windows) -> bool:
+        """Whether more than the graph may refer to windows at the end of a forward. Such a graph is not kept."""
+        if isinstance(windows, WindowsOnCopies) or windows.at_end == self._owners:
+            return False
+        self._misses += 1
+        if self._misses == _MOST_MISSES:
+            self.refuse()
+        return True
 
     def end(self, windows: Windows, x: Sequence[torch.Tensor]) -> None:
         """Look at what is left of windows after their graph is gone, in a call with the operands `x`."""

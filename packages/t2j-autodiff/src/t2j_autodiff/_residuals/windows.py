@@ -139,7 +139,7 @@ class WindowsOnCopies(Windows):
 @functools.cache
 def _blank() -> int:
     """The address of zeros that are as large as the largest window. They take memory only where they are read."""
-    memory = mmap.mmap(-1, MOST_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, MOST_BYTES)
     _blanks.append(memory)
     return torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
 
