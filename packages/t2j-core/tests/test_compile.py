@@ -185,6 +185,34 @@ def test_functions_that_write():
         np.testing.assert_allclose(torch2jax(lambda x: x.add_(1), compile=True, output_shapes=DECLARED)(X), T + 1)
 
 
+def test_functions_that_write_by_other_ways():
+    state = torch.zeros(4)
+    foreach = lambda x: (torch._foreach_add_([state], 1), x * 1)[1]
+    out = lambda x: torch.add(x, 1, out=state) * 1
+    for f in (foreach, out):
+        state.zero_()
+        g = torch2jax(f, compile=True, output_shapes=DECLARED)
+        with pytest.warns(PerformanceWarning, match="writes into a tensor that it refers to"):
+            y = g(X)
+        np.testing.assert_allclose(y, T if f is foreach else T + 1)
+        np.testing.assert_allclose(state, torch.ones(4) if f is foreach else T + 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*keeps:t2j_core.T2jWarning")
+@pytest.mark.parametrize("kept_of", [lambda x: x, torch.sin])
+def test_functions_that_keep_tensors_run_as_they_are(kept_of):
+    kept = []
+
+    def f(x):
+        kept.append(kept_of(x))
+        return x * 2
+
+    g = torch2jax(f, compile=True, output_shapes=DECLARED)
+    with pytest.warns(PerformanceWarning, match="keeps tensors"):
+        np.testing.assert_allclose(g(X), T * 2)
+    np.testing.assert_allclose(kept[-1], kept_of(T))
+
+
 def test_numbers_that_are_drawn_without_a_key():
     g = torch2jax(lambda x: x + torch.rand_like(x), compile=True, output_shapes=DECLARED)
     with pytest.warns(T2jWarning, match="without a key"):

@@ -35,6 +35,14 @@ def trace_ahead(
     return graph
 
 
+def is_traced(t: object) -> bool:
+    """Whether an object is a tensor of a trace."""
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(t, (FakeTensor, FunctionalTensor))
+
+
 @contextlib.contextmanager
 def for_compiler() -> Iterator[Decompositions]:
     """Within, graphs for the compiler are traced, with the decompositions that it returns.

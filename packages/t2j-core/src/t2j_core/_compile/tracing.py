@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 from .. import _compat
@@ -17,6 +17,7 @@ from .._infer.apart import apart
 from .._infer.traced_ahead import traced_ahead
 from .._signature.signature import Leaf
 from .refusals import NotCompiledError
+from .refuses import Refuses
 
 Function = Callable[..., Sequence[torch.Tensor]]
 
@@ -29,8 +30,11 @@ def trace(
     Its results share no memory with anything. Random numbers come from the state that torch's generators have when the
     graph runs, keys do not seed them. It `decomposes` operations as the compiler wants them. Raises any exception.
     """
+    watched = _Watched(f)
     with _traced(name, decomposes=decomposes) as decompositions:
-        return _compat.trace_ahead(_separate(f), x, decompositions, joint=joint)
+        graph = _compat.trace_ahead(watched, x, decompositions, joint=joint)
+    watched.check_that_nothing_is_kept()
+    return graph
 
 
 def fake_tensors(leaves: Sequence[Leaf], device: torch.device, mode: Any = None) -> list[torch.Tensor]:
@@ -57,14 +61,19 @@ def _seeds() -> Exception:
     return NotCompiledError("it seeds torch's generators, or changes their state")
 
 
-def _separate(f: Function) -> Function:
-    """`f`, whose results share no memory with its operands or each other, and which writes only into what it makes."""
+class _Watched:
+    """A function that is traced. Its results share no memory with anything, and what it cannot do is refused."""
 
-    def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def __init__(self, f: Function) -> None:
+        self._f = f
+        self._refuses = Refuses()
+
+    def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         results: list[torch.Tensor] = []
+        self._refuses.made += map(weakref.ref, x)
         seed = torch.default_generator.initial_seed()
-        with _Refuses():
-            for t in f(*x):
+        with self._refuses:
+            for t in self._f(*x):
                 t = t.resolve_conj().resolve_neg()  # the compiler ignores the flags of lazy views
                 shares = t._is_view() or any(t is other for other in (*x, *results))
                 results.append(t.clone() if shares else t)
@@ -72,30 +81,7 @@ def _separate(f: Function) -> Function:
             raise _seeds()
         return tuple(results)
 
-    return run
-
-
-class _Refuses(_compat.DispatchMode):
-    """Refuses what a graph cannot do again: Python that takes values, writes into tensors that the function refers to.
-
-    A trace would make such a write itself, once or twice.
-    """
-
-    def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _depends_on_values(func, args):
-            raise NotCompiledError(f"what it does depends on values (by `{func}`)")
-        schema = getattr(func, "_schema", None)  # higher-order operators have none
-        if schema is not None and schema.is_mutable:
-            given = (*args, *kwargs.values())
-            for argument, value in zip(schema.arguments, given, strict=False):
-                if argument.is_write and type(value) in (torch.Tensor, torch.nn.Parameter):
-                    raise NotCompiledError("it writes into a tensor that it refers to")
-        return func(*args, **kwargs)
-
-
-def _depends_on_values(func: OpOverload, args: tuple[Any, ...]) -> bool:
-    """Whether Python gets values of tensors from an operation, or a tensor whose shape depends on them."""
-    tags = getattr(func, "tags", ())
-    if func is torch.ops.aten.index.Tensor:
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+    def check_that_nothing_is_kept(self) -> None:
+        """Raise if the function keeps a tensor of the trace, as it would one of a call."""
+        if any(reference() is not None for reference in self._refuses.made):
+            raise NotCompiledError("it keeps tensors from one call to the next")
