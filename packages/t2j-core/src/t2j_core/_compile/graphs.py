@@ -8,6 +8,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from .. import _compat
 from .._infer.draws import drawn_from
 from .refusals import NotCompiledError
 
@@ -52,6 +53,8 @@ def take_references(graph: GraphModule, mode: Any) -> list[torch.Tensor]:
             continue
         if not isinstance(value, torch.Tensor):
             raise NotCompiledError(f"it uses a {type(value).__name__} of its own")
+        if _compat.is_traced(value):
+            raise NotCompiledError("it uses a tensor that it has kept from a trace")
         if name not in found:
             with graph.graph.inserting_before(after_placeholders(graph)):
                 place = graph.graph.placeholder(f"reference_{len(found)}")

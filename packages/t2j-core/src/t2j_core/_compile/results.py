@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from .. import _compat
 from .graphs import after_placeholders, is_lazy, output_of
+from .refusals import NotCompiledError
 
 _aten: Any = torch.ops.aten
 _LIBRARY = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.convolution.default}
@@ -20,6 +21,8 @@ def write_into(graph: GraphModule, buffers: Sequence[torch.Tensor]) -> None:
     """Let a graph write its results into additional arguments, of which `buffers` are examples."""
     output = output_of(graph)
     values: Any = output.args[0]
+    if len(values) != len(buffers):  # torch adds tokens, such as for the check in `torch.linalg.solve`
+        raise NotCompiledError("it has operations whose order counts")
     written = []
     for k, (value, buffer) in enumerate(zip(values, buffers, strict=True)):
         with graph.graph.inserting_before(after_placeholders(graph)):
