@@ -483,6 +483,8 @@ def main() -> int:
     run = summary(results, known, worker, time.monotonic() - start)
     if options.seconds < math.inf:
         run["not_reached"] = len(indices) - run["operators"]
+    if options.every > 1:
+        run["every"] = options.every
     key = run_key(worker)
     report = save(options.output, key, run) if options.output else {key: run}
     print(table(report))

@@ -99,6 +99,15 @@ def test_functions_of_many_kinds():
     same(use, mixed, X, W, rtol=2e-2)
 
 
+def test_what_is_saved_may_lie_in_memory_in_any_way():
+    def f(x, w):
+        h = torch.tanh(x @ w)
+        image = torch.sin(w.reshape(1, 3, 2, 2)).contiguous(memory_format=torch.channels_last)
+        return torch.sin(h[:, ::2]), torch.cos(h.mT), torch.exp(image) * image, torch.sin(h[0]).expand(3, 4)
+
+    same(USES["grad"], f, X, W)
+
+
 def test_gradients_of_complex_numbers():
     use = lambda f, z: jax.grad(lambda z: jnp.abs(f(z)).sum())(z)
     same(use, lambda z: z * z.conj() * 1j, jnp.array([1 + 2j, 3j]))
