@@ -35,7 +35,7 @@ def trace_ahead(
     return graph
 
 
-def is_traced(t: object) -> bool:
+def is_of_trace(t: object) -> bool:
     """Whether an object is a tensor of a trace."""
     from torch._subclasses.fake_tensor import FakeTensor
     from torch._subclasses.functional_tensor import FunctionalTensor

@@ -53,7 +53,7 @@ def take_references(graph: GraphModule, mode: Any) -> list[torch.Tensor]:
             continue
         if not isinstance(value, torch.Tensor):
             raise NotCompiledError(f"it uses a {type(value).__name__} of its own")
-        if _compat.is_traced(value):
+        if _compat.is_of_trace(value):
             raise NotCompiledError("it uses a tensor that it has kept from a trace")
         if name not in found:
             with graph.graph.inserting_before(after_placeholders(graph)):

@@ -28,10 +28,10 @@ class Refuses(_compat.DispatchMode):
     def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _depends_on_values(func, args):
             raise NotCompiledError(f"what it does depends on values (by `{func}`)")
-        if not all(map(_compat.is_traced, _written(func, args, kwargs))):
+        if not all(map(_compat.is_of_trace, _written(func, args, kwargs))):
             raise NotCompiledError("it writes into a tensor that it refers to")
         results = func(*args, **kwargs)
-        self.made += [weakref.ref(t) for t in torch_tree.tree_leaves(results) if _compat.is_traced(t)]
+        self.made += [weakref.ref(t) for t in torch_tree.tree_leaves(results) if _compat.is_of_trace(t)]
         return results
 
 
