@@ -145,6 +145,7 @@ def noisy(x):
     return torch.nn.functional.dropout(x, 0.5) * torch.rand_like(x)
 
 
+DECLARED = jax.ShapeDtypeStruct((2,), jnp.float32)
 ONES = jnp.ones(40)
 KEY = jax.random.key(3)
 
@@ -180,11 +181,14 @@ def takes_a_value(x):
 @pytest.mark.parametrize("f, factor", [(asks, 3.0), (takes_a_value, 2.0)])
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
 def test_a_derivative_that_cannot_be_traced(f, factor):
-    g = torch2jax(f, compile=True, output_shapes=jax.ShapeDtypeStruct((2,), jnp.float32))
+    g = torch2jax(f, compile=True, output_shapes=DECLARED)
     with pytest.warns(PerformanceWarning, match="g cannot|cannot be compiled.*derivative") as caught:
         gradient = jax.jit(jax.grad(lambda x: g(x).sum()))(jnp.ones(2))
     assert len(caught) == 1
     agree(gradient, jnp.full(2, factor))
+    _, tangent = jax.jit(lambda x: jax.jvp(g, (x,), (x,)))(jnp.ones(2))
+    agree(tangent, jax.jvp(torch2jax(f, output_shapes=DECLARED), (jnp.ones(2),), (jnp.ones(2),))[1])
+    assert "compiled: jvp" not in g.explain()
     assert "compiled graph" not in g.explain()
 
 

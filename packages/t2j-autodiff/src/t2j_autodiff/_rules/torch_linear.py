@@ -171,7 +171,9 @@ class LinearRules(Rules[TorchFn]):
         def make() -> TorchFn:
             operands, results = self._drop_residuals(fn.signature.operands), fn.signature.outputs.leaves
             f = linear.results_and_pushforward(self.ins, self.outs)
-            return linear.source.derived("jvp", f, operands, [*linear.results, *results], rules=Rules())
+            options = replace(linear.source.options, compile=False)
+            leaves = [*linear.results, *results]
+            return linear.source.derived("jvp", f, operands, leaves, rules=Rules(), options=options)
 
         found: TorchFn = linear.memo.get(("with results", self.ins, self.outs), make)
         return found
