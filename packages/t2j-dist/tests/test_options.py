@@ -44,6 +44,7 @@ OTHER_VALUES = {
     "outputs": "copy",
     "has_side_effect": True,
     "name": "sine",
+    "compile": True,
     "depth": 3,
     "nondiff_argnums": (1,),
     "nondiff_mask": True,
