@@ -315,6 +315,7 @@ def test_the_signature_of_torch2jax_is_the_documented_one():
         "outputs",
         "has_side_effect",
         "name",
+        "compile",
     ]
 
 
