@@ -167,6 +167,49 @@ def test_python_that_looks_at_values_runs_as_it_is():
     check_fallback(f, X, reason="depends on values", output_shapes=DECLARED)
 
 
+def test_functions_that_catch_what_is_refused():
+    def values(x):
+        try:
+            return x * x.sum().item()
+        except Exception:
+            return x
+
+    def seeds_if_it_can(x):
+        try:
+            torch.manual_seed(0)
+        except Exception:
+            return x
+        return x * torch.rand(4)
+
+    check_fallback(values, X, reason="depends on values.*item", output_shapes=DECLARED)
+    check_fallback(seeds_if_it_can, X, reason="seeds torch's generators", output_shapes=DECLARED)
+
+
+class OfUser(torch.nn.Parameter):
+    pass
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda t, x: t.add_(1),
+        lambda t, x: torch.add(torch.zeros(4), 1, out=t),
+        lambda t, x: torch._foreach_add_([t], 1.0),
+    ],
+)
+@pytest.mark.parametrize("of", [torch.zeros, lambda n: OfUser(torch.zeros(n), requires_grad=False)])
+def test_writes_into_tensors_that_a_function_refers_to(write, of):
+    t = of(4)
+
+    def f(x):
+        write(t, x)
+        return x + t
+
+    g = torch2jax(f, compile=True, output_shapes=DECLARED)
+    with pytest.warns(PerformanceWarning, match="writes into a tensor that it refers to, in line"):
+        np.testing.assert_allclose(g(X), T + 1)  # tracing has not written
+
+
 def test_functions_that_write():
     counter = torch.zeros(4)
 

@@ -17,6 +17,24 @@ class InTurnError(NotCompiledError):
         super().__init__("the examples of a batch run one after another")
 
 
+class Refusals:
+    """What was refused in one trace. The function may catch the exception, and take a course that is not its own."""
+
+    def __init__(self) -> None:
+        self._first: NotCompiledError | None = None
+
+    def new(self, reason: str) -> NotCompiledError:
+        """The exception to raise where something is refused."""
+        error = NotCompiledError(reason)
+        self._first = self._first or error
+        return error
+
+    def raise_first(self) -> None:
+        """Raise what was refused first, if anything was."""
+        if self._first is not None:
+            raise self._first
+
+
 def reason_of(error: Exception) -> str:
     """What went wrong as a function was traced or compiled, and where in the user's code."""
     try:

@@ -11,7 +11,7 @@ import torch.utils._pytree as torch_tree
 from torch._ops import OpOverload
 
 from .. import _compat
-from .refusals import NotCompiledError
+from .refusals import Refusals
 
 
 class Refuses(_compat.DispatchMode):
@@ -20,16 +20,17 @@ class Refuses(_compat.DispatchMode):
     A trace would make such a write itself, once or twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refusals: Refusals) -> None:
         super().__init__()
+        self._refusals = refusals
         self.made: list[weakref.ref[torch.Tensor]] = []
         """The tensors of the trace."""
 
     def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _depends_on_values(func, args):
-            raise NotCompiledError(f"what it does depends on values (by `{func}`)")
+            raise self._refusals.new(f"what it does depends on values (by `{func}`)")
         if not all(map(_compat.is_of_trace, _written(func, args, kwargs))):
-            raise NotCompiledError("it writes into a tensor that it refers to")
+            raise self._refusals.new("it writes into a tensor that it refers to")
         results = func(*args, **kwargs)
         self.made += [weakref.ref(t) for t in torch_tree.tree_leaves(results) if _compat.is_of_trace(t)]
         return results

@@ -16,7 +16,7 @@ from .._base.dtypes import row_of_jax
 from .._infer.apart import apart
 from .._infer.traced_ahead import traced_ahead
 from .._signature.signature import Leaf
-from .refusals import NotCompiledError
+from .refusals import NotCompiledError, Refusals
 from .refuses import Refuses
 
 Function = Callable[..., Sequence[torch.Tensor]]
@@ -30,9 +30,11 @@ def trace(
     Its results share no memory with anything. Random numbers come from the state that torch's generators have when the
     graph runs, keys do not seed them. It `decomposes` operations as the compiler wants them. Raises any exception.
     """
-    watched = _Watched(f)
-    with _traced(name, decomposes=decomposes) as decompositions:
+    refusals = Refusals()
+    watched = _Watched(f, refusals)
+    with _traced(name, refusals, decomposes=decomposes) as decompositions:
         graph = _compat.trace_ahead(watched, x, decompositions, joint=joint)
+    refusals.raise_first()
     watched.check_that_nothing_is_kept()
     return graph
 
@@ -44,29 +46,29 @@ def fake_tensors(leaves: Sequence[Leaf], device: torch.device, mode: Any = None)
 
 
 @contextlib.contextmanager
-def _traced(name: str, *, decomposes: bool) -> Iterator[_compat.Decompositions | None]:
+def _traced(name: str, refusals: Refusals, *, decomposes: bool) -> Iterator[_compat.Decompositions | None]:
     with (
         apart(name),
         traced_ahead(),
         _compat.without_addresses(),
         _compat.without_onednn(),
-        _compat.refusing_seeds(_seeds),
+        _compat.refusing_seeds(lambda: refusals.new(_SEEDS)),
         _compat.for_compiler() if decomposes else contextlib.nullcontext() as decompositions,
     ):
         torch.default_generator.manual_seed(secrets.randbits(63))  # `apart` restores the state
         yield decompositions
 
 
-def _seeds() -> Exception:
-    return NotCompiledError("it seeds torch's generators, or changes their state")
+_SEEDS = "it seeds torch's generators, or changes their state"
 
 
 class _Watched:
     """A function that is traced. Its results share no memory with anything, and what it cannot do is refused."""
 
-    def __init__(self, f: Function) -> None:
+    def __init__(self, f: Function, refusals: Refusals) -> None:
         self._f = f
-        self._refuses = Refuses()
+        self._refusals = refusals
+        self._refuses = Refuses(refusals)
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         results: list[torch.Tensor] = []
@@ -78,7 +80,7 @@ class _Watched:
                 shares = t._is_view() or any(t is other for other in (*x, *results))
                 results.append(t.clone() if shares else t)
         if torch.default_generator.initial_seed() != seed:
-            raise _seeds()
+            raise self._refusals.new(_SEEDS)
         return tuple(results)
 
     def check_that_nothing_is_kept(self) -> None:
