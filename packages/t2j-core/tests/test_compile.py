@@ -167,6 +167,18 @@ def test_python_that_looks_at_values_runs_as_it_is():
     check_fallback(f, X, reason="depends on values", output_shapes=DECLARED)
 
 
+def test_max_pooling_is_compiled_in_a_fresh_process():
+    run_python(
+        """
+        import jax.numpy as jnp, torch, warnings
+        from t2j_core import torch2jax
+        warnings.simplefilter("error")
+        y = torch2jax(torch.nn.MaxPool2d(2), compile=True)(jnp.arange(16.0).reshape(1, 4, 4))
+        assert y.tolist() == [[[5.0, 7.0], [13.0, 15.0]]]
+        """
+    )
+
+
 def test_functions_that_catch_what_is_refused():
     def values(x):
         try:

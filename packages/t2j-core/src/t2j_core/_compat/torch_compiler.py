@@ -50,6 +50,7 @@ def for_compiler() -> Iterator[Decompositions]:
     They depend on `fallback_random`: without it a backward would draw another mask than its forward.
     """
     with _silent():
+        import torch._inductor.lowering  # the decomposition of max_pool2d asks for it as an attribute (torch 2.13)
         from torch._inductor.decomposition import select_decomp_table
     with _configured():
         yield select_decomp_table()
