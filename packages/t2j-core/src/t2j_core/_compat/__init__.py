@@ -56,6 +56,7 @@ from .torch_compiler import fixed_shapes as fixed_shapes
 from .torch_compiler import for_compiler as for_compiler
 from .torch_compiler import into as into
 from .torch_compiler import is_of_trace as is_of_trace
+from .torch_compiler import records_writes as records_writes
 from .torch_compiler import refusing_seeds as refusing_seeds
 from .torch_compiler import trace_ahead as trace_ahead
 from .torch_compiler import without_onednn as without_onednn

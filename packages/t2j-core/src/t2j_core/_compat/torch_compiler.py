@@ -43,6 +43,16 @@ def is_of_trace(t: object) -> bool:
     return isinstance(t, (FakeTensor, FunctionalTensor))
 
 
+def records_writes(t: torch.Tensor) -> bool:
+    """Whether the tracer records writes into a tensor.
+
+    It does not where a trace was not given the tensor, or has made it of such tensors alone.
+    """
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(t, FunctionalTensor)
+
+
 @contextlib.contextmanager
 def for_compiler() -> Iterator[Decompositions]:
     """Within, graphs for the compiler are traced, with the decompositions that it returns.

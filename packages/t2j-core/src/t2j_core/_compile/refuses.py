@@ -29,8 +29,8 @@ class Refuses(_compat.DispatchMode):
     def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _depends_on_values(func, args):
             raise self._refusals.new(f"what it does depends on values (by `{func}`)")
-        if not all(map(_compat.is_of_trace, _written(func, args, kwargs))):
-            raise self._refusals.new("it writes into a tensor that it refers to")
+        if not all(map(_compat.records_writes, _written(func, args, kwargs))):
+            raise self._refusals.new("it writes into a tensor that it refers to, or that is made of such tensors alone")
         results = func(*args, **kwargs)
         self.made += [weakref.ref(t) for t in torch_tree.tree_leaves(results) if _compat.is_of_trace(t)]
         return results
