@@ -167,6 +167,17 @@ def test_python_that_looks_at_values_runs_as_it_is():
     check_fallback(f, X, reason="depends on values", output_shapes=DECLARED)
 
 
+def test_conversions_to_half_precision_round():
+    def f(x):
+        half = x.bfloat16()
+        return x.bfloat16().float(), x.half().float(), (half + 1).float(), half * 3 - 1
+
+    x = jnp.array([1.2345678, 1e-3, 70000.0, 3.14159] * 5)
+    y, expected = torch2jax(f, compile=True)(x), torch2jax(f)(x)
+    for a, b in zip(y, expected, strict=True):
+        np.testing.assert_array_equal(a.astype(jnp.float32), b.astype(jnp.float32))
+
+
 def test_max_pooling_is_compiled_in_a_fresh_process():
     run_python(
         """

@@ -60,7 +60,7 @@ def for_compiler() -> Iterator[Decompositions]:
     They depend on `fallback_random`: without it a backward would draw another mask than its forward.
     """
     with _silent():
-        import torch._inductor.lowering  # the decomposition of max_pool2d asks for it as an attribute (torch 2.13)
+        import torch._inductor.lowering  # noqa: F401 - the decomposition of max_pool2d asks for the attribute
         from torch._inductor.decomposition import select_decomp_table
     with _configured():
         yield select_decomp_table()
@@ -121,6 +121,7 @@ _OPTIONS = {
     "fallback_random": True,  # the numbers that the function draws where it is not compiled
     "size_asserts": False,  # XLA's buffers have the shapes that they were declared with
     "alignment_asserts": False,
+    "emulate_precision_casts": True,  # else `x.bfloat16().float()` is `x`, and float16 has no overflow
 }
 
 
