@@ -138,6 +138,13 @@ def through_numpy(x):
     return torch.from_numpy(np.sort(x.numpy()))
 
 
+def sets_state(x):
+    state = torch.get_rng_state()
+    first = torch.rand(4)
+    torch.set_rng_state(state)
+    return x + first - torch.rand(4)
+
+
 def own_generator(x):
     return x + torch.rand(4, generator=torch.Generator().manual_seed(5))
 
@@ -280,6 +287,13 @@ def test_functions_that_keep_tensors_run_as_they_are(kept_of):
     with pytest.warns(PerformanceWarning, match="keeps tensors"):
         np.testing.assert_allclose(g(X), T * 2)
     np.testing.assert_allclose(kept[-1], kept_of(T))
+
+
+def test_a_state_that_the_function_sets():
+    plain, compiled = torch2jax(sets_state, rng=True), torch2jax(sets_state, rng=True, compile=True)
+    key = jax.random.key(1)
+    with pytest.warns(PerformanceWarning, match="changes their state"):
+        np.testing.assert_allclose(compiled(key, X), plain(key, X))
 
 
 def test_numbers_that_are_drawn_without_a_key():

@@ -90,8 +90,11 @@ def without_onednn() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def refusing_seeds(refuse: Callable[[], Exception]) -> Iterator[None]:
-    """Within, `torch.manual_seed` and the like raise on this thread: a trace would lose what they do."""
+def refusing_seeds(refuse: Callable[[], Exception], note_state: Callable[[], None]) -> Iterator[None]:
+    """Within, `torch.manual_seed` and the like raise on this thread: a trace would lose what they do.
+
+    It notes where a state is set.
+    """
     random: Any = torch.random
     real, me = random.default_generator, threading.get_ident()
 
@@ -99,6 +102,8 @@ def refusing_seeds(refuse: Callable[[], Exception]) -> Iterator[None]:
         def __getattr__(self, name: str) -> Any:
             if name in ("manual_seed", "seed") and threading.get_ident() == me:
                 raise refuse()
+            if name == "set_state" and threading.get_ident() == me:
+                note_state()
             return getattr(real, name)
 
     random.default_generator = Guard()

@@ -22,6 +22,14 @@ class Refusals:
 
     def __init__(self) -> None:
         self._first: NotCompiledError | None = None
+        self.is_running = False
+        """Whether the function runs. The tracer itself saves and restores the state of torch's generators."""
+        self.sets_state = False
+        """Whether the state of torch's generators was set, as by `torch.random.fork_rng`."""
+
+    def note_state(self) -> None:
+        """The state of torch's generators is set, which matters if numbers are drawn."""
+        self.sets_state |= self.is_running
 
     def new(self, reason: str) -> NotCompiledError:
         """The exception to raise where something is refused."""

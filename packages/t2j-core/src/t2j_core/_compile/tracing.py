@@ -16,6 +16,7 @@ from .._base.dtypes import row_of_jax
 from .._infer.apart import apart
 from .._infer.traced_ahead import traced_ahead
 from .._signature.signature import Leaf
+from .graphs import may_draw
 from .refusals import NotCompiledError, Refusals
 from .refuses import Refuses
 
@@ -35,6 +36,8 @@ def trace(
     with _traced(name, refusals, decomposes=decomposes) as decompositions:
         graph = _compat.trace_ahead(watched, x, decompositions, joint=joint)
     refusals.raise_first()
+    if refusals.sets_state and may_draw(graph):
+        raise NotCompiledError(_SEEDS)
     watched.check_that_nothing_is_kept()
     return graph
 
@@ -52,7 +55,7 @@ def _traced(name: str, refusals: Refusals, *, decomposes: bool) -> Iterator[_com
         traced_ahead(),
         _compat.without_addresses(),
         _compat.without_onednn(),
-        _compat.refusing_seeds(lambda: refusals.new(_SEEDS)),
+        _compat.refusing_seeds(lambda: refusals.new(_SEEDS), refusals.note_state),
         _compat.for_compiler() if decomposes else contextlib.nullcontext() as decompositions,
     ):
         torch.default_generator.manual_seed(secrets.randbits(63))  # `apart` restores the state
@@ -75,7 +78,10 @@ class _Watched:
         self._refuses.made += map(weakref.ref, x)
         seed = torch.default_generator.initial_seed()
         with self._refuses:
-            for t in self._f(*x):
+            self._refusals.is_running = True
+            y = self._f(*x)
+            self._refusals.is_running = False
+            for t in y:
                 t = t.resolve_conj().resolve_neg()  # the compiler ignores the flags of lazy views
                 shares = t._is_view() or any(t is other for other in (*x, *results))
                 results.append(t.clone() if shares else t)
