@@ -289,6 +289,12 @@ def test_functions_that_keep_tensors_run_as_they_are(kept_of):
     np.testing.assert_allclose(kept[-1], kept_of(T))
 
 
+def test_arrays_over_a_tensor_that_the_function_refers_to():
+    t = torch.full((4,), 3.0)
+    check_fallback(lambda x: x * torch.from_numpy(t.numpy()), X, reason="by `numpy`", output_shapes=DECLARED)
+    check_fallback(lambda x: x * float(np.asarray(t)[0]), X, reason="by `__array__`", output_shapes=DECLARED)
+
+
 def test_a_state_that_the_function_sets():
     plain, compiled = torch2jax(sets_state, rng=True), torch2jax(sets_state, rng=True, compile=True)
     key = jax.random.key(1)

@@ -100,7 +100,7 @@ def refusing_seeds(refuse: Callable[[], Exception], note_state: Callable[[], Non
 
     class Guard:
         def __getattr__(self, name: str) -> Any:
-            if name in ("manual_seed", "seed") and threading.get_ident() == me:
+            if name in ("manual_seed", "seed", "initial_seed") and threading.get_ident() == me:
                 raise refuse()
             if name == "set_state" and threading.get_ident() == me:
                 note_state()

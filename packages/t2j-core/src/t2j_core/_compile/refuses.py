@@ -1,9 +1,9 @@
-"""`Refuses`: a dispatch mode that refuses what a traced function cannot do."""
+"""`Refuses` and `RefusesMemory`: modes that refuse what a traced function cannot do."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,19 @@ class Refuses(_compat.DispatchMode):
         results = func(*args, **kwargs)
         self.made += [weakref.ref(t) for t in torch_tree.tree_leaves(results) if _compat.is_of_trace(t)]
         return results
+
+
+class RefusesMemory(_compat.FunctionMode):
+    """Refuses arrays of NumPy and others over the memory of a tensor: in a trace it has none, and they read zeros."""
+
+    def __init__(self, refusals: Refusals) -> None:
+        super().__init__()
+        self._refusals = refusals
+
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__):
+            raise self._refusals.new(f"what it does depends on values (by `{func.__name__}`)")
+        return func(*args, **kwargs)
 
 
 def _depends_on_values(func: OpOverload, args: tuple[Any, ...]) -> bool:

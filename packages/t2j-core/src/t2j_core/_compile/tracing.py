@@ -18,7 +18,7 @@ from .._infer.traced_ahead import traced_ahead
 from .._signature.signature import Leaf
 from .graphs import may_draw
 from .refusals import NotCompiledError, Refusals
-from .refuses import Refuses
+from .refuses import Refuses, RefusesMemory
 
 Function = Callable[..., Sequence[torch.Tensor]]
 
@@ -62,7 +62,7 @@ def _traced(name: str, refusals: Refusals, *, decomposes: bool) -> Iterator[_com
         yield decompositions
 
 
-_SEEDS = "it seeds torch's generators, or changes their state"
+_SEEDS = "it seeds torch's generators, or reads or changes their state"
 
 
 class _Watched:
@@ -77,7 +77,7 @@ class _Watched:
         results: list[torch.Tensor] = []
         self._refuses.made += map(weakref.ref, x)
         seed = torch.default_generator.initial_seed()
-        with self._refuses:
+        with self._refuses, RefusesMemory(self._refusals):
             self._refusals.is_running = True
             y = self._f(*x)
             self._refusals.is_running = False
