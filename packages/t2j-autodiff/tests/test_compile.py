@@ -199,3 +199,11 @@ def test_examples_that_run_one_after_another():
     agree(use(compiled), use(plain))
     agree(jax.vmap(jax.vmap(compiled), (None, 0))(X[0], X), X[:1] * X)
     assert "not compiled" not in compiled.explain()
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_what_a_function_asks_about_torch(use):
+    def f(x, w):
+        return torch.sin(x @ w) * (2 if torch.is_grad_enabled() else 3) * (4 if torch.compiler.is_compiling() else 5)
+
+    same(use, f, X, W)

@@ -293,6 +293,31 @@ def test_arrays_over_a_tensor_that_the_function_refers_to():
     t = torch.full((4,), 3.0)
     check_fallback(lambda x: x * torch.from_numpy(t.numpy()), X, reason="by `numpy`", output_shapes=DECLARED)
     check_fallback(lambda x: x * float(np.asarray(t)[0]), X, reason="by `__array__`", output_shapes=DECLARED)
+    check_fallback(lambda x: x * t.tolist()[0], X, reason="by `tolist`", output_shapes=DECLARED)
+
+
+class KeepsItsResult(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.y = x * w
+        return ctx.y
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, g
+
+
+def test_what_a_function_sees_of_grad_mode():
+    w = torch.nn.Parameter(torch.full((4,), 3.0))
+    check(lambda x: x * torch.is_grad_enabled(), X)
+    check(lambda x: x * (2 if (w * x).requires_grad else 3), X)
+    check(lambda x: x * torch.autograd.grad((w**2).sum(), w)[0], X)
+    check(lambda x: KeepsItsResult.apply(x, w) * 2, X)
+    check(torch.no_grad()(lambda x: x * torch.is_grad_enabled()), X)
+
+
+def test_functions_that_ask_whether_torch_compiles():
+    check(lambda x: x * (2 if torch.compiler.is_compiling() else 3), X)
 
 
 def test_a_state_that_the_function_sets():

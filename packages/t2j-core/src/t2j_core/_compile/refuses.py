@@ -36,15 +36,21 @@ class Refuses(_compat.DispatchMode):
         return results
 
 
+_READ_MEMORY = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__)
+
+
 class RefusesMemory(_compat.FunctionMode):
-    """Refuses arrays of NumPy and others over the memory of a tensor: in a trace it has none, and they read zeros."""
+    """Refuses lists of the values of a tensor, and arrays of NumPy and others over its memory.
+
+    The lists would be constants. In a trace a tensor has no memory, and the arrays read zeros.
+    """
 
     def __init__(self, refusals: Refusals) -> None:
         super().__init__()
         self._refusals = refusals
 
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__):
+        if func in _READ_MEMORY:
             raise self._refusals.new(f"what it does depends on values (by `{func.__name__}`)")
         return func(*args, **kwargs)
 

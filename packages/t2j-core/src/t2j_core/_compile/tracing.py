@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import secrets
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +80,8 @@ class _Watched:
         seed = torch.default_generator.initial_seed()
         with self._refuses, RefusesMemory(self._refusals):
             self._refusals.is_running = True
-            y = self._f(*x)
+            with torch.enable_grad():  # as in a call that is not compiled; the tracer turns it off
+                y = self._f(*x)
             self._refusals.is_running = False
             for t in y:
                 t = t.resolve_conj().resolve_neg()  # the compiler ignores the flags of lazy views
@@ -89,7 +91,12 @@ class _Watched:
             raise self._refusals.new(_SEEDS)
         return tuple(results)
 
+    def _keeps(self) -> bool:
+        return any(reference() is not None for reference in self._refuses.made)
+
     def check_that_nothing_is_kept(self) -> None:
         """Raise if the function keeps a tensor of the trace, as it would one of a call."""
-        if any(reference() is not None for reference in self._refuses.made):
+        if self._keeps():
+            gc.collect()  # a cycle, as where the `ctx` of a `torch.autograd.Function` holds the result
+        if self._keeps():
             raise NotCompiledError("it keeps tensors from one call to the next")
