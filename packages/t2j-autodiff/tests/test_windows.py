@@ -229,6 +229,17 @@ def test_many_cotangents_use_one_graph_on_windows(on_windows):
 
 
 @pytest.mark.parametrize("call", [ON_COPIES, ON_WINDOWS])
+def test_a_function_that_replaces_the_data_of_its_argument(on_windows, call):
+    def otherwise(x, kept):
+        x.data = x.detach().clone()
+        return operations(x)
+
+    f = run_until_on_windows(OnceOnWindows(otherwise, call=call))
+    for k in range(3):
+        agree(jax.grad(f)(X * (k + 1)), jax.grad(lambda x: operations_in_jnp(x).sum())(X * (k + 1)))
+
+
+@pytest.mark.parametrize("call", [ON_COPIES, ON_WINDOWS])
 @pytest.mark.parametrize(
     "keep",
     [

@@ -95,9 +95,15 @@ class Windows:
 
     def _let_go_of(self, i: int, lending: Lending) -> None:
         if not self._windows.has_own(i):
+            if not self._has_memory(i):  # the function has given the tensor other memory
+                return
             raise_escaped(lending)
         self._windows.move(i, movable_copy(True, lending, i, False, self.tensors[i].untyped_storage()))
         _compat.set_versions([self.tensors[i]], _OPEN)
+
+    def _has_memory(self, i: int) -> bool:
+        """Whether anything refers to the memory of a window."""
+        return bool(memoryview(self.owners()).cast("Q")[4 * i + 2])
 
     def _escaped(self) -> list[int]:
         now, before = self.owners(), self._unused
