@@ -297,6 +297,53 @@ def test_what_escapes_from_a_graph_on_copies_that_is_freed(on_windows):
     assert len(others) == 20
 
 
+class SineOfArray(torch.autograd.Function):
+    """A sine whose backward reads the memory of its operand by address."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.array = x.detach().numpy()
+        return torch.from_numpy(np.sin(ctx.array))
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * torch.from_numpy(np.cos(ctx.array))
+
+
+def test_windows_are_not_learnt_from_another_graph_than_that_with_hooks(on_windows):
+    unusual = {ON_COPIES, *range(10, 30)}
+    runs = []
+
+    def f(x):
+        if x.is_meta:
+            return x.sin().sum()
+        runs.append(1)
+        return (SineOfArray.apply(x) if len(runs) in unusual else torch.sin(x)).sum()
+
+    h = torch2jax(f)
+    for k in range(1, 9):
+        agree(jax.grad(h)(X * k), jnp.cos(X * k))
+    summed = lambda h: lambda x: jax.lax.scan(lambda c, _: (c + 1, h(c)), x, length=5)[1].sum()
+    agree(jax.jit(jax.grad(summed(h)))(X), jax.grad(summed(lambda x: jnp.sin(x).sum()))(X))
+
+
+def test_what_escapes_in_place_of_a_saved_tensor(on_windows):
+    weight = torch.ones(N - 1, requires_grad=True)
+    fn = OnceOnWindows(
+        lambda x, kept: (kept.append(x[1:].detach()), x * 2)[1],
+        usual=lambda x: (weight * x[1:].detach()).sum() + x,
+    )
+    f = torch2jax(fn)
+    for k in range(1, fn.call):
+        jax.block_until_ready(jax.grad(f)(X * k))
+    _, pull = jax.vjp(f, X + 0)
+    jax.block_until_ready(pull)
+    assert fn.kept and fn.runs == fn.call
+    del pull
+    clear_residuals()
+    agree(fn.kept[0], X[1:])
+
+
 def test_a_numpy_array_over_an_operand_is_refused():
     fn = OnceOnWindows(lambda x, kept: kept.append(x.detach().numpy()) or operations(x))
     f = run_until_on_windows(fn)

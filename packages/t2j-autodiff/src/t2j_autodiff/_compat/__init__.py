@@ -5,10 +5,13 @@ from jax.interpreters import batching as batching
 
 from .attention import math_attention as math_attention
 from .autograd_nodes import Node as Node
+from .autograd_nodes import can_count_nodes as can_count_nodes
 from .autograd_nodes import has_function as has_function
 from .autograd_nodes import has_old_function as has_old_function
 from .autograd_nodes import has_own_jvp as has_own_jvp
 from .autograd_nodes import is_once_differentiable as is_once_differentiable
+from .autograd_nodes import names_of_nodes as names_of_nodes
+from .autograd_nodes import nodes_made as nodes_made
 from .autograd_nodes import nodes_of as nodes_of
 from .batched_mesh_axes import batched_mesh_axes as batched_mesh_axes
 from .compiled_functions import as_written as as_written

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
+from torch.autograd.graph import GradientEdge
 from torch.autograd.graph import Node as Node
 
 
@@ -45,6 +46,20 @@ def nodes_of(roots: Iterable[Node | None]) -> Iterator[Node]:
         seen.add(node)
         yield node
         queue += [edge for edge, _ in node.next_functions]
+
+
+def names_of_nodes(edges: Iterable[GradientEdge]) -> tuple[str, ...]:
+    """The names of all nodes of the graphs that begin at `edges`, in an order that depends on the graphs alone."""
+    return tuple(node.name() for node in nodes_of(edge.node for edge in edges))
+
+
+def nodes_made() -> int:
+    """How many nodes this thread has made, those without inputs not counted."""
+    count: int = torch._C._autograd._get_sequence_nr()
+    return count
+
+
+can_count_nodes = hasattr(torch._C._autograd, "_get_sequence_nr")
 
 
 def _functions(results: Iterable[torch.Tensor]) -> Iterator[type[torch.autograd.Function]]:

@@ -10,6 +10,7 @@ import torch
 from t2j_core.extend import around_backward
 from torch.autograd.graph import GradientEdge
 
+from .. import _compat
 from .._batching.batch_axes import BatchAxes
 from .saved_tensors import SavedTensors
 from .windows import Windows
@@ -37,6 +38,10 @@ class KeptGraph:
     def free(self) -> None:
         """Free its nodes."""
         self.leaves, self.out_edges = {}, {}
+
+    def names(self) -> tuple[str, ...]:
+        """The names of its nodes."""
+        return _compat.names_of_nodes(edge for edge, _ in self.out_edges.values())
 
     def nbytes(self) -> dict[torch.device, int]:
         """How many bytes it holds on each device."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from t2j_core.extend import FlatFunction, modules_in_use
 
+from .. import _compat
 from .._batching.batch_axes import NO_AXES
 from .kept_graph import KeptGraph
 from .recording import Recording, edges_to
@@ -20,9 +21,11 @@ def record_on(
 ) -> Recording:
     """Run `f` on windows that are open on the operands `x`, and close them."""
     graph = KeptGraph(NO_AXES, x[0].device, windows)
+    before = _compat.nodes_made()
     try:
         with torch.enable_grad(), modules_in_use(until_the_end=False) as use:
             y = f(*windows.tensors)
+            made = _compat.nodes_made() - before
     except BaseException:
         _note_writes(windows, x)
         windows.move_all(x)
@@ -30,12 +33,12 @@ def record_on(
     graph.out_edges = edges_to(y)
     results = tuple(windows.apart([t.detach() for t in y]))
     del y  # the windows may be among them
-    windows.at_end = windows.owners()
+    windows.at_end = made, windows.owners()
     is_written = _note_writes(windows, x)
     windows.close()
-    if is_written or policy.may_have_escaped(windows):
+    if is_written or policy.may_have_escaped(graph, windows):
         graph.free()
-        policy.end(windows, x)
+        policy.end(windows, x, is_usual=False)
     graph.leaves = {i: windows.tensors[i] for i in ins}
     return Recording(graph, results, "the backward runs code of a module" if use.is_kept else None)
 

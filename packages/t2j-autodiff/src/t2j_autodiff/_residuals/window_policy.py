@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from .kept_graph import KeptGraph
 from .protocol import DifferentiatedFunction
 from .recording import Recording
 from .saved_tensors import SavedTensors
@@ -21,9 +22,10 @@ class WindowPolicy:
 
     The first forward is recorded on operands, with hooks. If all that it saves of them shares their storages and
     versions, the next is recorded on copies, without hooks. If its backward leaves nothing that refers to the copies,
-    what referred to them at the end of the forward was the graph alone. From then on forwards are recorded on windows:
-    where the same refers to them at the end, nothing has escaped. Forwards 1, 2, 4, 8, ... have hooks again, because a
-    function may do different things in different calls.
+    what referred to them at the end of the forward was the graph alone; that graph must have the nodes of the one with
+    hooks. From then on forwards are recorded on windows: where as many nodes have been made and the same refers to
+    windows at the end, nothing has escaped. Forwards 1, 2, 4, 8, ... have hooks again, because a function may do
+    different things in different calls.
     """
 
     def __init__(self, function: DifferentiatedFunction) -> None:
@@ -33,7 +35,8 @@ class WindowPolicy:
         self._is_refused = checks or is_large or not can_make_windows or function.lending is None
         self._runs = itertools.count(1)
         self._hooked: SavedTensors | None = None  # the last that was looked at
-        self._owners: bytes | None = None  # at the end of a forward from which nothing has escaped
+        self._names: tuple[str, ...] = ()  # of the nodes of its graph
+        self._at_end: tuple[int, bytes] | None = None  # of a forward from which nothing has escaped
         self._misses = 0  # forwards at whose end something else referred to windows
         self._copies: weakref.ref[WindowsOnCopies] | None = None  # that wait for a backward
 
@@ -45,7 +48,7 @@ class WindowPolicy:
         """Note a recording with hooks."""
         saved = recording.graph.saved
         if isinstance(saved, SavedTensors) and saved.is_as_lent and recording.reason_not_kept is None:
-            self._hooked = saved
+            self._hooked, self._names = saved, recording.graph.names()
         else:
             self.refuse()
 
@@ -61,7 +64,7 @@ class WindowPolicy:
             return None
 
     def _made(self, x: Sequence[torch.Tensor], storages: Mapping[int, tuple[torch.device, int]]) -> Windows | None:
-        if self._owners is not None:
+        if self._at_end is not None:
             return Windows(x, self._function.ins, storages)
         if self._copies is not None and self._copies() is not None:
             return None
@@ -69,18 +72,26 @@ class WindowPolicy:
         self._copies = weakref.ref(copies)
         return copies
 
-    def may_have_escaped(self, windows: Windows) -> bool:
+    def may_have_escaped(self, graph: KeptGraph, windows: Windows) -> bool:
         """Whether more than the graph may refer to windows at the end of a forward. Such a graph is not kept."""
-        if isinstance(windows, WindowsOnCopies) or windows.at_end == self._owners:
+        if isinstance(windows, WindowsOnCopies):
+            is_usual = graph.names() == self._names
+        else:
+            is_usual = windows.at_end == self._at_end
+        if is_usual:
             return False
         self._misses += 1
         if self._misses == _MOST_MISSES:
             self.refuse()
         return True
 
-    def end(self, windows: Windows, x: Sequence[torch.Tensor]) -> None:
+    def end(self, windows: Windows, x: Sequence[torch.Tensor], *, is_usual: bool = True) -> None:
         """Look at what is left of windows after their graph is gone, in a call with the operands `x`."""
-        if not windows.let_go(x, self._function.lending):
-            self.refuse()
-        elif isinstance(windows, WindowsOnCopies):
-            self._owners = windows.at_end
+        is_clean = False
+        try:
+            is_clean = windows.let_go(x, self._function.lending)
+        finally:
+            if not is_clean:
+                self.refuse()
+        if is_clean and is_usual and isinstance(windows, WindowsOnCopies):
+            self._at_end = windows.at_end

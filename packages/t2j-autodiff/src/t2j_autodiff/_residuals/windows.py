@@ -26,7 +26,7 @@ MOST_BYTES = 1 << 28
 _OPEN, _CLOSED = 0, 1  # versions: torch refuses the backward of a graph that has saved another version
 _version: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
 
-can_make_windows = _compat.can_set_versions and extend.has_windows()
+can_make_windows = _compat.can_set_versions and _compat.can_count_nodes and extend.has_windows()
 
 
 class Windows:
@@ -40,7 +40,7 @@ class Windows:
         self._windows = extend.Windows(list(x))
         self.tensors: list[torch.Tensor] = self._windows.tensors
         self.storages = storages  # what the graph weighs, as in `SavedTensors`
-        self.at_end = b""  # `owners` at the end of the forward
+        self.at_end: tuple[int, bytes] = (0, b"")  # how many nodes the forward has made, and `owners` at its end
         for i in ins:
             self.tensors[i].requires_grad_()
         self._unused = self.owners()

@@ -12,7 +12,7 @@ class ModuleUse:
 
     def __init__(self, *, lasts: bool) -> None:
         self.lasts = lasts  # until the end of the context
-        self.is_kept = False  # results refer to a module, whose code their backward may run
+        self.is_kept: bool = False  # results refer to a module, whose code their backward may run
         self._until: contextlib.ExitStack | None = None
 
     def keep(self, take_back: Callable[[], None]) -> None:
