@@ -226,7 +226,8 @@ class Case:
         if not self.compiles or "wrapped" not in vars(self):
             return ""
         lines = [line.strip() for line in self.wrapped.explain().splitlines()]
-        return "; ".join(line.removeprefix("not compiled: ") for line in lines if line.startswith("not compiled: "))
+        reasons = (line.removeprefix("not compiled: ") for line in lines if line.startswith("not compiled: "))
+        return "; ".join(re.sub(r", in line \d+ of .*", "", reason) for reason in reasons)  # it is in this file
 
     @cached_property
     def arrays(self) -> list[Any]:
