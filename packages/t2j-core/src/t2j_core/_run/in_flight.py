@@ -1,8 +1,7 @@
 """Functions of eager programs that JAX has started and XLA has not run yet.
 
 The program knows its function by weak reference, so the function is kept here until the program has run, in case the
-caller drops it. Those that have run are released at the next eager program, and when a wrapper is dropped (not on
-Python 3.11).
+caller drops it. Those that have run are released at the next eager program, and when a wrapper is dropped.
 
 Python 3.11 may run the garbage collector wherever it allocates an object, and jaxlib (seen in 0.10.2) allocates frame
 objects while `Traceback::Get` (`jaxlib/traceback.cc`) fills an array that its thread has once. A finalizer that the
@@ -12,14 +11,17 @@ code objects that it does not own: that of `_is_ready` was freed while it was in
 
 from __future__ import annotations
 
+import _thread
 import collections
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 _waiting: collections.deque[tuple[object, jax.Array]] = collections.deque()
+_threads: list[None] = []  # as many as run `_release_on_thread`
 
 
 def hold_until_ready(fn: object, results: Sequence[jax.Array]) -> None:
@@ -42,9 +44,36 @@ def release_finished() -> None:
 
 
 def release_from_finalizer() -> None:
-    """As `release_finished`. On Python 3.11 the next eager program does it."""
+    """As `release_finished`. Python 3.11 does it on another thread, which has an array of its own for tracebacks."""
+    if not _waiting:
+        return
     if sys.version_info[:2] != (3, 11):
         release_finished()
+        return
+    _threads.append(None)
+    try:
+        _thread.start_new_thread(_release_on_thread, ())
+    except RuntimeError:  # no thread can be started: the next eager program does it
+        _threads.pop()
+
+
+def _release_on_thread() -> None:
+    try:
+        release_finished()
+    finally:
+        _threads.pop()
+
+
+def settle() -> bool:
+    """Release the functions that have run, and wait for threads that do it. Whether there was anything to do."""
+    if not _waiting and not _threads:
+        return False
+    release_finished()
+    for _ in range(1000):  # a second at most
+        if not _threads:
+            break
+        time.sleep(1e-3)
+    return True
 
 
 def _is_ready(array: Any) -> bool:
