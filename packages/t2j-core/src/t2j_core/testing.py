@@ -6,7 +6,7 @@ from ._base import garbage
 from ._lowering.native import abi_layout as abi_layout
 from ._lowering.native import counters as counters
 from ._lowering.native import nothing as noop
-from ._run.in_flight import settle
+from ._run.in_flight import release_finished
 from ._run.registry import live_count as live_functions
 
 __all__ = ["abi_layout", "assert_nothing_escaped", "collect", "counters", "live_functions", "noop"]
@@ -17,10 +17,9 @@ def collect(passes: int = 1) -> None:
 
     A second pass collects what finalizers of the first have released.
     """
-    settle()
-    garbage.collect(passes)
-    if settle():  # what ran has left garbage of its own
-        garbage.collect(passes)
+    for _ in range(passes):
+        garbage.collect()
+        release_finished()
 
 
 def assert_nothing_escaped() -> None:

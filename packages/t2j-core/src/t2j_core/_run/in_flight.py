@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import _thread
 import collections
+import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 _waiting: collections.deque[tuple[object, jax.Array]] = collections.deque()
-_threads: list[None] = []  # as many as run `_release_on_thread`
 
 
 def hold_until_ready(fn: object, results: Sequence[jax.Array]) -> None:
@@ -50,30 +49,8 @@ def release_from_finalizer() -> None:
     if sys.version_info[:2] != (3, 11):
         release_finished()
         return
-    _threads.append(None)
-    try:
-        _thread.start_new_thread(_release_on_thread, ())
-    except RuntimeError:  # no thread can be started: the next eager program does it
-        _threads.pop()
-
-
-def _release_on_thread() -> None:
-    try:
-        release_finished()
-    finally:
-        _threads.pop()
-
-
-def settle() -> bool:
-    """Release the functions that have run, and wait for threads that do it. Whether there was anything to do."""
-    if not _waiting and not _threads:
-        return False
-    release_finished()
-    for _ in range(1000):  # a second at most
-        if not _threads:
-            break
-        time.sleep(1e-3)
-    return True
+    with contextlib.suppress(RuntimeError):  # no thread can be started: the next eager program does it
+        _thread.start_new_thread(release_finished, ())
 
 
 def _is_ready(array: Any) -> bool:
