@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch.autograd.graph import GradientEdge
 from torch.autograd.graph import Node as Node
 
 
@@ -48,9 +47,9 @@ def nodes_of(roots: Iterable[Node | None]) -> Iterator[Node]:
         queue += [edge for edge, _ in node.next_functions]
 
 
-def names_of_nodes(edges: Iterable[GradientEdge]) -> tuple[str, ...]:
-    """The names of all nodes of the graphs that begin at `edges`, in an order that depends on the graphs alone."""
-    return tuple(node.name() for node in nodes_of(edge.node for edge in edges))
+def names_of_nodes(roots: Iterable[Node]) -> tuple[str, ...]:
+    """The names of all nodes of the graphs that begin at `roots`, in an order that depends on the graphs alone."""
+    return tuple(node.name() for node in nodes_of(roots))
 
 
 def nodes_made() -> int:

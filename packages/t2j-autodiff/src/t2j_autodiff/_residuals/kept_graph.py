@@ -41,7 +41,7 @@ class KeptGraph:
 
     def names(self) -> tuple[str, ...]:
         """The names of its nodes."""
-        return _compat.names_of_nodes(edge for edge, _ in self.out_edges.values())
+        return _compat.names_of_nodes(edge.node for edge, _ in self.out_edges.values())
 
     def nbytes(self) -> dict[torch.device, int]:
         """How many bytes it holds on each device."""
