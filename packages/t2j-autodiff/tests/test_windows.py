@@ -18,6 +18,7 @@ from t2j_autodiff import (
     torch2jax,
 )
 from t2j_autodiff._residuals import autograd, windows
+from t2j_core.testing import assert_nothing_escaped
 
 N = 5000  # more elements than a function that is run again may have
 X = jnp.linspace(-1, 1, N)
@@ -44,6 +45,15 @@ def operations(x):
 
 def operations_in_jnp(x):
     return jnp.exp(jnp.tanh(x * x)) * jnp.sin(x)
+
+
+def hooked(x, hook):
+    """`operations`, whose backward calls `hook` with the operand that its graph has saved."""
+    h = torch.tanh(x * x)
+    if h.requires_grad:
+        node = h.grad_fn.next_functions[0][0]
+        h.register_hook(lambda _: hook(node._saved_self))
+    return h.exp() * x.sin()
 
 
 class OnceOnWindows:
@@ -349,6 +359,8 @@ def test_a_numpy_array_over_an_operand_is_refused():
     f = run_until_on_windows(fn)
     with raises(Exception, anywhere=("keeps args[0]", "cannot move")):
         jax.block_until_ready(jax.grad(f)(X))
+    fn.kept.clear()
+    assert_nothing_escaped()
 
 
 def test_a_graph_that_is_kept_cannot_be_run_between_forward_and_backward(on_windows):
@@ -384,13 +396,6 @@ def test_a_graph_that_is_kept_does_not_refer_to_memory_of_xla(on_windows):
 
 
 def test_a_backward_that_fails_after_a_hook_has_kept_an_operand(on_windows):
-    def hooked(x, hook):
-        h = torch.tanh(x * x)
-        if h.requires_grad:
-            node = h.grad_fn.next_functions[0][0]
-            h.register_hook(lambda _: hook(node._saved_self))
-        return h.exp() * x.sin()
-
     def failing(kept, tensor):
         kept.append(tensor.detach())
         raise ValueError("once")
@@ -426,13 +431,6 @@ def test_a_function_that_frees_a_part_of_its_graph(on_windows):
 
 
 def test_what_a_hook_keeps_in_the_backward_has_memory_of_its_own(on_windows):
-    def hooked(x, hook):
-        h = torch.tanh(x * x)
-        if h.requires_grad:
-            node = h.grad_fn.next_functions[0][0]
-            h.register_hook(lambda _: hook(node._saved_self))
-        return h.exp() * x.sin()
-
     fn = OnceOnWindows(lambda x, kept: hooked(x, kept.append), lambda x: hooked(x, lambda _: None))
     f = run_until_on_windows(fn)
     agree(jax.grad(f)(X + 0), EXPECTED)
@@ -490,6 +488,8 @@ def test_a_function_that_gives_its_argument_other_memory(on_windows):
     f = run_until_on_windows(fn)
     with raises(Exception, anywhere=("keeps an argument", "cannot move")):
         jax.block_until_ready(jax.grad(f)(X))
+    fn.kept.clear()
+    assert_nothing_escaped()
 
 
 def test_a_function_that_fails_after_it_has_kept_its_argument(on_windows):
