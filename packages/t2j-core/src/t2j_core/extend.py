@@ -66,6 +66,8 @@ from ._compat import storage_uses as storage_uses
 from ._compat import torch_device as torch_device
 from ._compile.graphs import is_lazy as is_lazy
 from ._compile.graphs import is_view as is_view
+from ._compile.graphs import output_of as output_of
+from ._compile.graphs import placeholders as placeholders
 from ._compile.refusals import InTurnError as InTurnError
 from ._compile.refusals import NotCompiledError as NotCompiledError
 from ._compile.refusals import reason_of as reason_of

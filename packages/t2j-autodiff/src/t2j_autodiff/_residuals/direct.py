@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from t2j_core.extend import Leaf, is_lazy
+from t2j_core.extend import Leaf, is_lazy, placeholders
 from torch.fx import Graph, GraphModule, Node
 
-from .graphs import outputs_of, parameters_of
+from .graphs import outputs_of
 
 
 def is_direct(leaf: Leaf) -> bool:
@@ -26,7 +26,7 @@ def rearranged(module: GraphModule, places: Sequence[int], count: int, chosen: S
     """A graph of `count` arguments, whose parameters are those at `places`, with the chosen results, if it has them."""
     graph, copies = Graph(), dict[Node, Node]()
     arguments = [graph.placeholder(f"argument_{k}") for k in range(count)]
-    for node, place in zip(parameters_of(module), places, strict=True):
+    for node, place in zip(placeholders(module), places, strict=True):
         arguments[place].meta = copy.copy(node.meta)
         copies[node] = arguments[place]
     graph.graph_copy(module.graph, copies)

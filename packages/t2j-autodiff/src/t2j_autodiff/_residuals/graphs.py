@@ -1,26 +1,21 @@
-"""What a traced graph takes and returns."""
+"""What a traced graph returns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from t2j_core.extend import output_of
 from torch.fx import GraphModule, Node
-
-
-def parameters_of(module: GraphModule) -> list[Node]:
-    """What a traced function takes."""
-    return [node for node in module.graph.nodes if node.op == "placeholder"]
 
 
 def outputs_of(module: GraphModule) -> list[Node]:
     """What a traced function returns."""
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
-    return list(output.args[0])
+    values: list[Node] = list(output_of(module).args[0])  # type: ignore[arg-type]
+    return values
 
 
 def return_from(module: GraphModule, values: Sequence[Node]) -> None:
     """Let a traced function return other values."""
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
-    output.args = (tuple(values),)
+    output_of(module).args = (tuple(values),)
     module.graph.eliminate_dead_code()
     module.recompile()

@@ -6,7 +6,9 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from t2j_core.extend import FlatFunction, Leaf, Lending
+from torch.fx import GraphModule
 
 from .._base.decisions import Decisions
 from .._batching.batch_axes import BatchAxes
@@ -56,6 +58,9 @@ class Residuals(abc.ABC):
     On a GPU its derivatives find the number there, and do not wait for the device.
     """
 
+    is_traced: bool = False
+    """Whether forward and pullbacks were traced, so that they can be compiled."""
+
     def __init__(self, function: DifferentiatedFunction) -> None:
         self.function = function
 
@@ -84,6 +89,14 @@ class Residuals(abc.ABC):
         """
         first, end = self.places
         return lambda *a: recompute(*a[:first], *a[end:])
+
+    def forward_graph(self, device: torch.device) -> GraphModule | None:
+        """A graph of the forward of one example, for the compiler; None where it has to be traced as a function."""
+        return None
+
+    def pullback_graph(self, ins: tuple[int, ...], outs: tuple[int, ...], device: torch.device) -> GraphModule | None:
+        """A graph of a pullback of one example, for the compiler; None where it has to be traced as a function."""
+        return None
 
     @property
     def places(self) -> tuple[int, int]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from t2j_core.extend import is_view
+from t2j_core.extend import is_view, placeholders
 from torch.fx import GraphModule, Node
 
-from .graphs import outputs_of, parameters_of, return_from
+from .graphs import outputs_of, return_from
 
 
 def save_what_views_are_of(forward: GraphModule, backward: GraphModule, n_results: int) -> None:
     """Let a forward save each tensor once, and what a view is of in its place, such as a weight for its transpose."""
     values = outputs_of(forward)
     results, saved = values[:n_results], values[n_results:]
-    places = parameters_of(backward)
+    places = placeholders(backward)
     roots: dict[Node, Node] = {}  # what is saved now, and where the backward takes it
     for node, place in zip(saved, places, strict=False):
         root = _root(node, saved)

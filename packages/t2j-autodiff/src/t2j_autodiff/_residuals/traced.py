@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from t2j_core import PerformanceWarning, dtype_t2j
-from t2j_core.extend import FlatFunction, Leaf, canonical, reason_of, seeded_by, warn, warn_not_compiled
+from t2j_core.extend import FlatFunction, Leaf, canonical, placeholders, reason_of, seeded_by, warn, warn_not_compiled
 from torch.fx import GraphModule
 
 from .. import _compat
@@ -20,7 +20,7 @@ from .._base.errors import first_line
 from .._batching.batch_axes import BatchAxes
 from .._batching.vmap import over_axes
 from .direct import is_contiguous, is_direct, rearranged
-from .graphs import outputs_of, parameters_of
+from .graphs import outputs_of
 from .protocol import DifferentiatedFunction, Residuals
 from .tracing import NothingToKeepError, Traced, is_of_no_dropout, trace
 
@@ -31,9 +31,11 @@ Order = list[int]
 class TracedFunction(Residuals):
     """A traced forward and backward of one function."""
 
+    is_traced = True
+
     def __init__(self, function: DifferentiatedFunction, traced: Traced) -> None:
         super().__init__(function)
-        operands, cotangents = parameters_of(traced.forward), parameters_of(traced.backward)
+        operands, cotangents = placeholders(traced.forward), placeholders(traced.backward)
         saved = outputs_of(traced.forward)[len(function.results) :]
         self._traced_on: torch.device = operands[0].meta["val"].device
         self._on_device = {self._traced_on: traced}
@@ -85,14 +87,14 @@ class TracedFunction(Residuals):
     # --- graphs for the compiler -----------------------------------------------------------------------------------
 
     def forward_graph(self, device: torch.device) -> GraphModule | None:
-        """A graph of the forward of one example; None where it has to be traced as a function."""
+        """See `Residuals`."""
         n, count = len(self.function.results), len(self.function.operands)
         if not self._is_direct(device):
             return None
         return rearranged(self._on(device).forward, range(count), count, [*range(n), *(n + k for k in self._own)])
 
     def pullback_graph(self, ins: tuple[int, ...], outs: tuple[int, ...], device: torch.device) -> GraphModule | None:
-        """A graph of a pullback of one example; None where it has to be traced as a function."""
+        """See `Residuals`."""
         traced, (n, m) = self._on(device), self.places
         if not self._is_direct(device) or not set(traced.differentiated) <= set(outs):
             return None
@@ -105,7 +107,7 @@ class TracedFunction(Residuals):
     def _is_direct(self, device: torch.device) -> bool:
         """Whether the traced graphs are what the compiler can take, on the device that they were traced on."""
         leaves = (*self.function.operands, *self.function.results, *self.leaves)
-        values = [node for k, node in enumerate(parameters_of(self._on(device).backward)) if k not in self._operands]
+        values = [node for k, node in enumerate(placeholders(self._on(device).backward)) if k not in self._operands]
         fits = device.type == self._traced_on.type == "cpu" and not self._unread
         return fits and all(map(is_direct, leaves)) and all(map(is_contiguous, values))
 

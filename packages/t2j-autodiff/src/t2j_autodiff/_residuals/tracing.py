@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from t2j_core.extend import FlatFunction, Leaf, NotCompiledError, fixed_shapes, modules_in_use, torch_device
+from t2j_core.extend import (
+    FlatFunction,
+    Leaf,
+    NotCompiledError,
+    fixed_shapes,
+    modules_in_use,
+    placeholders,
+    torch_device,
+)
 from t2j_core.extend import trace as trace_ahead
 from torch.fx import GraphModule, Node
 
 from .. import _compat
 from .._workarounds.requires_grad_queries import RequiresGradQueries
-from .graphs import parameters_of
 from .saved_views import save_what_views_are_of
 
 
@@ -55,7 +62,7 @@ def trace(name: str, flat: FlatFunction, operands: Sequence[Leaf], ins: Sequence
     differentiated = [i for i, wanted in enumerate(requires) if wanted]
     if not differentiated:
         raise NothingToKeepError
-    parameters = parameters_of(joint)
+    parameters = placeholders(joint)
     n_cotangents = len(parameters) - len(operands)
     if n_cotangents != len(differentiated):
         raise NotImplementedError(f"{n_cotangents} cotangents for {len(differentiated)} outputs")

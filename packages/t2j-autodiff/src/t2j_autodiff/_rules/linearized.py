@@ -24,7 +24,6 @@ from .._residuals.choice import residuals_of
 from .._residuals.protocol import DifferentiatedFunction
 from .._residuals.random_check import warn_if_random
 from .._residuals.recorded_values import RecordedIfItAsks, recorded
-from .._residuals.traced import TracedFunction
 from .conventions import has_tangents
 from .function_rules import rules_of
 
@@ -67,7 +66,7 @@ class Linearized:
     @property
     def compiles(self) -> bool:
         """Whether its forward and its pullbacks are compiled: where they could be traced."""
-        return self.decisions.compiles and isinstance(self.residuals, TracedFunction)
+        return self.decisions.compiles and self.residuals.is_traced
 
     @property
     def residual_leaves(self) -> tuple[Leaf, ...]:

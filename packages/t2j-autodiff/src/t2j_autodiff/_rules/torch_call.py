@@ -16,7 +16,6 @@ from .. import _compat
 from .._batching.batch_axes import NO_AXES, BatchAxes, Dims
 from .._batching.over_devices import over_devices
 from .._batching.vmap import batched
-from .._residuals.traced import TracedFunction
 from .conventions import batch_in_front, check_depth, is_given, moved_operands
 from .function_rules import FunctionRules
 from .linear_function import as_linear
@@ -117,7 +116,7 @@ def forward(linear: Linearized, depth: float, axes: BatchAxes = NO_AXES, *, keep
             ),
         )
         fn.hidden = len(kept)
-        if keeps and not axes and isinstance(linear.residuals, TracedFunction):
+        if keeps and not axes:
             fn.graph = linear.residuals.forward_graph
         if axes:
             fn.example = lambda: (forward(linear, depth, axes.inner, keeps=keeps), axes[0].dims)

@@ -19,7 +19,6 @@ from .._batching.batch_axes import NO_AXES, BatchAxes
 from .._batching.over_devices import over_devices
 from .._derivatives.decompositions import with_decompositions
 from .._derivatives.flat_functions import Direction
-from .._residuals.traced import TracedFunction
 from .conventions import batch_in_front, check_depth, moved_operands
 from .function_rules import FunctionRules
 from .linearized import Linearized, linearized
@@ -70,7 +69,7 @@ def linear_map(
         )
         if linear.residuals.uses_tickets:
             fn.ticket = len(linear.operands)
-        if not axes and direction == "vjp" and isinstance(linear.residuals, TracedFunction):
+        if not axes and direction == "vjp":
             fn.graph = functools.partial(linear.residuals.pullback_graph, ins, outs)
         if axes:
             dims = (*axes[0].dims, *(0 for _ in taken))

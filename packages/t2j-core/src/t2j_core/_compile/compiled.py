@@ -39,8 +39,7 @@ class Compiled(CompiledFunction):
         if not source.operands:
             raise NotCompiledError("it takes no arrays")
         self._source = source
-        with turns:
-            code = self._code(device)
+        code = self._code(device)
         self._on_device = {device: code}
         self.used, self.draws_without_key = code.used, code.draws_without_key
         self._as_bytes = self._sent_as_bytes()
