@@ -42,11 +42,12 @@ bool Windows::make(PyObject* tensors) {
   }
   tensors_ = std::move(list);
   count_ = n;
+  is_moved_.resize(n);
   return static_cast<bool>(tensors_);
 }
 
 void Windows::show(size_t i, void* address) {
-  if (borrows_->is_alive(i)) storage::set_address(borrows_->storage(i), address);
+  if (!is_moved_[i] && borrows_->is_alive(i)) storage::set_address(borrows_->storage(i), address);
 }
 
 bool Windows::open(PyObject* tensors) {
@@ -90,7 +91,9 @@ bool Windows::has_own(size_t i) const {
 }
 
 bool Windows::move(size_t i, PyObject* storage) {
-  return i < count_ && borrows_->is_alive(i) && storage::exchange_memory_with(borrows_->storage(i), storage);
+  if (i >= count_ || !borrows_->is_alive(i)) return false;
+  is_moved_[i] = storage::exchange_memory_with(borrows_->storage(i), storage);
+  return is_moved_[i];
 }
 
 }  // namespace t2j

@@ -6,6 +6,8 @@
 #pragma once
 #include <Python.h>
 
+#include <vector>
+
 #include "borrow.h"
 #include "ref.h"
 
@@ -45,6 +47,7 @@ class Windows {
 
   Ref tensors_;
   OwnBorrows borrows_;  // after the tensors, which may outlive this: the last of both frees the block
+  std::vector<bool> is_moved_;  // what was lent may live on, in the storage that it was exchanged with
   size_t count_ = 0;
 };
 
