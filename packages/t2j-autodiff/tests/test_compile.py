@@ -9,6 +9,9 @@ import pytest
 import torch
 from common import agree
 from t2j_autodiff import PerformanceWarning, module2jax, torch2jax
+from t2j_core import _compat
+
+pytestmark = pytest.mark.skipif(not _compat.can_compile, reason="torch before 2.9 does not compile functions")
 
 X = jnp.linspace(-1, 1, 6).reshape(2, 3)
 W = jnp.linspace(0.5, 1.5, 12).reshape(3, 4)

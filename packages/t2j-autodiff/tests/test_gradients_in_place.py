@@ -31,9 +31,9 @@ def normal(seed, *shape):
 
 def gradients(function, *arrays):
     """What torch computes for all floating operands."""
-    tensors = [torch.tensor(a) for a in arrays]
+    tensors = [torch.from_numpy(np.array(a)) for a in arrays]
     leaves = [t.requires_grad_() for t in tensors if t.is_floating_point()]
-    return [g.numpy() for g in torch.autograd.grad(function(*tensors), leaves, materialize_grads=True)]
+    return [g.detach().numpy() for g in torch.autograd.grad(function(*tensors), leaves, materialize_grads=True)]
 
 
 def check(function, *arguments_of_calls):

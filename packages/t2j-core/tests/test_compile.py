@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from common import raises, run_python
-from t2j_core import ArgumentError, PerformanceWarning, T2jWarning, module2jax, torch2jax
+from t2j_core import ArgumentError, PerformanceWarning, T2jWarning, _compat, module2jax, torch2jax
+
+pytestmark = pytest.mark.skipif(not _compat.can_compile, reason="torch before 2.9 does not compile functions")
 
 X = jnp.arange(4.0)
 T = torch.arange(4.0)
@@ -424,3 +426,8 @@ def test_a_tensor_that_the_function_refers_to_is_returned():
     w.add_(1)
     for result, value in zip(g(X), (T, w, w[1:]), strict=True):
         np.testing.assert_allclose(result, value)
+
+
+def test_an_older_torch_does_not_compile(monkeypatch):
+    monkeypatch.setattr(_compat, "can_compile", False)
+    check_fallback(torch.sin, X, reason=r"cannot be compiled \(torch 2.9 or newer compiles functions")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from common import run_python
+from t2j_core import _compat
+
+pytestmark = pytest.mark.skipif(not _compat.can_compile, reason="torch before 2.9 does not compile functions")
 
 COMPILE = """
     import os, signal, sys

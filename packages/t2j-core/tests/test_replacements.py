@@ -104,6 +104,7 @@ def test_an_operation_without_an_overload_that_writes(name, function):
     assert f"written in place by aten.{name}" in run(function, tensor)
 
 
+@redirects
 def test_an_overload_that_torch_generated_is_not_used():
     # It makes the result elsewhere and copies it.
     assert torch.Tag.generated in aten.roll.out.tags

@@ -94,3 +94,5 @@ from .torch_values import numbers_in as numbers_in
 from .torch_values import registered_with_torch as registered_with_torch
 from .versions import JAX_FLOOR as JAX_FLOOR
 from .versions import TORCH_FLOOR as TORCH_FLOOR
+from .versions import TORCH_THAT_COMPILES as TORCH_THAT_COMPILES
+from .versions import can_compile as can_compile

@@ -1,4 +1,4 @@
-"""The oldest supported versions of JAX and torch."""
+"""The oldest supported versions of JAX and torch, and the oldest torch that compiles functions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import torch
 
 JAX_FLOOR = (0, 6, 2)
 TORCH_FLOOR = (2, 6, 0)
+TORCH_THAT_COMPILES = (2, 9, 0)  # inductor of 2.6 runs `into` as an operator instead of writing in place
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _check_floor(name: str, version: str, floor: tuple[int, int, int]) -> None:
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-    if numbers < floor:
+    if _numbers(version) < floor:
         wanted = ".".join(map(str, floor))
         raise ImportError(
             f"t2j-core needs {name} {wanted} or newer.\n  Got: {name} {version}\n"
@@ -24,3 +28,5 @@ def _check_floor(name: str, version: str, floor: tuple[int, int, int]) -> None:
 
 _check_floor("jax", jax.__version__, JAX_FLOOR)
 _check_floor("torch", torch.__version__, TORCH_FLOOR)
+
+can_compile = _numbers(torch.__version__) >= TORCH_THAT_COMPILES

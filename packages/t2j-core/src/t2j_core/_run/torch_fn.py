@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from .. import _compat
 from .._base.bounded import remember
 from .._base.config import config
 from .._base.dtypes import row_of_jax
@@ -161,6 +162,9 @@ class TorchFn:
     @property
     def obstacle(self) -> str | None:
         """Why it cannot be compiled, if that is known before."""
+        if not _compat.can_compile:
+            wanted = ".".join(map(str, _compat.TORCH_THAT_COMPILES[:2]))
+            return f"torch {wanted} or newer compiles functions, and this is {torch.__version__}"
         if self.aliases:
             return "`mutable_argnums` makes it write into its arguments"
         if self.options.outputs == "out":
