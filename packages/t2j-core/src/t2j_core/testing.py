@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from ._base.garbage import collect as collect
+from ._base import garbage
 from ._lowering.native import abi_layout as abi_layout
 from ._lowering.native import counters as counters
 from ._lowering.native import nothing as noop
+from ._run.in_flight import release_finished
 from ._run.registry import live_count as live_functions
 
 __all__ = ["abi_layout", "assert_nothing_escaped", "collect", "counters", "live_functions", "noop"]
+
+
+def collect(passes: int = 1) -> None:
+    """Release the functions that have run, and collect all garbage, also while another thread collects.
+
+    A second pass collects what finalizers of the first have released.
+    """
+    release_finished()
+    garbage.collect(passes)
 
 
 def assert_nothing_escaped() -> None:

@@ -47,7 +47,7 @@ class Signatures(dict[Any, Any]):
         if is_finalizing():  # the globals of modules may be gone, and the process ends anyway
             return
         _without_wrapper.extend([weakref.ref(fn.origin) for fn in self.values()])
-        in_flight.release_finished()
+        in_flight.release_from_finalizer()
 
 
 _patience = {"count": _MOST, "bytes": _MOST_BYTES}
