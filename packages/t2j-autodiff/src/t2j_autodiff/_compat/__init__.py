@@ -16,6 +16,7 @@ from .autograd_nodes import nodes_of as nodes_of
 from .batched_mesh_axes import batched_mesh_axes as batched_mesh_axes
 from .compiled_functions import as_written as as_written
 from .engine import engine_grad as engine_grad
+from .engine import engine_grad_of_edges as engine_grad_of_edges
 from .flat_func import flat_vjp as flat_vjp
 from .flat_func import flat_vmap as flat_vmap
 from .jax_zeros import Zero as Zero

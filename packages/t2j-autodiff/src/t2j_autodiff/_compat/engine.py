@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd.graph import GradientEdge, _engine_run_backward
 from torch.overrides import has_torch_function
 
 
@@ -21,4 +21,18 @@ def engine_grad(
         return torch.autograd.grad(y, x, cotangents, allow_unused=True, create_graph=create_graph)
     return _engine_run_backward(
         tuple(y), tuple(cotangents), create_graph, create_graph, tuple(x), True, accumulate_grad=False
+    )
+
+
+def engine_grad_of_edges(
+    edges: Sequence[GradientEdge], x: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor], *, retain_graph: bool
+) -> Sequence[torch.Tensor | None]:
+    """`torch.autograd.grad(edges, x, cotangents, allow_unused=True, retain_graph=retain_graph)`.
+
+    The cotangents have the shapes of the tensors that the edges lead to.
+    """
+    if has_torch_function(tuple(x)):
+        return torch.autograd.grad(edges, x, cotangents, allow_unused=True, retain_graph=retain_graph)
+    return _engine_run_backward(
+        tuple(edges), tuple(cotangents), retain_graph, False, tuple(x), True, accumulate_grad=False
     )

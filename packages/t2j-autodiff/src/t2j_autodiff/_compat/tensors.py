@@ -33,13 +33,14 @@ def materialised(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether no tensor is complex, sparse, or a symbolic zero, outside of transformations of `torch.func`."""
-    kinds = set(zip(map(_layout, tensors), map(_dtype, tensors), strict=True))
-    is_real = all(layout == torch.strided and not dtype.is_complex for layout, dtype in kinds)
-    return is_real and not any(map(torch.Tensor._is_zerotensor, tensors))
+    """Whether all tensors are real and have memory: none is sparse or a symbolic zero. Outside of `torch.func`."""
+    try:
+        have_memory = all(map(torch.Tensor.data_ptr, tensors))
+    except RuntimeError:  # no storage
+        return False
+    return have_memory and not any(dtype.is_complex for dtype in set(map(_dtype, tensors)))
 
 
-_layout: Callable[[torch.Tensor], torch.layout] = operator.attrgetter("layout")
 _dtype: Callable[[torch.Tensor], torch.dtype] = operator.attrgetter("dtype")
 
 

@@ -8,7 +8,7 @@ import torch
 
 
 def set_versions(tensors: Sequence[torch.Tensor], version: int) -> None:
-    """Set the counters of tensors, which views of them share. Only where `can_set_versions`."""
+    """Set the counters of tensors, which views of them share. Only where `can_set_versions`. Quickest for a tuple."""
     torch._C._autograd._unsafe_set_version_counter(tuple(tensors), (version,) * len(tensors))
 
 

@@ -61,7 +61,9 @@ def is_among(number: int, first: int, sizes: Sequence[int]) -> bool:
 
 def as_tensor(number: int, sizes: Sequence[int], device: torch.device) -> torch.Tensor:
     """The residual of a call whose graph has this number, or that has kept none."""
-    if not sizes or number == NOT_KEPT:
+    if not sizes:
+        return torch.scalar_tensor(number, dtype=torch.int32, device=device)
+    if number == NOT_KEPT:
         return torch.full(tuple(sizes), number, dtype=torch.int32, device=device)
     return of_examples(number, sizes, device)
 
@@ -69,6 +71,5 @@ def as_tensor(number: int, sizes: Sequence[int], device: torch.device) -> torch.
 def read(residual: torch.Tensor) -> np.ndarray:
     """The numbers in a residual, on the host."""
     if not _compat.in_transform():
-        numbers: np.ndarray = residual.cpu().numpy()
-        return numbers
+        return residual.cpu().numpy() if residual.ndim else np.asarray(residual.item(), np.int32)
     return np.asarray(numbers_in(residual), np.int32).reshape(residual.shape)

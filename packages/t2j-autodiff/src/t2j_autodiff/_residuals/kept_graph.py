@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from t2j_core.extend import around_backward
@@ -14,8 +13,6 @@ from .. import _compat
 from .._batching.batch_axes import BatchAxes
 from .saved_tensors import SavedTensors
 from .windows import Windows
-
-_LEAST_BYTES = 4096  # what a graph takes at least
 
 Pairs = Sequence[tuple[GradientEdge, torch.Tensor]]
 """Where a backward begins, and with what."""
@@ -43,23 +40,25 @@ class KeptGraph:
         """The names of its nodes."""
         return _compat.names_of_nodes(edge.node for edge, _ in self.out_edges.values())
 
-    def nbytes(self) -> dict[torch.device, int]:
+    def nbytes(self) -> Mapping[torch.device, int]:
         """How many bytes it holds on each device."""
-        sizes = {self.device: 0}
-        for device, size in self.saved.storages.values():
-            sizes[device] = sizes.get(device, 0) + size
-        return {device: max(size, _LEAST_BYTES) for device, size in sizes.items()}
+        return self.saved.nbytes(self.device)
 
-    def gradients(self, ins: Sequence[int], pairs: Pairs, **options: Any) -> Gradients:
-        """The gradients of the operands `ins`, by `torch.autograd.grad` with `options`."""
+    def gradients(self, ins: Sequence[int], pairs: Pairs, *, retain_graph: bool = False) -> Gradients:
+        """The gradients of the operands `ins`."""
         edges, cotangents = zip(*pairs, strict=True)
-        leaves = [self.leaves[i] for i in ins]
+        leaves = tuple(map(self.leaves.__getitem__, ins))
         with around_backward(edges):
-            return torch.autograd.grad(edges, leaves, cotangents, allow_unused=True, **options)
+            return _compat.engine_grad_of_edges(edges, leaves, cotangents, retain_graph=retain_graph)
 
     def gradients_at_once(self, ins: Sequence[int], pairs: Pairs) -> Gradients:
         """The gradients for many cotangents, along axis 0 of each: one batched run of the backward."""
-        return self.gradients(ins, pairs, retain_graph=True, is_grads_batched=True)
+        edges, cotangents = zip(*pairs, strict=True)
+        leaves = [self.leaves[i] for i in ins]
+        with around_backward(edges):
+            return torch.autograd.grad(
+                edges, leaves, cotangents, allow_unused=True, retain_graph=True, is_grads_batched=True
+            )
 
     def gradients_in_turn(self, ins: Sequence[int], pairs: Pairs) -> Gradients:
         """The gradients for many cotangents, along axis 0 of each: one run of the backward after another."""

@@ -86,4 +86,6 @@ def _edge_to(t: torch.Tensor) -> torch.autograd.graph.GradientEdge:
     if isinstance(t.grad_fn, torch.autograd.function.BackwardCFunction):
         with torch.enable_grad():
             t = t.view_as(t)
-    return torch.autograd.graph.get_gradient_edge(t)
+    if t.grad_fn is None:  # an operand itself
+        return torch.autograd.graph.get_gradient_edge(t)
+    return torch.autograd.graph.GradientEdge(t.grad_fn, t.output_nr)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 from .. import _compat
 
+_LEAST_BYTES = 4096  # what a graph takes at least
 _WATCHED = 7  # the version of operands that are watched, to see what shares it
 
 
@@ -45,7 +46,14 @@ class SavedTensors:
         self.is_as_lent = self.is_watched
         """Whether what was saved in operands shares their versions, as views by autograd do."""
         self.operands: list[torch.Tensor] = []  # only while the forward or the backward runs
-        self.storages: dict[int, tuple[torch.device, int]] = {}  # by storage of the other tensors
+        self._storages: dict[int, tuple[torch.device, int]] = {}  # by storage of the other tensors
+
+    def nbytes(self, device: torch.device) -> Mapping[torch.device, int]:
+        """How many bytes they take on each device: on `device`, where the graph is, at least some."""
+        sizes = {device: 0}
+        for place, size in self._storages.values():
+            sizes[place] = sizes.get(place, 0) + size
+        return {place: max(size, _LEAST_BYTES) for place, size in sizes.items()}
 
     @contextlib.contextmanager
     def lent(self, x: Sequence[torch.Tensor]) -> Iterator[None]:
@@ -76,7 +84,7 @@ class SavedTensors:
         index = self._lent.get(storage.data_ptr())
         if index is None or t.dtype != self._dtypes[index]:
             if not _is_parameter(t):
-                self.storages[storage._cdata] = t.device, storage.nbytes()
+                self._storages[storage._cdata] = t.device, storage.nbytes()
             # Detached: a result that its own node saves has that node as `grad_fn` here, another such cycle
             # (https://github.com/pytorch/pytorch/pull/189025).
             return _Own(t.detach(), t._version)

@@ -49,7 +49,7 @@ class GraphStore:
         while number in self._shelves:  # all numbers have been used meanwhile
             number = next(self._numbers)
         shelf[number] = graph
-        self._shelves[number] = weakref.ref(shelf)
+        self._shelves[number] = shelf.ref
         for device, size in nbytes.items():
             self._nbytes.setdefault(device, {})[number] = size
         if number not in shelf:  # something has freed it meanwhile
@@ -103,6 +103,7 @@ class Shelf(dict[int, KeptGraph]):
     def __init__(self, store: GraphStore) -> None:
         super().__init__()
         self._store = store
+        self.ref: weakref.ref[Shelf] = weakref.ref(self)
 
     def __del__(self) -> None:
         for number in self:

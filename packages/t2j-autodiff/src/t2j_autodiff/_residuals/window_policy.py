@@ -34,8 +34,8 @@ class WindowPolicy:
         is_large = sum(leaf.nbytes for leaf in function.operands) > MOST_BYTES
         self._is_refused = checks or is_large or not can_make_windows or function.lending is None
         self._runs = itertools.count(1)
-        self._hooked: SavedTensors | None = None  # the last that was looked at
-        self._names: tuple[str, ...] = ()  # of the nodes of its graph
+        self._nbytes: Mapping[torch.device, int] | None = None  # of the last graph with hooks that was looked at
+        self._names: tuple[str, ...] = ()  # of its nodes
         self._at_end: tuple[int, bytes] | None = None  # of a forward from which nothing has escaped
         self._misses = 0  # forwards at whose end something else referred to windows
         self._copies: weakref.ref[WindowsOnCopies] | None = None  # that wait for a backward
@@ -48,27 +48,27 @@ class WindowPolicy:
         """Note a recording with hooks."""
         saved = recording.graph.saved
         if isinstance(saved, SavedTensors) and saved.is_as_lent and recording.reason_not_kept is None:
-            self._hooked, self._names = saved, recording.graph.names()
+            self._nbytes, self._names = recording.graph.nbytes(), recording.graph.names()
         else:
             self.refuse()
 
     def windows(self, x: Sequence[torch.Tensor]) -> Windows | None:
         """What a forward is to be recorded on; None for hooks."""
         run = next(self._runs)
-        if self._is_refused or self._hooked is None or run & (run - 1) == 0 or x[0].device.type != "cpu":
+        if self._is_refused or self._nbytes is None or run & (run - 1) == 0 or x[0].device.type != "cpu":
             return None
         try:
-            return self._made(x, self._hooked.storages)
+            return self._made(x, self._nbytes)
         except (BufferError, RuntimeError):  # a dtype that torch's DLPack lacks
             self.refuse()
             return None
 
-    def _made(self, x: Sequence[torch.Tensor], storages: Mapping[int, tuple[torch.device, int]]) -> Windows | None:
+    def _made(self, x: Sequence[torch.Tensor], nbytes: Mapping[torch.device, int]) -> Windows | None:
         if self._at_end is not None:
-            return Windows(x, self._function.ins, storages)
+            return Windows(x, self._function.ins, nbytes)
         if self._copies is not None and self._copies() is not None:
             return None
-        copies = WindowsOnCopies(x, self._function.ins, storages)
+        copies = WindowsOnCopies(x, self._function.ins, nbytes)
         self._copies = weakref.ref(copies)
         return copies
 

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import mmap
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,15 +35,19 @@ class Windows:
     _unused = b""  # `owners` while nothing else refers to them
 
     def __init__(
-        self, x: Sequence[torch.Tensor], ins: Sequence[int], storages: Mapping[int, tuple[torch.device, int]]
+        self, x: Sequence[torch.Tensor], ins: Sequence[int], nbytes: Mapping[torch.device, int]
     ) -> None:
         self._windows = extend.Windows(list(x))
-        self.tensors: list[torch.Tensor] = self._windows.tensors
-        self.storages = storages  # what the graph weighs, as in `SavedTensors`
+        self.tensors: tuple[torch.Tensor, ...] = tuple(self._windows.tensors)
+        self._nbytes = nbytes
         self.at_end: tuple[int, bytes] = (0, b"")  # how many nodes the forward has made, and `owners` at its end
         for i in ins:
             self.tensors[i].requires_grad_()
         self._unused = self.owners()
+
+    def nbytes(self, _device: torch.device) -> Mapping[torch.device, int]:
+        """What the graph weighs, as in `SavedTensors`."""
+        return self._nbytes
 
     def owners(self) -> bytes:
         """What refers to the windows and to their memory, to be compared with that of another call."""
@@ -59,15 +63,11 @@ class Windows:
         self._windows.close(_blank())
         _compat.set_versions(self.tensors, _CLOSED)
 
-    @contextlib.contextmanager
-    def lent(self, x: Sequence[torch.Tensor]) -> Iterator[None]:
+    def lent(self, x: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[object]:
         """Show the operands, for a run of the backward."""
         self._windows.open(list(x))
         _compat.set_versions(self.tensors, _OPEN)
-        try:
-            yield
-        finally:
-            self.close()
+        return contextlib.closing(self)
 
     def apart(self, results: list[Any]) -> list[Any]:
         """`results`, which outlive the run, with copies of those that share memory with a window."""
@@ -122,20 +122,18 @@ class WindowsOnCopies(Windows):
     """Windows that stay open, on copies, where it is not known yet whether anything but the graph refers to them."""
 
     def __init__(
-        self, x: Sequence[torch.Tensor], ins: Sequence[int], storages: Mapping[int, tuple[torch.device, int]]
+        self, x: Sequence[torch.Tensor], ins: Sequence[int], nbytes: Mapping[torch.device, int]
     ) -> None:
         self._copies = [t.clone() for t in x]
-        super().__init__(self._copies, ins, storages)
+        super().__init__(self._copies, ins, nbytes)
 
     def close(self) -> None:
         """Let torch refuse to run what a function has kept of the graph."""
         _compat.set_versions(self.tensors, _CLOSED)
 
-    @contextlib.contextmanager
-    def lent(self, x: Sequence[torch.Tensor]) -> Iterator[None]:
+    def lent(self, x: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[object]:
         """The copies have the values of the operands."""
-        with super().lent(self._copies):
-            yield
+        return super().lent(self._copies)
 
     def __del__(self) -> None:
         if self._unused and self.owners() != self._unused:

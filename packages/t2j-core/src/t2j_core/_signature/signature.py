@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,7 @@ class Outputs:
     """Whether an output without elements was declared, or found on made-up values only. XLA drops calls whose results
     have no elements, so nothing would show that there are some for real values."""
 
-    @property
+    @functools.cached_property
     def single(self) -> bool:
         """Whether the function returns one tensor, bare."""
         return self.tree == jax.tree.structure(0) and self.statics == (None,)
