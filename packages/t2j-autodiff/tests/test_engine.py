@@ -1,4 +1,4 @@
-"""`torch.autograd.grad` by the short way: `_compat.engine_grad`."""
+"""`torch.autograd.grad` by the short way: `_compat.engine_grad`, and from edges."""
 
 from __future__ import annotations
 
@@ -53,3 +53,17 @@ def test_a_function_mode_sees_the_call():
     with Watch():
         _compat.engine_grad([y], [x], [ONE], create_graph=False)
     assert torch.autograd.grad in seen
+
+
+def test_gradients_from_edges_are_those_of_torch():
+    x, w, unused = leaves(3)
+    y = [(x @ w).sum(), x.exp()]
+    edges = [torch.autograd.graph.get_gradient_edge(t) for t in y]
+    cotangents = [2 * ONE, torch.arange(4.0).reshape(2, 2)]
+    expected = torch.autograd.grad(y, [x, w, unused], cotangents, allow_unused=True, retain_graph=True)
+    for retain_graph in (True, False):
+        got = _compat.engine_grad_of_edges(edges, [x, w, unused], cotangents, retain_graph=retain_graph)
+        assert got[2] is None
+        assert all(map(torch.equal, got[:2], expected[:2]))
+    with pytest.raises(RuntimeError, match="second time"):  # the graph is freed
+        _compat.engine_grad_of_edges(edges, [x], cotangents, retain_graph=False)

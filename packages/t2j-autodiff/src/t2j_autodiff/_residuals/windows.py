@@ -34,9 +34,7 @@ class Windows:
 
     _unused = b""  # `owners` while nothing else refers to them
 
-    def __init__(
-        self, x: Sequence[torch.Tensor], ins: Sequence[int], nbytes: Mapping[torch.device, int]
-    ) -> None:
+    def __init__(self, x: Sequence[torch.Tensor], ins: Sequence[int], nbytes: Mapping[torch.device, int]) -> None:
         self._windows = extend.Windows(list(x))
         self.tensors: tuple[torch.Tensor, ...] = tuple(self._windows.tensors)
         self._nbytes = nbytes
@@ -121,9 +119,7 @@ class Windows:
 class WindowsOnCopies(Windows):
     """Windows that stay open, on copies, where it is not known yet whether anything but the graph refers to them."""
 
-    def __init__(
-        self, x: Sequence[torch.Tensor], ins: Sequence[int], nbytes: Mapping[torch.device, int]
-    ) -> None:
+    def __init__(self, x: Sequence[torch.Tensor], ins: Sequence[int], nbytes: Mapping[torch.device, int]) -> None:
         self._copies = [t.clone() for t in x]
         super().__init__(self._copies, ins, nbytes)
 
