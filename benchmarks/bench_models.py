@@ -20,7 +20,7 @@ from _script import main
 # isort: split
 import jax
 import torch
-from _contestants import COMPILED, JNP, PEER, TORCH, TORCH_COMPILE, as_asked, jitted, peer, same
+from _contestants import COMPILED, FLOOR, JNP, PEER, TORCH, TORCH_COMPILE, as_asked, floor_with, jitted, peer, same
 from _models import in_jax
 from _real_models import REAL, Real, Task, leaves_task
 from torch.func import functional_call
@@ -97,6 +97,19 @@ class Problem:
             raise NotImplementedError("the model is not written in jnp")
         return self.in_jit(kind, self.loss_in_jnp)
 
+    def floor(self, kind: str) -> Call:
+        """As many FFI calls as t2j makes, with the same operands and results, that do nothing."""
+        number = jax.ShapeDtypeStruct((), "float32")
+
+        def forward(params: dict[str, jax.Array], x: jax.Array) -> Any:
+            return floor_with([number], x, *params.values())
+
+        def step(params: dict[str, jax.Array], x: jax.Array) -> Any:
+            value, residual = floor_with([number, number], x, *params.values())
+            return value, floor_with(list(params.values()), x, *params.values(), residual, value)
+
+        return jitted({"forward": forward, "step": step}[kind], *self.arrays)
+
     def makers(self, kind: str, *, compiles: bool) -> Makers:
         """The contestants, torch first."""
         graph: Makers = {"t2j graph": lambda: as_asked(self.t2j(kind, residuals="graph"))}
@@ -121,6 +134,8 @@ def entered(title: str, problem: Problem, kind: str, report: Report, plan: Plan,
     for name, make in problem.makers(kind, compiles=plan.compiles).items():
         target = problem.targets.get(kind) if name == "t2j" else None
         race.enter(name, make, None if name == TORCH else Versus(TORCH, target), check)
+    if at is not None:
+        race.enter(FLOOR, lambda: problem.floor(kind), Versus(TORCH))
     return race
 
 
