@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PEER = "wrap_torch2jax"
 FLOOR = "noop floor"
+AFTER_FLOOR = "torch after the floor"
 TORCH = "torch, native"
 JNP = "jax.jit, native"
 TVM = "jax-tvm-ffi"
@@ -70,6 +71,16 @@ def floor(*args: jax.Array) -> Any:
     from t2j_core.testing import noop
 
     return noop(*args)
+
+
+def after_floor(floor: Call, native: Call) -> Call:
+    """PyTorch alone, just after FFI calls that do nothing: JAX's code and data then fill the processor's caches."""
+
+    def call() -> Any:
+        floor()
+        return native()
+
+    return call
 
 
 def floor_with(results: Sequence[Any], *args: jax.Array) -> list[jax.Array]:

@@ -15,7 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from _contestants import COMPILED, JNP, PEER, TORCH, as_asked, calls, compiled, peer, same, t2j_autodiff
+from _contestants import (
+    AFTER_FLOOR,
+    COMPILED,
+    FLOOR,
+    JNP,
+    PEER,
+    TORCH,
+    after_floor,
+    as_asked,
+    calls,
+    compiled,
+    floor,
+    jitted,
+    peer,
+    same,
+    t2j_autodiff,
+)
 from _models import in_jax, loss_of, mlp, mlp_in_jnp, native_step
 
 FULL, QUICK = Pace(31), Pace(3, 0.004, 0.02)
@@ -43,6 +59,8 @@ def tiny_grad(report: Report, pace: Pace) -> None:
     race.enter(COMPILED, lambda: as_asked(differentiated(compiled)()), versus, check)
     race.enter(PEER, lambda: calls(jax.jit(jax.grad(peer(fn, torch.eye(8)))), x), versus, check)
     race.enter(JNP, lambda: calls(jax.jit(jax.grad(lambda x: jnp.tanh(x @ x).sum())), x), versus, check)
+    race.enter(FLOOR, lambda: jitted(floor, x), versus)
+    race.enter(AFTER_FLOOR, lambda: after_floor(jitted(floor, x), native), versus, check)
     race.run(pace)
 
 

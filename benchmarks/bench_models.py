@@ -20,7 +20,21 @@ from _script import main
 # isort: split
 import jax
 import torch
-from _contestants import COMPILED, FLOOR, JNP, PEER, TORCH, TORCH_COMPILE, as_asked, floor_with, jitted, peer, same
+from _contestants import (
+    AFTER_FLOOR,
+    COMPILED,
+    FLOOR,
+    JNP,
+    PEER,
+    TORCH,
+    TORCH_COMPILE,
+    after_floor,
+    as_asked,
+    floor_with,
+    jitted,
+    peer,
+    same,
+)
 from _models import in_jax
 from _real_models import REAL, Real, Task, leaves_task
 from torch.func import functional_call
@@ -136,6 +150,8 @@ def entered(title: str, problem: Problem, kind: str, report: Report, plan: Plan,
         race.enter(name, make, None if name == TORCH else Versus(TORCH, target), check)
     if at is not None:
         race.enter(FLOOR, lambda: problem.floor(kind), Versus(TORCH))
+        native = problem.native(kind, problem.task)
+        race.enter(AFTER_FLOOR, lambda: after_floor(problem.floor(kind), native), Versus(TORCH), check)
     return race
 
 

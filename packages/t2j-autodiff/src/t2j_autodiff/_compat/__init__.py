@@ -32,6 +32,7 @@ from .tensors import conj as conj
 from .tensors import is_wrapped as is_wrapped
 from .tensors import materialised as materialised
 from .tensors import unwrapped as unwrapped
+from .tensors import with_dtype as with_dtype
 from .torch_func import close_forward_level as close_forward_level
 from .torch_func import count_forward_nesting as count_forward_nesting
 from .torch_func import forward_canary as forward_canary

@@ -6,6 +6,7 @@ They do what `vmap_impl` in torch/_functorch/vmap.py and `_vjp_with_argnums` in 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,12 +16,14 @@ from torch._functorch.eager_transforms import _autograd_grad, enable_inplace_req
 from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-defined]
 from torch.autograd.graph import disable_saved_tensors_hooks
 
+_load_decompositions = functools.cache(lazy_load_decompositions)  # it imports anew each time
+
 
 def flat_vmap(f: FlatFunction, dims: Sequence[int | None], size: int, randomness: str) -> FlatFunction:
     """`torch.func.vmap(f, dims, randomness=randomness)` for `size` examples."""
 
     def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        lazy_load_decompositions()
+        _load_decompositions()
         try:
             level = _functorch._vmap_increment_nesting(size, randomness)
             examples = [

@@ -32,6 +32,11 @@ def materialised(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
+def with_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor.to(dtype)`, which takes as long as a small operation even if there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether all tensors are real and have memory: none is sparse or a symbolic zero. Outside of `torch.func`."""
     try:

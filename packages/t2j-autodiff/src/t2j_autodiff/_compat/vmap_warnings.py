@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 
 _silenced: list[None] = []  # one for each batch that runs, on all threads
 
 
-@contextlib.contextmanager
-def silent_loops() -> Iterator[None]:
+def silent_loops() -> AbstractContextManager[None]:
     """Within, `torch.func.vmap` does not warn that it runs an operation once per example.
 
     The warning (`warnFallback` in aten/src/ATen/functorch/BatchedFallback.cpp) is about torch's batching rules, which
     mean nothing to users of `jax.vmap`; where warnings are errors, it makes a batch fail that works. The switch holds
     for all threads. Torch has no function that reads it, so afterwards it is on, which is the default.
     """
-    _silenced.append(None)
-    try:
+    return _SILENT_LOOPS
+
+
+class _SilentLoops:
+    """The context of `silent_loops`. A generator would take as long as a small operation."""
+
+    def __enter__(self) -> None:
+        _silenced.append(None)
         _set_loop_warnings()
-        yield
-    finally:
+
+    def __exit__(self, *_: object) -> None:
         _silenced.pop()
         _set_loop_warnings()
+
+
+_SILENT_LOOPS = _SilentLoops()
 
 
 def _set_loop_warnings() -> None:

@@ -47,6 +47,8 @@ def vjp(
             refuse_no_derivative(error)
             refuse_constant(error)
             raise
+    if not _compat.in_transform() and _compat.are_plain(grads):
+        return tuple(grads)
     return tuple(_compat.conj(_compat.materialised(g)) for g in grads)
 
 
@@ -58,7 +60,7 @@ def _vjp(
         handles = requiring_grad(x, (*ins, *linear))
         y = f(*handles)
         refuse_once_differentiable(linear, (y[i] for i in cotangents))
-        pairs = [(y[i], ct.to(y[i].dtype)) for i, ct in cotangents.items() if y[i].requires_grad]
+        pairs = [(y[i], _compat.with_dtype(ct, y[i].dtype)) for i, ct in cotangents.items() if y[i].requires_grad]
         grads: Sequence[torch.Tensor | None] = [None] * (len(ins) + len(linear))
         if pairs:
             grads = _compat.engine_grad(

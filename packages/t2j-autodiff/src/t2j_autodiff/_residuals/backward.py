@@ -52,7 +52,7 @@ def pulled_back(
     Raises `BackwardError`.
     """
     outs = [(*graph.out_edges[i], ct) for i, ct in cotangents.items() if i in graph.out_edges]
-    pairs = [(edge, _with_dtype(_with_front(_compat.conj(ct), axis), dtype)) for edge, dtype, ct in outs]
+    pairs = [(edge, _compat.with_dtype(_with_front(_compat.conj(ct), axis), dtype)) for edge, dtype, ct in outs]
     if not pairs:
         return [None] * len(ins)
     try:
@@ -84,10 +84,6 @@ def _of_many(graph: KeptGraph, ins: Sequence[int], pairs: Pairs, keeping: Keepin
         except Exception as error:
             keeping.note_not_batched(first_line(error))
     return graph.gradients_in_turn(ins, pairs)
-
-
-def _with_dtype(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return t if t.dtype == dtype else t.to(dtype)
 
 
 def _with_front(t: torch.Tensor, axis: int | None) -> torch.Tensor:
