@@ -8,17 +8,8 @@ from _results import Results, Row, in_ms, measured, number
 
 NATIVE, COMPILED, GRAPH = "torch, native", "t2j compiled", "t2j graph"
 FITTED = ", by least squares over the leaves"
-COLUMNS = (
-    NATIVE,
-    "torch.compile",
-    "t2j",
-    GRAPH,
-    COMPILED,
-    "wrap_torch2jax",
-    "jax.jit, native",
-    "noop floor",
-    "torch after the floor",
-)
+PEERS = ("wrap_torch2jax", "jax.jit, native", "noop floor", "torch after the floor")
+COLUMNS = (NATIVE, "torch.compile", "t2j", GRAPH, COMPILED, *PEERS)
 
 
 def models(results: Results) -> str:

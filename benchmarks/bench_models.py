@@ -148,10 +148,9 @@ def entered(title: str, problem: Problem, kind: str, report: Report, plan: Plan,
     for name, make in problem.makers(kind, compiles=plan.compiles).items():
         target = problem.targets.get(kind) if name == "t2j" else None
         race.enter(name, make, None if name == TORCH else Versus(TORCH, target), check)
-    if at is not None:
-        race.enter(FLOOR, lambda: problem.floor(kind), Versus(TORCH))
-        native = problem.native(kind, problem.task)
-        race.enter(AFTER_FLOOR, lambda: after_floor(problem.floor(kind), native), Versus(TORCH), check)
+    race.enter(FLOOR, lambda: problem.floor(kind), Versus(TORCH))
+    native = problem.native(kind, problem.task)
+    race.enter(AFTER_FLOOR, lambda: after_floor(problem.floor(kind), native), Versus(TORCH), check)
     return race
 
 
