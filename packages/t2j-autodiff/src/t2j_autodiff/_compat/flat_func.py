@@ -16,7 +16,11 @@ from torch._functorch.eager_transforms import _autograd_grad, enable_inplace_req
 from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-defined]
 from torch.autograd.graph import disable_saved_tensors_hooks
 
-_load_decompositions = functools.cache(lazy_load_decompositions)  # it imports anew each time
+
+@functools.cache
+def _load_decompositions() -> None:
+    """What `torch.func.vmap` calls each time, once: it takes as long as a small operation."""
+    lazy_load_decompositions()
 
 
 def flat_vmap(f: FlatFunction, dims: Sequence[int | None], size: int, randomness: str) -> FlatFunction:
