@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
 import statistics
 import sys
 import time
@@ -134,7 +135,7 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def skip(self, question: str, name: str, error: BaseException) -> None:
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        reason = re.sub(r"/\S*/site-packages/", "", (str(error).strip() or repr(error)).splitlines()[0])[:200]
         self.skipped[f"{question}: {name}"] = f"{type(error).__name__}: {reason}"
 
 
