@@ -32,9 +32,9 @@ def check_intact() -> None:
         collect(passes=2)
     assert counters()["escaped_calls"] == 0
     patience = time.monotonic() + 60
-    while counters()["calls_in_flight"] and time.monotonic() < patience:  # a call whose result nobody waited for
+    while counters()["calls_in_flight"]:  # a call whose result nobody waited for, or a program that XLA frees
+        assert time.monotonic() < patience
         time.sleep(0.001)
-    assert counters()["calls_in_flight"] == 0
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
     assert not torch.is_autocast_enabled("cpu")
