@@ -144,13 +144,13 @@ class Problem:
 def entered(title: str, problem: Problem, kind: str, report: Report, plan: Plan, at: int | None = None) -> Race:
     """The contestants for one model. Each first result must equal torch's."""
     race = Race(f"{kind}, {title}", report, at)
-    check = same(problem.native(kind, problem.task)(), TOLERANCES[kind])
+    native, floor = problem.native(kind, problem.task), problem.floor(kind)
+    check = same(native(), TOLERANCES[kind])
     for name, make in problem.makers(kind, compiles=plan.compiles).items():
         target = problem.targets.get(kind) if name == "t2j" else None
         race.enter(name, make, None if name == TORCH else Versus(TORCH, target), check)
-    race.enter(FLOOR, lambda: problem.floor(kind), Versus(TORCH))
-    native = problem.native(kind, problem.task)
-    race.enter(AFTER_FLOOR, lambda: after_floor(problem.floor(kind), native), Versus(TORCH), check)
+    race.enter(FLOOR, lambda: floor, Versus(TORCH))
+    race.enter(AFTER_FLOOR, lambda: after_floor(floor, native), Versus(TORCH), check)
     return race
 
 

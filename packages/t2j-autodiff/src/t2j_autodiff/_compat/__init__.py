@@ -27,7 +27,7 @@ from .operators import RandomOperations as RandomOperations
 from .operators import argument_of as argument_of
 from .partitioner import partitioned as partitioned
 from .references import references as references
-from .tensors import are_plain as are_plain
+from .tensors import as_cotangents as as_cotangents
 from .tensors import conj as conj
 from .tensors import is_wrapped as is_wrapped
 from .tensors import materialised as materialised

@@ -25,14 +25,21 @@ def engine_grad(
 
 
 def engine_grad_of_edges(
-    edges: Sequence[GradientEdge], x: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor], *, retain_graph: bool
+    edges: Sequence[GradientEdge],
+    x: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    *,
+    retain_graph: bool,
+    at_once: bool = False,
 ) -> Sequence[torch.Tensor | None]:
-    """`torch.autograd.grad(edges, x, cotangents, allow_unused=True, retain_graph=retain_graph)`.
+    """`torch.autograd.grad(edges, x, cotangents, allow_unused=True, ...)`; `at_once` is its `is_grads_batched`.
 
     The cotangents have the shapes of the tensors that the edges lead to.
     """
-    if has_torch_function(tuple(x)):
-        return torch.autograd.grad(edges, x, cotangents, allow_unused=True, retain_graph=retain_graph)
+    if at_once or has_torch_function(tuple(x)):
+        return torch.autograd.grad(
+            edges, x, cotangents, allow_unused=True, retain_graph=retain_graph, is_grads_batched=at_once
+        )
     return _engine_run_backward(
         tuple(edges), tuple(cotangents), retain_graph, False, tuple(x), True, accumulate_grad=False
     )

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
+
+from .torch_func import in_transform
+
+Gradient = TypeVar("Gradient", torch.Tensor, torch.Tensor | None)
 
 
 def is_wrapped(tensor: torch.Tensor) -> bool:
@@ -37,7 +42,14 @@ def with_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def are_plain(tensors: Sequence[torch.Tensor]) -> bool:
+def as_cotangents(gradients: Sequence[Gradient]) -> list[Gradient]:
+    """Gradients of torch as cotangents of JAX: dense, and conjugates. None stays."""
+    if not in_transform() and _are_plain([g for g in gradients if g is not None]):
+        return list(gradients)
+    return [g if g is None else conj(materialised(g)) for g in gradients]
+
+
+def _are_plain(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether all tensors are real and have memory: none is sparse or a symbolic zero. Outside of `torch.func`."""
     try:
         have_memory = all(map(torch.Tensor.data_ptr, tensors))

@@ -83,7 +83,7 @@ class JvpByReverseMode:
             create_graph=create_graph,
             retain_graph=True,
         )
-        return [None if g is None else _compat.conj(_compat.materialised(g)) for g in grads]
+        return _compat.as_cotangents(grads)
 
     def _double_backward(self) -> tuple[torch.Tensor, ...]:
         r = [small_normal(y, k).requires_grad_() for k, y in enumerate(self.y)]

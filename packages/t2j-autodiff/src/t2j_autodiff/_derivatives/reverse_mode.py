@@ -47,9 +47,7 @@ def vjp(
             refuse_no_derivative(error)
             refuse_constant(error)
             raise
-    if not _compat.in_transform() and _compat.are_plain(grads):
-        return tuple(grads)
-    return tuple(_compat.conj(_compat.materialised(g)) for g in grads)
+    return tuple(_compat.as_cotangents(grads))
 
 
 def _vjp(

@@ -68,10 +68,7 @@ def pulled_back(
 
 
 def _finished(grads: Gradients, axis: int | None) -> list[torch.Tensor | None]:
-    dense = [g for g in grads if g is not None]
-    if axis is None and not _compat.in_transform() and _compat.are_plain(dense):
-        return list(grads)
-    return [None if g is None else _with_back(_compat.conj(_compat.materialised(g)), axis) for g in grads]
+    return [None if g is None else _with_back(g, axis) for g in _compat.as_cotangents(grads)]
 
 
 def _of_many(graph: KeptGraph, ins: Sequence[int], pairs: Pairs, keeping: Keeping) -> Gradients:

@@ -44,21 +44,18 @@ class KeptGraph:
         """How many bytes it holds on each device."""
         return self.saved.nbytes(self.device)
 
-    def gradients(self, ins: Sequence[int], pairs: Pairs, *, retain_graph: bool = False) -> Gradients:
+    def gradients(
+        self, ins: Sequence[int], pairs: Pairs, *, retain_graph: bool = False, at_once: bool = False
+    ) -> Gradients:
         """The gradients of the operands `ins`."""
         edges, cotangents = zip(*pairs, strict=True)
         leaves = tuple(map(self.leaves.__getitem__, ins))
         with around_backward(edges):
-            return _compat.engine_grad_of_edges(edges, leaves, cotangents, retain_graph=retain_graph)
+            return _compat.engine_grad_of_edges(edges, leaves, cotangents, retain_graph=retain_graph, at_once=at_once)
 
     def gradients_at_once(self, ins: Sequence[int], pairs: Pairs) -> Gradients:
         """The gradients for many cotangents, along axis 0 of each: one batched run of the backward."""
-        edges, cotangents = zip(*pairs, strict=True)
-        leaves = [self.leaves[i] for i in ins]
-        with around_backward(edges):
-            return torch.autograd.grad(
-                edges, leaves, cotangents, allow_unused=True, retain_graph=True, is_grads_batched=True
-            )
+        return self.gradients(ins, pairs, retain_graph=True, at_once=True)
 
     def gradients_in_turn(self, ins: Sequence[int], pairs: Pairs) -> Gradients:
         """The gradients for many cotangents, along axis 0 of each: one run of the backward after another."""
