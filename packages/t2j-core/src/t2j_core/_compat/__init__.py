@@ -58,6 +58,7 @@ from .torch_compiler import into as into
 from .torch_compiler import is_of_trace as is_of_trace
 from .torch_compiler import records_writes as records_writes
 from .torch_compiler import refusing_seeds as refusing_seeds
+from .torch_compiler import said_to_compile as said_to_compile
 from .torch_compiler import trace_ahead as trace_ahead
 from .torch_compiler import without_onednn as without_onednn
 from .torch_devices import current_stream as current_stream

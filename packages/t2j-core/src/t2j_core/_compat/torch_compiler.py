@@ -89,6 +89,44 @@ def without_onednn() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before)
 
 
+class _OnThisThread:
+    """A bool that is true on the thread that made it, until it is turned off."""
+
+    def __init__(self) -> None:
+        self._thread: int | None = threading.get_ident()
+
+    def turn_off(self) -> None:
+        self._thread = None
+
+    def __bool__(self) -> bool:
+        return self._thread == threading.get_ident()
+
+    def __or__(self, other: bool) -> bool:
+        return bool(self) | other
+
+    def __and__(self, other: bool) -> bool:
+        return bool(self) & other
+
+    __ror__, __rand__ = __or__, __and__
+
+
+@contextlib.contextmanager
+def said_to_compile() -> Iterator[None]:
+    """Within, `torch.compiler.is_compiling()` is true on this thread.
+
+    Torch has one flag for all threads, and its compiler may set and restore it on another one meanwhile.
+    """
+    compiler: Any = torch.compiler
+    before, mine = compiler._is_compiling_flag, _OnThisThread()
+    compiler._is_compiling_flag = mine
+    try:
+        yield
+    finally:
+        mine.turn_off()
+        if compiler._is_compiling_flag is mine:
+            compiler._is_compiling_flag = before
+
+
 @contextlib.contextmanager
 def refusing_seeds(refuse: Callable[[], Exception], note_state: Callable[[], None]) -> Iterator[None]:
     """Within, `torch.manual_seed` and the like raise on this thread: a trace would lose what they do.

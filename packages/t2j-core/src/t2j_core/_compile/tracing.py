@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import secrets
 import weakref
@@ -18,7 +19,7 @@ from .._infer.apart import apart
 from .._infer.traced_ahead import traced_ahead
 from .._signature.signature import Leaf
 from .graphs import may_draw
-from .refusals import NotCompiledError, Refusals
+from .refusals import InTurnError, NotCompiledError, Refusals
 from .refuses import Refuses, RefusesMemory
 
 Function = Callable[..., Sequence[torch.Tensor]]
@@ -31,7 +32,24 @@ def trace(
 
     Its results share no memory with anything. Random numbers come from the state that torch's generators have when the
     graph runs, keys do not seed them. It `decomposes` operations as the compiler wants them. Raises any exception.
+
+    `torch.compiler.is_compiling()` is false, as in a call. If it fails so, it is tried once more where that is true, as
+    in torch's own tracers: libraries ask it before they look at values.
     """
+    trace_once = functools.partial(_trace, name, f, x, joint=joint, decomposes=decomposes)
+    try:
+        return trace_once()
+    except InTurnError:
+        raise
+    except Exception as error:
+        try:
+            with _compat.said_to_compile():
+                return trace_once()
+        except Exception:
+            raise error from None
+
+
+def _trace(name: str, f: Function, x: Sequence[torch.Tensor], *, joint: bool, decomposes: bool) -> GraphModule:
     refusals = Refusals()
     watched = _Watched(f, refusals)
     with _traced(name, refusals, decomposes=decomposes) as decompositions:
