@@ -11,6 +11,7 @@
 #include "frame.h"
 #include "hooks.h"
 #include "site.h"
+#include "turn.h"
 
 namespace t2j {
 
@@ -150,14 +151,22 @@ class Admission {
   }
 };
 
+// A thread of XLA keeps its Python thread state from its first call on. To make one for each call, and with it all
+// `threading.local` data, takes longer than a small call. XLA keeps its threads.
 class Gil {
  public:
-  Gil() : state_(PyGILState_Ensure()) {}
+  Gil() : state_(PyGILState_GetThisThreadState() ? PyGILState_Ensure() : first_of_thread()) {}
   ~Gil() { PyGILState_Release(state_); }
   Gil(const Gil&) = delete;
   Gil& operator=(const Gil&) = delete;
 
  private:
+  static PyGILState_STATE first_of_thread() {
+    PyGILState_Ensure();  // is never released
+    PyEval_SaveThread();
+    return PyGILState_Ensure();
+  }
+
   PyGILState_STATE state_;
 };
 
@@ -176,6 +185,7 @@ ffi::Error* execute(ffi::CallFrame* frame, dl::DeviceType type) noexcept {
     void* state = nullptr;
     if (ffi::has_state(frame->api))
       if (ffi::Error* failed = ffi::get_state(frame, &state)) return failed;
+    Turn turn(type == dl::kCPU && nested == 0 ? static_cast<Site*>(state) : nullptr);
     Gil gil;
     if (state) return call_torch(frame, *static_cast<Site*>(state), device);
     std::unique_ptr<Site> site = Site::from_attributes(frame->attrs);

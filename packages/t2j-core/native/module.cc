@@ -15,6 +15,7 @@
 #include "hooks.h"
 #include "site.h"
 #include "storage.h"
+#include "turn.h"
 #include "windows.h"
 
 namespace py = pybind11;
@@ -116,6 +117,10 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "current_pair", [] { return checked(current_pair()); },
       "The paired call that this thread is in: (execution, device, pair), or None.");
+  m.def(
+      "set_turn_patience",
+      [](double seconds) { return Turn::set_patience(std::chrono::duration<double>(seconds)).count(); },
+      py::arg("seconds"), "How long a small call waits for another one, for tests; returns what it was before.");
   m.def("call_depth", &call_depth, "In how many nested calls of torch functions this thread is.");
   m.def("counters", &counters, "What is alive: call sites, calls with escaped tensors, calls in flight.");
   m.def("abi_layout", &abi_layout, "Sizes and offsets of the ABI declarations.");

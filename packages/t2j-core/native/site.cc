@@ -59,7 +59,7 @@ bool read_operands(PyObject* list, std::vector<Operand>* out) {
 }
 
 bool read_site(PyObject* call_site, Site* out) {
-  Record record(call_site, "CallSite", 9);
+  Record record(call_site, "CallSite", 10);
   out->target = Ref::borrow(record.object("target"));
   out->signature = Ref::borrow(record.object("signature"));
   out->lending = Ref::borrow(record.object("lending"));
@@ -69,6 +69,7 @@ bool read_site(PyObject* call_site, Site* out) {
   out->pass_results = out->may_overlap = record.flag("pass_results");
   out->may_keep_results = record.flag("may_keep_results");
   out->checks_always = record.flag("checks_always");
+  out->takes_turns = record.flag("takes_turns");
   return record.ok() && read_operands(operands, &out->operands) && read_operands(results, &out->results);
 }
 

@@ -43,6 +43,7 @@ struct Site {
   bool may_keep_results = false;  // ... without its knowledge, so it may keep them
   bool may_overlap = false;       // a returned tensor may lie in a result buffer
   bool checks_always = false;     // operands are checked in every call
+  std::atomic<bool> takes_turns{false};  // see `turn.h`
   std::atomic<bool> called{false};
   std::atomic<uint64_t> calls{0};
   std::vector<Ref> comparisons;  // of operands with their copies, which a GPU has not finished yet

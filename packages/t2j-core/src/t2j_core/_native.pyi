@@ -80,5 +80,8 @@ def abi_layout() -> dict[str, int]:
 def uses_exchange_api() -> bool:
     """Whether tensors go through torch's exchange table, not through capsules."""
 
+def set_turn_patience(seconds: float) -> float:
+    """How long a call of small tensors waits for another one, for tests. Returns what it was before."""
+
 def set_newest_known_minor(minor: int) -> None:
     """Treat runtimes above this minor version of the FFI as unknown, for tests."""

@@ -14,6 +14,7 @@ import torch.utils._pytree as torch_tree
 
 from .. import _compat
 from .._base.garbage import collect
+from .._signature.signature import SMALL
 from .dense import ALWAYS_DENSE, is_dense, needs_values
 from .draws import Draws
 from .indices import expands_index
@@ -38,6 +39,7 @@ class OnMeta(_compat.DispatchMode):
         self._operations = 0
         self._largest = 0  # elements of the largest tensor
         self._is_random = False
+        self._is_foreign = False  # an operation that is not torch's, whose time is not known
         self.expands_indices = False
         self.asked_for_values = False
         self.met_non_dense = False  # sparse, nested or quantised tensors
@@ -75,8 +77,9 @@ class OnMeta(_compat.DispatchMode):
             raise NeedsDataError("tensors without data are never quantised")
         tensors = [leaf for leaf in torch_tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         self._operations += 1
-        self._largest = max(self._largest, *(t.numel() for t in tensors), 0)
+        self._note_size(tensors)
         self._is_random |= torch.Tag.nondeterministic_seeded in func.tags
+        self._is_foreign |= func.namespace != "aten"
         self.expands_indices |= expands_index(func, args)
         may_write = not func._schema.is_mutable or all(map(self._is_made, tensors))
         if may_write and not any(tensor.is_meta for tensor in tensors):
@@ -91,8 +94,13 @@ class OnMeta(_compat.DispatchMode):
                 raise
         leaves = torch_tree.tree_leaves(result)
         self._refuse_non_dense(leaves)
-        self.results += [weakref.ref(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        made = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        self._note_size(made)
+        self.results += map(weakref.ref, made)
         return result
+
+    def _note_size(self, tensors: list[torch.Tensor]) -> None:
+        self._largest = max(self._largest, *(t.numel() for t in tensors), 0)
 
     def _on_data(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("device") == _META:  # `device=x.device`
@@ -118,7 +126,11 @@ class OnMeta(_compat.DispatchMode):
 
     def is_quick(self) -> bool:
         """Whether a call takes less than about 0.1 ms, and draws no random numbers."""
-        return self._operations <= _FEW and self._largest <= _TINY and not self._is_random
+        return self._operations <= _FEW and self._largest <= SMALL and not self._is_random
+
+    def is_small(self) -> bool:
+        """Whether each operation is one of torch on small tensors."""
+        return self._largest <= SMALL and not self._is_foreign
 
     def is_any_kept(self) -> bool:
         """Whether the function still refers to a meta tensor after its outputs are gone."""
@@ -129,8 +141,8 @@ class OnMeta(_compat.DispatchMode):
 
 
 _META = torch.device("meta")
-_FEW, _TINY = 12, 1 << 12
-_SMALL = 1 << 24
+_FEW = 12
+_MANY = 1 << 24
 
 
 def _most_elements(func: torch._ops.OpOverload, tensors: list[torch.Tensor]) -> int:
@@ -155,7 +167,7 @@ def _from_zeros(
         or schema.is_mutable
         or any(r.alias_info for r in schema.returns)
         or needs_values(func)
-        or _most_elements(func, tensors) > _SMALL
+        or _most_elements(func, tensors) > _MANY
     ):
         return None
 

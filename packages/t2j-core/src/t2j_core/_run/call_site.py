@@ -44,3 +44,5 @@ class CallSite(NamedTuple):
     """Whether it takes them without the user's function knowing, which may then keep one."""
     checks_always: bool
     """Whether each call, not only some, is checked for operands that it writes or keeps."""
+    takes_turns: bool
+    """Whether it runs beside no other such call on a CPU, see `native/turn.h`."""

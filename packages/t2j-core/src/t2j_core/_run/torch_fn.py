@@ -56,6 +56,8 @@ class TorchFn:
         self.aliases: dict[int, int] = dict(aliases or {})
         """Operands that are written in place, and the results that they become."""
         self.rules: Rules[TorchFn] = Rules() if rules is None else rules
+        self.takes_turns: bool = signature.outputs.is_small and not options.has_side_effect
+        """Whether its calls run one after another on CPUs, because they are quicker so."""
         self.hidden: int = 0
         """How many of the last results are residuals, which no user sees."""
         self.ticket: int | None = None
@@ -107,6 +109,7 @@ class TorchFn:
         fn = TorchFn(call, signature, options, noted=self.lending.noted, takes_operands=True, rules=rules)
         fn.lending.name_after(self.lending)
         fn.origin, fn.attempts = self.origin, self.attempts
+        fn.takes_turns = self.takes_turns and all(leaf.is_small for leaf in (*operands, *results))
         fn.reason_not_exportable = "only forward calls can be, not their derivatives or batches"
         return fn
 
@@ -197,6 +200,7 @@ class TorchFn:
             pass_results=pass_results,
             may_keep_results=self.options.outputs == "auto" and pass_results and not is_compiled,
             checks_always=self.lending.arguments == "check",
+            takes_turns=self.takes_turns,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,9 @@ from .._base.dtypes import aval_text, canonical, dtype_t2j, row_of_jax
 from .._base.errors import ArgumentError, describe
 from .._base.text import listed
 from .call_tree import CallTree, PyTreeDef, Static
+
+SMALL = 1 << 12
+"""The most elements of a small array: an operation on it takes less time than it takes to change threads."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Leaf:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     @property
+    def is_small(self) -> bool:
+        """Whether it has few elements."""
+        return math.prod(self.shape) <= SMALL
+
+    @property
     def is_inexact(self) -> bool:
         """Whether the function sees floating or complex numbers."""
         return self.torch_dtype.is_floating_point or self.torch_dtype.is_complex
@@ -50,6 +59,7 @@ class Outputs:
     mutated: tuple[int, ...] = ()  # operands the function writes into
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
     is_quick: bool = False  # few operations, on small tensors, none of them random
+    is_small: bool = False  # it only has operations of torch on small tensors
     needs_no_values: bool = field(default=False, compare=False)  # a run without data succeeded
     needs_long_indices: bool | None = field(default=None, compare=False)  # indices must be int64; None: not known
     origin: str = field(default="", compare=False)  # how they became known, for error texts
