@@ -14,15 +14,16 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ["T2J_BENCH_CORES"] = "all"
 os.environ.setdefault("NPROC", "64")  # XLA's threads: a collective needs one per device and step in flight
 
-from _harness import Pace, Race, Report, Versus, count_row
+from _harness import Call, Pace, Race, Report, Versus, count_row
 from _script import main
 
 # The harness comes first because it pins the threads before torch loads.
 # isort: split
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
-from _contestants import calls, same
+from _contestants import COMPILED, calls, same
 from _lifetime import rss_mb
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -31,6 +32,8 @@ from t2j_dist import torch2jax
 
 FULL, QUICK = Pace(21), Pace(2, 0.004, 0.02)
 COLLECTIVES = re.compile(r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
+
+TORCH_ALONE = "torch, a step for each device"
 
 Params = list[Any]
 Model = Callable[[Params, Any], Any]
@@ -112,6 +115,17 @@ def parallel_step(report: Report, pace: Pace, width: int, rows: int) -> None:
         report.rows.append(count_row(question, f"{name}: collectives", "", collectives(step, params, x), wanted))
 
 
+def native_steps(params: Params, x: jax.Array, devices: int) -> Call:
+    """The step of each device in torch, one after another on this thread: without collectives, and without JAX."""
+    leaves = [torch.tensor(np.asarray(w), requires_grad=True) for w in params]
+    shards = [torch.tensor(part) for part in np.split(np.asarray(x), devices)]
+
+    def step() -> Any:
+        return [torch.autograd.grad(in_torch(leaves, shard), leaves) for shard in shards]
+
+    return step
+
+
 def growth(report: Report, pace: Pace) -> None:
     """The time of a step against the number of devices, with constant work per device: the host's cost."""
     for devices in (1, 2, 4, 8) if pace is FULL else (1, 8):
@@ -125,6 +139,9 @@ def small_step(report: Report, pace: Pace, mesh: jax.sharding.Mesh) -> None:
     race.enter("jnp", lambda: calls(step_of(in_jnp, mesh), params, x))
     target = 1.8 if mesh.size == 8 else None
     race.enter("t2j", lambda: calls(step_of(torch2jax(in_torch), mesh), params, x), Versus("jnp", target))
+    compiled = lambda: calls(step_of(torch2jax(in_torch, compile=True), mesh), params, x)
+    race.enter(COMPILED, compiled, Versus("jnp"))
+    race.enter(TORCH_ALONE, lambda: native_steps(params, x, mesh.size), Versus("jnp"))
     race.run(pace)
 
 

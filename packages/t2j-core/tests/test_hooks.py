@@ -129,7 +129,9 @@ def test_a_dtype_that_the_native_part_does_not_know_is_named(monkeypatch):
         call(with_operand(dtype="float32"), monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["operands", "results", "returns_tensor", "pass_results", "checks_always"])
+@pytest.mark.parametrize(
+    "name", ["operands", "results", "returns_tensor", "pass_results", "checks_always", "takes_turns"]
+)
 def test_a_field_of_a_call_site_that_is_wrong_is_named(name, monkeypatch):
     assert name in CallSite._fields
     with pytest.raises(TypeError, match=rf"`{name}` of a `CallSite` must be .*, got None"):
@@ -138,7 +140,7 @@ def test_a_field_of_a_call_site_that_is_wrong_is_named(name, monkeypatch):
 
 @pytest.mark.parametrize("wrong", [lambda site: site[:-1], lambda site: (*site, 1), lambda site: None])
 def test_a_description_of_another_length_is_refused(wrong, monkeypatch):
-    with pytest.raises(TypeError, match="Expected a `CallSite` with 9 fields, got"):
+    with pytest.raises(TypeError, match=f"Expected a `CallSite` with {len(CallSite._fields)} fields, got"):
         call(wrong, monkeypatch)
 
 
