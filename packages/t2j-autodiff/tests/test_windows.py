@@ -17,7 +17,7 @@ from t2j_autodiff import (
     module2jax,
     torch2jax,
 )
-from t2j_autodiff._residuals import autograd, windows
+from t2j_autodiff._residuals import autograd, window_policy, windows
 from t2j_core.testing import assert_nothing_escaped
 
 pytestmark = pytest.mark.skipif(not windows.can_make_windows, reason="torch before 2.10 records with hooks")
@@ -309,6 +309,15 @@ def test_what_escapes_from_a_graph_on_copies_that_is_freed(on_windows):
     assert len(others) == 20
 
 
+def test_a_graph_that_is_kept_can_be_run_after_one_on_copies_is_freed(on_windows):
+    fn = OnceOnWindows(lambda x, kept: (kept.extend([x, operations(x).sum()]), operations(x))[1], call=ON_COPIES)
+    f = run_until_on_windows(fn)
+    jax.block_until_ready(jax.vjp(f, X + 0))
+    clear_residuals()
+    x, y = fn.kept
+    agree(torch.autograd.grad(y, x), [EXPECTED])
+
+
 class SineOfArray(torch.autograd.Function):
     """A sine whose backward reads the memory of its operand by address."""
 
@@ -323,20 +332,46 @@ class SineOfArray(torch.autograd.Function):
 
 
 def test_windows_are_not_learnt_from_another_graph_than_that_with_hooks(on_windows):
-    unusual = {ON_COPIES, 5, 6, 7, *range(9, 30)}
-    runs = []
+    otherwise = []
+    f = torch2jax(lambda x: (SineOfArray.apply(x) if otherwise and not x.is_meta else torch.sin(x)).sum())
+    for k in range(1, 5):
+        otherwise[:] = [True] * (k == ON_COPIES)
+        agree(jax.grad(f)(X * k), jnp.cos(X * k))
+    otherwise.append(True)
+    summed = lambda f: lambda x: jax.lax.scan(lambda c, _: (c + 1, f(c)), x, length=3)[1].sum()  # calls 5, 6 and 7
+    agree(jax.jit(jax.grad(summed(f)))(X), jax.grad(summed(lambda x: jnp.sin(x).sum()))(X))
+    assert on_windows
 
-    def f(x):
+
+class SineOfSaved(torch.autograd.Function):
+    """A sine whose graph looks at the end of the forward as that of `SineOfArray`: nodes and references are as many."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.detach())
+        return torch.sin(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * torch.cos(ctx.saved_tensors[0])
+
+
+@pytest.mark.parametrize("checked", [8, 16, 32])
+def test_what_looks_the_same_on_windows_is_found_at_the_next_call_with_hooks(on_windows, checked):
+    def fn(x):
         if x.is_meta:
             return x.sin().sum()
         runs.append(1)
-        return (SineOfArray.apply(x) if len(runs) in unusual else torch.sin(x)).sum()
+        return (SineOfArray if len(runs) >= checked - 1 else SineOfSaved).apply(x).sum()
 
-    h = torch2jax(f)
-    for k in range(1, 9):
-        agree(jax.grad(h)(X * k), jnp.cos(X * k))
-    summed = lambda h: lambda x: jax.lax.scan(lambda c, _: (c + 1, h(c)), x, length=5)[1].sum()
-    agree(jax.jit(jax.grad(summed(h)))(X), jax.grad(summed(lambda x: jnp.sin(x).sum()))(X))
+    runs, rows = [], [X * k / 9 for k in range(1, checked + 1)]  # which stay alive, as does the address in an array
+    f = torch2jax(fn)
+    for x in rows:
+        agree(jax.grad(f)(x), jnp.cos(x))
+    assert on_windows
+    summed = lambda f: lambda x: jax.lax.scan(lambda c, _: (c + 1, f(c)), x, length=5)[1].sum()
+    agree(jax.jit(jax.grad(summed(f)))(X), jax.grad(summed(lambda x: jnp.sin(x).sum()))(X))
+    assert "keeps its arguments in the graph" in f.explain()
 
 
 def test_what_escapes_in_place_of_a_saved_tensor(on_windows):
@@ -365,19 +400,46 @@ def test_a_numpy_array_over_an_operand_is_refused():
     assert_nothing_escaped()
 
 
-def test_a_graph_that_is_kept_cannot_be_run_between_forward_and_backward(on_windows):
+@pytest.mark.parametrize("call", [ON_COPIES, ON_WINDOWS])
+def test_a_graph_that_is_kept_cannot_be_run_between_forward_and_backward(on_windows, call):
     def otherwise(x, kept):
         kept.append(operations(x))
         return kept[0]
 
-    fn = OnceOnWindows(otherwise)
+    fn = OnceOnWindows(otherwise, call=call)
     f = run_until_on_windows(fn)
     value, pull = jax.block_until_ready(jax.vjp(f, X))
-    assert fn.runs == ON_WINDOWS
+    assert fn.runs == call
     with pytest.raises(RuntimeError):
         fn.kept[0].sum().backward()
     agree(pull(jnp.float32(1))[0], EXPECTED)
     agree(value, operations_in_jnp(X).sum())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_graph_that_is_kept_can_be_run_after_the_call(on_windows, fails):
+    def otherwise(x, kept):
+        kept.extend([x, operations(x).sum()])
+        if fails:
+            raise ValueError("once")
+        return operations(x)
+
+    fn = OnceOnWindows(otherwise)
+    f = run_until_on_windows(fn)
+    agree(jax.grad(f)(X + 0), EXPECTED)
+    x, y = fn.kept
+    agree(torch.autograd.grad(y, x), [EXPECTED])
+
+
+def test_a_numpy_array_in_a_reference_cycle_does_not_count_as_kept(on_windows):
+    def otherwise(x, kept):
+        cycle = [x.detach().numpy()]
+        cycle.append(cycle)
+        return operations(x)
+
+    f = run_until_on_windows(OnceOnWindows(otherwise))
+    agree(jax.grad(f)(X + 0), EXPECTED)
+    agree(jax.grad(f)(X + 0), EXPECTED)
 
 
 def test_a_graph_that_is_kept_does_not_refer_to_memory_of_xla(on_windows):
@@ -441,15 +503,32 @@ def test_what_a_hook_keeps_in_the_backward_has_memory_of_its_own(on_windows):
     agree(fn.kept[0].detach(), X)
 
 
-def test_a_function_that_writes_into_its_argument_is_seen():
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_function_that_writes_into_its_argument_is_seen(on_windows, fails):
     def otherwise(x, kept):
         with torch.no_grad():
             x[:2] = 7
+        if fails:  # and is run again, on what it has written
+            raise ValueError("once")
         return operations(x)
 
     f = run_until_on_windows(OnceOnWindows(otherwise))
     with raises(Exception, anywhere="changed args[0] in place"):
         jax.block_until_ready(jax.grad(f)(X + 0))
+
+
+@pytest.mark.parametrize("call", [ON_COPIES, ON_WINDOWS])
+@pytest.mark.parametrize("keep", [lambda x: x, lambda x: x[3:], torch.detach], ids=["itself", "a view", "detached"])
+def test_a_checked_function_that_keeps_its_argument_raises_in_that_call(on_windows, keep, call):
+    fn = OnceOnWindows(lambda x, kept: (kept.append(keep(x)), operations(x))[1], call=call)
+    f = torch2jax(fn, arguments="check")
+    for k in range(1, call):
+        agree(jax.grad(f)(X * k), jax.grad(lambda x: operations_in_jnp(x).sum())(X * k))
+    with raises(Exception, anywhere="keeps args[0], or something that refers to it, beyond the call"):
+        jax.block_until_ready(jax.vjp(f, X + 0))
+    assert fn.runs == call
+    agree(jax.grad(f)(X), EXPECTED)
+    assert not on_windows
 
 
 def test_a_function_that_writes_in_a_call_with_hooks_is_seen(on_windows):
@@ -476,6 +555,18 @@ def test_where_no_window_can_be_made_hooks_are_used(monkeypatch):
     f = torch2jax(lambda x: operations(x).sum())
     for _ in range(6):
         agree(jax.grad(f)(X), EXPECTED)
+    assert "kept autograd graph" in f.explain()
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["at the limit", "beyond it"])
+def test_operands_that_together_take_more_than_the_limit_are_recorded_with_hooks(monkeypatch, on_windows, is_large):
+    """A closed window shows memory of `MOST_BYTES`, so none may be larger."""
+    monkeypatch.setattr(window_policy, "MOST_BYTES", 2 * X.nbytes - is_large)
+    f = torch2jax(lambda x, y: (operations(x) * y.cos()).sum())
+    for k in range(1, 8):
+        expected = jax.grad(lambda x, y: (operations_in_jnp(x) * jnp.cos(y)).sum(), argnums=(0, 1))(X * k, X)
+        agree(jax.grad(f, argnums=(0, 1))(X * k, X), expected)
+    assert bool(on_windows) is not is_large
     assert "kept autograd graph" in f.explain()
 
 
