@@ -218,6 +218,22 @@ def test_what_a_function_asks_about_torch(use):
     same(use, lambda x: x * (2 if torch.compiler.is_compiling() else 3), X)
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        torch.sgn,
+        lambda x: torch.sgn(x) * x,
+        lambda x: torch.sgn(x[1:]).sum() + x,
+        lambda x: torch.view_as_real(torch.sgn(torch.complex(x, x))),
+    ],
+)
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, lambda f: jax.jit(jax.vmap(f))])
+def test_derivatives_that_are_zero(transform, f):
+    """Autograd makes symbolic zeros of some, which have no memory."""
+    use = lambda f, x: transform(jax.grad(lambda x: f(x).sum()))(x)
+    assert "compiled graph" in same(use, f, X + 0.1).explain()
+
+
 @pytest.mark.parametrize("options", [{"compile": True}, {"residuals": "graph"}])
 def test_functions_that_look_at_values_unless_torch_compiles(options):
     """As transformers does with masks."""
