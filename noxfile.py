@@ -168,7 +168,7 @@ def towncrier(session: nox.Session, package: str, *options: str, **how: Any) -> 
 def opdb(session: nox.Session) -> None:
     """Run PyTorch's operator database through t2j, three samples per operator; takes a few minutes per dtype.
 
-    `nox -s opdb -- compiled` runs one sample per operator with `compile=True`, which takes an hour.
+    `nox -s opdb -- compiled` runs one sample per operator with `compile=True`, which takes half an hour at first.
     """
     install(session, CORE, AUTODIFF, "expecttest", "scipy")
     output = ("--output", "benchmarks/results/opdb.json")
