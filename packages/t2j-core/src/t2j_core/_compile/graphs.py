@@ -72,9 +72,9 @@ def give_memory_to_zeros(graph: GraphModule) -> None:
     """
     aten: Any = torch.ops.aten
     for node in graph.graph.find_nodes(op="call_function", target=aten._efficientzerotensor.default):
-        node.target = aten.full.default
-        node.args = (node.args[0], 0)
         zeros = node.meta["val"]
+        node.target, node.args = aten.full.default, (node.args[0], 0)
+        node.kwargs = {**node.kwargs, "dtype": zeros.dtype}
         with zeros.fake_mode:
             node.meta["val"] = torch.empty(zeros.shape, dtype=zeros.dtype, device=zeros.device)
 
