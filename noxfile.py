@@ -333,7 +333,8 @@ def asan(session: nox.Session) -> None:
     found = [session.run("g++", f"-print-file-name={name}", external=True, silent=True) for name in libraries]
     sanitizers = {
         "LD_PRELOAD": " ".join(str(path).strip() for path in found),
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # Python, torch and XLA keep memory until they exit
+        # Python, torch and XLA keep memory until they exit; a test measures that what is freed can be used again.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:quarantine_size_mb=16",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     session.run("pytest", *PARALLEL, CORE, *session.posargs, env={**QUIET, **sanitizers})
