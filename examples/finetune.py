@@ -270,8 +270,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the encoder with torch's compiler")
     parser.add_argument("--quick", action="store_true", help="fewer timing repetitions")
     options = parser.parse_args()
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("t2j_core").setLevel(logging.INFO)  # what is being compiled, if it takes long
+    if options.compile:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("t2j_core").setLevel(logging.INFO)  # what is being compiled, if it takes long
     output = options.output or Path(tempfile.mkdtemp(prefix="finetune_"))
     output.mkdir(parents=True, exist_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -19,11 +20,19 @@ SMALL, LARGE = jnp.arange(8.0), jnp.arange(20_000.0)
 LONG = 60.0  # seconds; a test that waits so long fails
 
 
+@contextlib.contextmanager
+def patience():
+    before = _native.set_turn_patience(10 * LONG)
+    try:
+        yield
+    finally:
+        _native.set_turn_patience(before)
+
+
 @pytest.fixture
 def patient():
-    before = _native.set_turn_patience(10 * LONG)
-    yield
-    _native.set_turn_patience(before)
+    with patience():
+        yield
 
 
 def on_two_devices(f, **options):
@@ -71,11 +80,8 @@ def test_calls_on_small_tensors_run_one_after_another(patient):
 
 def test_calls_that_wait_for_each_other_take_no_turns_any_more():
     g = check_meeting(lambda x: x + 1, SMALL)
-    before = _native.set_turn_patience(10 * LONG)
-    try:
+    with patience():
         np.testing.assert_array_equal(g(SMALL), SMALL + 1)
-    finally:
-        _native.set_turn_patience(before)
 
 
 TABLE = torch.arange(10_000.0)

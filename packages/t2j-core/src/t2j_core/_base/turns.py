@@ -10,5 +10,6 @@ turns: AbstractContextManager[object] = threading.RLock()
 the choice of attention kernels.
 
 There is no second such lock. With two, a signal handler or a finalizer that calls a function in the middle of another
-call could wait for a thread which waits for the interrupted call.
+call could wait for a thread which waits for the interrupted call. (Nobody waits for long for a `Turn` of
+`native/turn.h`.)
 """

@@ -60,10 +60,11 @@ def for_compiler() -> Iterator[Decompositions]:
     They depend on `fallback_random`: without it a backward would draw another mask than its forward.
     """
     with _silent():
-        import torch._inductor.lowering  # noqa: F401 - the decomposition of max_pool2d asks for the attribute
+        import torch._inductor.lowering  # the decomposition of max_pool2d asks for the attribute
         from torch._inductor.decomposition import select_decomp_table
     with _configured():
-        yield select_decomp_table()
+        # A symbolic zero, as the derivative of `torch.sgn`, has no memory, and compiled code reads it.
+        yield {**select_decomp_table(), torch.ops.aten._efficientzerotensor.default: torch.zeros}
 
 
 @contextlib.contextmanager

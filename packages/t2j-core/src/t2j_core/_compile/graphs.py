@@ -65,20 +65,6 @@ def take_references(graph: GraphModule, mode: Any) -> list[torch.Tensor]:
     return [value for _, value in found.values()]
 
 
-def give_memory_to_zeros(graph: GraphModule) -> None:
-    """Make the symbolic zeros of a graph tensors like others: they have no memory, and the compiler reads it.
-
-    Autograd makes them where a derivative is zero, as that of `torch.sgn`.
-    """
-    aten: Any = torch.ops.aten
-    for node in graph.graph.find_nodes(op="call_function", target=aten._efficientzerotensor.default):
-        zeros = node.meta["val"]
-        node.target, node.args = aten.full.default, (node.args[0], 0)
-        node.kwargs = {**node.kwargs, "dtype": zeros.dtype}
-        with zeros.fake_mode:
-            node.meta["val"] = torch.empty(zeros.shape, dtype=zeros.dtype, device=zeros.device)
-
-
 def drop_unused(graph: GraphModule, count: int) -> list[int]:
     """Remove what has no effect, and those of the first `count` arguments that are not used. Returns the others."""
     for node in [node for node in graph.graph.nodes if "_assert_tensor_metadata" in str(node.target)]:

@@ -18,7 +18,7 @@ from .._base.dtypes import row_of_jax
 from .._infer.apart import apart
 from .._infer.traced_ahead import traced_ahead
 from .._signature.signature import Leaf
-from .graphs import give_memory_to_zeros, may_draw
+from .graphs import may_draw
 from .refusals import InTurnError, NotCompiledError, Refusals
 from .refuses import Refuses, RefusesMemory
 
@@ -58,7 +58,6 @@ def _trace(name: str, f: Function, x: Sequence[torch.Tensor], *, joint: bool, de
     if refusals.sets_state and may_draw(graph):
         raise NotCompiledError(_SEEDS)
     watched.check_that_nothing_is_kept()
-    give_memory_to_zeros(graph)
     return graph
 
 

@@ -106,7 +106,10 @@ def infer_without_data(call: Call, obstacles: Obstacles, *, notes_random: bool) 
             break
         except Exception as reason:
             obstacles.note(reason)
-            logger.info("%s cannot run without data (%s: %s)", call.name, type(reason).__name__, reason)
+            kind = type(reason).__name__
+            logger.info(
+                "%s cannot run without data (%s: %s): inferring its outputs differently", call.name, kind, reason
+            )
     return None
 
 
