@@ -50,13 +50,13 @@ Error* register_state_type(const Api* api, TypeId** out) {
 
 }  // namespace
 
-bool handle_metadata_query(CallFrame* frame, bool stateful, Error** error) {
+bool handle_metadata_query(CallFrame* frame, bool stateful, Error** error, uint32_t traits) {
   *error = nullptr;
   if (!frame->extension || frame->extension->type != kMetadataExtension) return false;
   Metadata* metadata = reinterpret_cast<MetadataExtension*>(frame->extension)->metadata;
   int minor = minor_version(frame->api);
   metadata->version = {sizeof(Version), nullptr, 0, std::min(minor, kNewestLayout)};
-  metadata->traits = 0;
+  metadata->traits = traits;
   if (minor >= 2) {
     metadata->state_type_id = {0};
     if (stateful && has_state(frame->api)) {

@@ -19,7 +19,7 @@ inline bool has_state(const Api* api) { return minor_version(api) <= newest_know
 Error* make_error(const Api* api, ErrorCode code, const char* message);
 
 // If XLA asks for version, traits and state type: fills them in and returns true. False for any other call.
-bool handle_metadata_query(CallFrame* frame, bool stateful, Error** error);
+bool handle_metadata_query(CallFrame* frame, bool stateful, Error** error, uint32_t traits = 0);
 
 // The state of the executable that the frame belongs to. XLA owns it.
 Error* set_state(CallFrame* frame, void* state);

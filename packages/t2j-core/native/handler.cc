@@ -82,21 +82,66 @@ ffi::Error* without_exceptions(const ffi::Api* api, Body body) noexcept {
   }
 }
 
-ffi::Error* enter_stream(const ffi::CallFrame* frame, const Site& site, dl::Device device, Ref* token) {
+// The stream of a call, as a number.
+ffi::Error* stream_of(const ffi::CallFrame* frame, intptr_t* pointer) {
   ffi::StreamGet args{sizeof(ffi::StreamGet), nullptr, frame->context, nullptr};
-  if (ffi::Error* error = frame->api->stream_get(&args)) return error;
-  *token = hooks.enter_stream(reinterpret_cast<intptr_t>(args.stream), device.id);
-  return *token ? nullptr : take_python_error(frame->api, site.signature.get());
-}
-
-// Undoes what `token` stands for. `error` is the call's own, which comes first.
-ffi::Error* leave(const hook::Callable<1>& hook, const Ref& token, const ffi::Api* api, const Site& site,
-                  ffi::Error* error) {
-  if (!token || hook(token)) return error;
-  if (!error) return take_python_error(api, site.signature.get());
-  PyErr_Clear();
+  ffi::Error* error = frame->api->stream_get(&args);
+  *pointer = reinterpret_cast<intptr_t>(args.stream);
   return error;
 }
+
+// Torch's state for the time in which a call of a site is in torch: the default one and, on a GPU, XLA's stream.
+// Every `enter` is undone by `leave`, even after an error. With the GIL.
+class InTorch {
+ public:
+  InTorch(const ffi::CallFrame* frame, Site& site, dl::Device device)
+      : frame_(frame), site_(site), device_(device), is_first_(!site.called.load(std::memory_order_relaxed)) {}
+
+  // On a GPU, `is_captured` says that XLA may be capturing.
+  ffi::Error* enter(bool is_captured) {
+    if (is_first_ || !torch_state_is_default()) {
+      state_ = hooks.enter_state(is_first_, site_.signature);
+      if (!state_) return take_python_error(frame_->api, site_.signature.get());
+    }
+    if (device_.type == dl::kCPU) return nullptr;
+    intptr_t pointer = 0;
+    if (ffi::Error* error = stream_of(frame_, &pointer)) return error;
+    is_captured_ = is_captured;
+    stream_ = is_captured ? hooks.enter_capture(site_.target, pointer, device_.id)
+                          : hooks.enter_stream(pointer, device_.id);
+    return stream_ ? nullptr : take_python_error(frame_->api, site_.signature.get());
+  }
+
+  // After the call has run. It may have turned gradients off for this thread, which may be the caller's.
+  void restore_grad_mode() {
+    if (!state_ && !is_true(hooks.is_grad_enabled()) && !hooks.set_grad_enabled(true)) PyErr_Clear();
+  }
+
+  // `error` is the call's own, which comes first.
+  ffi::Error* leave(ffi::Error* error) {
+    if (stream_) {
+      Ref left = is_captured_ ? hooks.leave_capture(site_.target, stream_) : hooks.leave_stream(stream_);
+      error = first_of(error, left);
+    }
+    if (state_) error = first_of(error, hooks.leave_state(state_));
+    raise_interrupt();
+    return error;
+  }
+
+ private:
+  ffi::Error* first_of(ffi::Error* error, const Ref& left) {
+    if (left) return error;
+    if (!error) return take_python_error(frame_->api, site_.signature.get());
+    PyErr_Clear();
+    return error;
+  }
+
+  const ffi::CallFrame* frame_;
+  Site& site_;
+  dl::Device device_;
+  bool is_first_, is_captured_ = false;
+  Ref state_, stream_;
+};
 
 // Calls the site in the default state of torch, and on a GPU on XLA's stream. Entered with the GIL.
 ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
@@ -110,26 +155,32 @@ ffi::Error* call_torch(ffi::CallFrame* frame, Site& site, dl::Device device) {
         nested);
     return take_python_error(frame->api, site.signature.get());
   }
-  bool is_first = !site.called.load(std::memory_order_relaxed);
-  ffi::Error* error = nullptr;
-  Ref state, stream;
-  if (is_first || !torch_state_is_default()) {
-    state = hooks.enter_state(is_first, site.signature);
-    if (!state) error = take_python_error(frame->api, site.signature.get());
-  }
-  if (!error && device.type != dl::kCPU) error = enter_stream(frame, site, device, &stream);
+  InTorch in_torch(frame, site, device);
+  ffi::Error* error = in_torch.enter(site.is_captured);
   if (!error) {
     Pairing pairing(frame, site, device);
     error = without_exceptions(frame->api, [&] { return run_call(site, frame, device); });
     PyErr_Clear();  // a C++ exception may have left one
-    if (is_first && !error) site.called.store(true, std::memory_order_relaxed);
-    // The function may have turned gradients off for this thread, which may be the caller's.
-    if (!state && !is_true(hooks.is_grad_enabled()) && !hooks.set_grad_enabled(true)) PyErr_Clear();
+    if (!error) site.called.store(true, std::memory_order_relaxed);
+    in_torch.restore_grad_mode();
   }
-  error = leave(hooks.leave_stream, stream, frame->api, site, error);
-  error = leave(hooks.leave_state, state, frame->api, site, error);
-  raise_interrupt();
-  return error;
+  return in_torch.leave(error);
+}
+
+// Runs a site that may be captured once without XLA's memory: what torch makes at its first call, such as handles of
+// libraries, cannot be made in a capture. Entered with the GIL.
+ffi::Error* warm_up(ffi::CallFrame* frame, Site& site, dl::Device device) {
+  Nesting nesting;
+  InTorch in_torch(frame, site, device);
+  ffi::Error* error = in_torch.enter(false);
+  if (!error) {
+    Ref written = hooks.warm_up(site.target, device.id);
+    if (!written) error = take_python_error(frame->api, site.signature.get());
+    for (Py_ssize_t i = 0; !error && i < PyTuple_GET_SIZE(written.get()); ++i)
+      site.copy_from_now_on(PyLong_AsSize_t(PyTuple_GET_ITEM(written.get(), i)));
+    in_torch.restore_grad_mode();
+  }
+  return in_torch.leave(error);
 }
 
 // Refuses calls that may not touch Python any more. Counts the others, so that `close_gate` can wait for them.
@@ -170,6 +221,14 @@ class Gil {
   PyGILState_STATE state_;
 };
 
+ffi::Error* device_of(const ffi::CallFrame* frame, dl::Device* device) {
+  if (device->type == dl::kCPU) return nullptr;
+  ffi::DeviceOrdinalGet args{sizeof(ffi::DeviceOrdinalGet), nullptr, frame->context, 0};
+  ffi::Error* error = frame->api->device_ordinal_get(&args);
+  device->id = args.ordinal;
+  return error;
+}
+
 ffi::Error* execute(ffi::CallFrame* frame, dl::DeviceType type) noexcept {
   ffi::Error* error = nullptr;
   if (ffi::handle_metadata_query(frame, false, &error)) return error;
@@ -177,11 +236,7 @@ ffi::Error* execute(ffi::CallFrame* frame, dl::DeviceType type) noexcept {
   if ((error = admission.refused(frame->api))) return error;
   return without_exceptions(frame->api, [&]() -> ffi::Error* {
     dl::Device device{type, 0};
-    if (type != dl::kCPU) {
-      ffi::DeviceOrdinalGet args{sizeof(ffi::DeviceOrdinalGet), nullptr, frame->context, 0};
-      if (ffi::Error* failed = frame->api->device_ordinal_get(&args)) return failed;
-      device.id = args.ordinal;
-    }
+    if (ffi::Error* failed = device_of(frame, &device)) return failed;
     void* state = nullptr;
     if (ffi::has_state(frame->api))
       if (ffi::Error* failed = ffi::get_state(frame, &state)) return failed;
@@ -190,6 +245,50 @@ ffi::Error* execute(ffi::CallFrame* frame, dl::DeviceType type) noexcept {
     if (state) return call_torch(frame, *static_cast<Site*>(state), device);
     std::unique_ptr<Site> site = Site::from_attributes(frame->attrs);
     return site ? call_torch(frame, *site, device) : take_python_error(frame->api, nullptr);
+  });
+}
+
+ffi::Error* make_state(ffi::CallFrame* frame, bool is_captured) noexcept {
+  return without_exceptions(frame->api, [&]() -> ffi::Error* {
+    ffi::Error* error = nullptr;
+    if (ffi::handle_metadata_query(frame, true, &error) || !ffi::has_state(frame->api)) return error;
+    Admission admission;
+    if ((error = admission.refused(frame->api))) return error;
+    Gil gil;
+    std::unique_ptr<Site> site = Site::from_attributes(frame->attrs, is_captured);
+    if (!site) return take_python_error(frame->api, nullptr);
+    error = ffi::set_state(frame, site.get());
+    if (!error) site.release();  // XLA owns it, and calls `delete_state`
+    return error;
+  });
+}
+
+// The site of a call that may be captured, and its device. A site cannot be made for one call: it owns the memory that
+// captured graphs work on.
+ffi::Error* captured_site(ffi::CallFrame* frame, Site** site, dl::Device* device) {
+  if (ffi::Error* error = device_of(frame, device)) return error;
+  void* state = nullptr;
+  if (ffi::has_state(frame->api))
+    if (ffi::Error* error = ffi::get_state(frame, &state)) return error;
+  *site = static_cast<Site*>(state);
+  if (state) return nullptr;
+  return ffi::make_error(frame->api, ffi::kFailedPrecondition,
+                         "t2j: this XLA keeps no state for calls in command buffers. Wrap the function without "
+                         "`command_buffer=True`, or use another version of jaxlib.");
+}
+
+// Calls `body` with the site and the device of a call that may be captured.
+template <typename Body>
+ffi::Error* in_captured(ffi::CallFrame* frame, Body body) noexcept {
+  ffi::Error* error = nullptr;
+  if (ffi::handle_metadata_query(frame, false, &error, ffi::kCommandBufferCompatible)) return error;
+  Admission admission;
+  if ((error = admission.refused(frame->api))) return error;
+  return without_exceptions(frame->api, [&]() -> ffi::Error* {
+    dl::Device device{dl::kCUDA, 0};
+    Site* site = nullptr;
+    ffi::Error* failed = captured_site(frame, &site, &device);
+    return failed ? failed : body(*site, device);
   });
 }
 
@@ -216,24 +315,30 @@ void delete_state(void* state) {
 }
 }  // namespace ffi
 
-ffi::Error* instantiate(ffi::CallFrame* frame) noexcept {
-  return without_exceptions(frame->api, [&]() -> ffi::Error* {
-    ffi::Error* error = nullptr;
-    if (ffi::handle_metadata_query(frame, true, &error) || !ffi::has_state(frame->api)) return error;
-    Admission admission;
-    if ((error = admission.refused(frame->api))) return error;
-    Gil gil;
-    std::unique_ptr<Site> site = Site::from_attributes(frame->attrs);
-    if (!site) return take_python_error(frame->api, nullptr);
-    error = ffi::set_state(frame, site.get());
-    if (!error) site.release();  // XLA owns it, and calls `delete_state`
-    return error;
-  });
-}
+ffi::Error* instantiate(ffi::CallFrame* frame) noexcept { return make_state(frame, false); }
+ffi::Error* instantiate_captured(ffi::CallFrame* frame) noexcept { return make_state(frame, true); }
 
 ffi::Error* execute_cpu(ffi::CallFrame* frame) noexcept { return execute(frame, dl::kCPU); }
 ffi::Error* execute_cuda(ffi::CallFrame* frame) noexcept { return execute(frame, dl::kCUDA); }
 ffi::Error* execute_rocm(ffi::CallFrame* frame) noexcept { return execute(frame, dl::kROCM); }
+
+ffi::Error* initialize_captured(ffi::CallFrame* frame) noexcept {
+  return in_captured(frame, [&](Site& site, dl::Device device) -> ffi::Error* {
+    uint64_t bit = device.id < 64 ? uint64_t{1} << device.id : 0;
+    if (site.warm_devices.load(std::memory_order_acquire) & bit) return nullptr;
+    Gil gil;
+    ffi::Error* error = warm_up(frame, site, device);
+    if (!error) site.warm_devices.fetch_or(bit, std::memory_order_release);
+    return error;
+  });
+}
+
+ffi::Error* execute_captured(ffi::CallFrame* frame) noexcept {
+  return in_captured(frame, [&](Site& site, dl::Device device) -> ffi::Error* {
+    Gil gil;
+    return call_torch(frame, site, device);
+  });
+}
 
 ffi::Error* execute_nothing(ffi::CallFrame* frame) noexcept {
   ffi::Error* error = nullptr;

@@ -55,6 +55,9 @@ py::dict handlers() {
   table["cpu"] = capsule(&execute_cpu);
   table["cuda"] = capsule(&execute_cuda);
   table["rocm"] = capsule(&execute_rocm);
+  table["instantiate captured"] = capsule(&instantiate_captured);
+  table["initialize captured"] = capsule(&initialize_captured);
+  table["cuda captured"] = capsule(&execute_captured);
   table["nothing"] = capsule(&execute_nothing);
   return table;
 }

@@ -91,7 +91,7 @@ const int64_t* find_integer(const ffi::Attrs& attrs, const char* name) {
 
 }  // namespace
 
-std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
+std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs, bool is_captured) {
   const int64_t* id = find_integer(attrs, "id");
   auto* call = find_attribute<ffi::Span>(attrs, "call", ffi::kAttrString);
   if (!id || !call) {
@@ -99,10 +99,11 @@ std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs) {
     return nullptr;
   }
   Ref text = Ref::steal(PyUnicode_DecodeUTF8(call->ptr, static_cast<Py_ssize_t>(call->len), nullptr));
-  Ref call_site = text ? hooks.resolve(*id, text) : Ref();
+  Ref call_site = text ? hooks.resolve(*id, text, is_captured) : Ref();
   if (!call_site) return nullptr;
   auto site = std::make_unique<Site>();
   if (!read_site(call_site.get(), site.get())) return nullptr;
+  site->is_captured = is_captured;
   for (Operand& operand : site->operands) {
     if (operand.bytes == 0) operand.handover = Handover::kClone;  // there is nothing to share, and so nothing to watch
     site->may_overlap |= operand.handover == Handover::kMutable;

@@ -43,8 +43,10 @@ struct Site {
   bool may_keep_results = false;  // ... without its knowledge, so it may keep them
   bool may_overlap = false;       // a returned tensor may lie in a result buffer
   bool checks_always = false;     // operands are checked in every call
+  bool is_captured = false;       // XLA may capture its calls, which are checked when it is warmed up, not when they run
   std::atomic<bool> takes_turns{false};  // see `turn.h`
   std::atomic<bool> called{false};
+  std::atomic<uint64_t> warm_devices{0};  // a bit for each of the first 64 devices on which it was warmed up
   std::atomic<uint64_t> calls{0};
   std::vector<Ref> comparisons;  // of operands with their copies, which a GPU has not finished yet
 
@@ -58,6 +60,7 @@ struct Site {
 
   // Whether the operands of the next call are checked: of the calls 1, 2, 4, 8, ..., not counting those that fail.
   bool is_next_checked() {
+    if (is_captured) return false;
     uint64_t number = calls.load(std::memory_order_relaxed) + 1;
     return checks_always || (number & (number - 1)) == 0;
   }
@@ -68,7 +71,7 @@ struct Site {
   }
 
   // From the `CallSite` that the hook `resolve` returns for the attributes of a frame. Null with a Python error set.
-  static std::unique_ptr<Site> from_attributes(const ffi::Attrs& attrs);
+  static std::unique_ptr<Site> from_attributes(const ffi::Attrs& attrs, bool is_captured = false);
 };
 
 extern std::atomic<int64_t> live_sites;

@@ -105,7 +105,7 @@ struct Attrs {
   void** values;
 };
 
-enum Stage : int32_t { kInstantiate = 0, kExecute = 3 };
+enum Stage : int32_t { kInstantiate = 0, kInitialize = 2, kExecute = 3 };
 
 struct CallFrame {
   size_t struct_size;
@@ -169,6 +169,8 @@ struct DeviceOrdinalGet {
   Context* context;
   int32_t ordinal;
 };
+
+constexpr uint32_t kCommandBufferCompatible = 1;  // a trait
 
 struct Metadata {
   size_t struct_size;

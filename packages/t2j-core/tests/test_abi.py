@@ -131,7 +131,9 @@ CONSTANTS = {
     "XLA_FFI_AttrType_SCALAR": 3,
     "XLA_FFI_AttrType_STRING": 4,
     "XLA_FFI_ExecutionStage_INSTANTIATE": 0,
+    "XLA_FFI_ExecutionStage_INITIALIZE": 2,
     "XLA_FFI_ExecutionStage_EXECUTE": 3,
+    "XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE": 1,
     "XLA_FFI_API_MAJOR": 0,
 }
 DLPACK_CONSTANTS = {
@@ -279,7 +281,9 @@ def test_every_number_in_our_headers_is_compared():
         "AttrScalar": "XLA_FFI_AttrType_SCALAR",
         "AttrString": "XLA_FFI_AttrType_STRING",
         "Instantiate": "XLA_FFI_ExecutionStage_INSTANTIATE",
+        "Initialize": "XLA_FFI_ExecutionStage_INITIALIZE",
         "Execute": "XLA_FFI_ExecutionStage_EXECUTE",
+        "CommandBufferCompatible": "XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE",
     }
     for name, value in ours.items():
         code = "XLA_FFI_Error_Code_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()

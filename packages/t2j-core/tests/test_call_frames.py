@@ -30,7 +30,13 @@ class Site:
     def __init__(self) -> None:
         self.calls = 0
         options = CallOptions(
-            outputs="copy", arguments="auto", has_side_effect=False, name=None, rng=False, compile=False
+            outputs="copy",
+            arguments="auto",
+            has_side_effect=False,
+            name=None,
+            rng=False,
+            compile=False,
+            command_buffer=False,
         )
         self.fn = TorchFn(self.run, flat_signature("site", OPERANDS, RESULTS), options, takes_operands=True)
 

@@ -93,7 +93,7 @@ def test_what_has_no_attributes_is_refused():
 def call(description, monkeypatch):
     """An eager call of a function whose call site has another description."""
     original = TorchFn.call_site
-    monkeypatch.setattr(TorchFn, "call_site", lambda fn: description(original(fn)))
+    monkeypatch.setattr(TorchFn, "call_site", lambda fn, **options: description(original(fn, **options)))
     torch2jax(lambda t: t + 1, output_shapes=Size(3))(jnp.ones(3))
 
 

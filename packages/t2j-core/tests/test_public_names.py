@@ -30,7 +30,7 @@ def test_the_public_names():
             *("last_error", "environment_info"),
             *("T2jError", "ArgumentError", "DTypeError", "OutputError", "DataDependentShapeError"),
             *("TensorMutationError", "TensorEscapeError", "JaxInsideTorchError", "TransformError"),
-            *("ShardingError", "ExportError", "T2jWarning", "PerformanceWarning"),
+            *("ShardingError", "ExportError", "CommandBufferError", "T2jWarning", "PerformanceWarning"),
         ]
     )
 

@@ -16,7 +16,15 @@ from t2j_core.extend import Options, Rules, TorchFn, torch_call
 
 LEAF = leaf_of((3,), jnp.float32)
 X = jnp.arange(3.0)
-OPTIONS = CallOptions(outputs="auto", arguments="copy", has_side_effect=True, name="double", rng=False, compile=False)
+OPTIONS = CallOptions(
+    outputs="auto",
+    arguments="copy",
+    has_side_effect=True,
+    name="double",
+    rng=False,
+    compile=False,
+    command_buffer=False,
+)
 
 
 def twice(x):
@@ -35,6 +43,7 @@ def test_every_option_of_a_call_is_an_option_of_the_wrapper():
         "name": "f",
         "rng": True,
         "compile": True,
+        "command_buffer": True,
     }
     assert set(given) == {field.name for field in dataclasses.fields(CallOptions)}
     assert Options(**given).for_calls() == CallOptions(**given)

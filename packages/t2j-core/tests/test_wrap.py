@@ -316,6 +316,7 @@ def test_the_signature_of_torch2jax_is_the_documented_one():
         "has_side_effect",
         "name",
         "compile",
+        "command_buffer",
     ]
 
 

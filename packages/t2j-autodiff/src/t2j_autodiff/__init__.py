@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from t2j_core import ArgumentError as ArgumentError
+from t2j_core import CommandBufferError as CommandBufferError
 from t2j_core import DataDependentShapeError as DataDependentShapeError
 from t2j_core import DTypeError as DTypeError
 from t2j_core import ExportError as ExportError

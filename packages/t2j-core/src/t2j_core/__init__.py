@@ -6,6 +6,7 @@ from . import _compat as _compat
 from ._base.dtypes import dtype_j2t as dtype_j2t
 from ._base.dtypes import dtype_t2j as dtype_t2j
 from ._base.errors import ArgumentError as ArgumentError
+from ._base.errors import CommandBufferError as CommandBufferError
 from ._base.errors import DataDependentShapeError as DataDependentShapeError
 from ._base.errors import DTypeError as DTypeError
 from ._base.errors import ExportError as ExportError

@@ -41,6 +41,7 @@ class Decisions:
     runs_same_operations: bool = False  # whatever the values of its operands are
     has_norms: bool | None = None  # whether it calls what `_workarounds.norms` replaces; None while unknown
     compiles: bool = False  # what is derived from it is compiled
+    is_captured: bool = False  # XLA may capture what is derived from it, in command buffers
     noted: set[str] = field(default_factory=set)  # what users were warned of (`Lending.noted`)
     is_random: bool = False  # it drew random numbers from torch's generators
     residuals: dict[str, str] = field(default_factory=dict)  # by signature, how derivatives get their residuals

@@ -13,8 +13,9 @@ def residuals_of(function: DifferentiatedFunction, *, keeps: bool, is_quick: boo
 
     `keeps` says whether there is a forward that may keep something; `is_quick` that another run costs little.
     """
-    method, compiles = function.decisions.options.residuals, function.decisions.compiles
-    if keeps and function.outs and (method == "graph" or (compiles and method == "auto")):
+    decisions = function.decisions
+    method, is_captured = decisions.options.residuals, decisions.is_captured
+    if keeps and function.outs and (method == "graph" or (method == "auto" and (decisions.compiles or is_captured))):
         traced = TracedFunction.of(function)
         if traced is not None:
             return traced
@@ -22,6 +23,8 @@ def residuals_of(function: DifferentiatedFunction, *, keeps: bool, is_quick: boo
         function.explain("recompute (few operations on small tensors)")
     elif keeps and not function.outs:
         function.explain("no output can be differentiated")
+    elif keeps and method != "recompute" and is_captured:
+        function.explain("recompute (a command buffer keeps no autograd graph)")
     elif keeps and method != "recompute":
         return AutogradGraphs(function)
     elif keeps:

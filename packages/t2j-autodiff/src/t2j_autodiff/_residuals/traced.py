@@ -70,6 +70,12 @@ class TracedFunction(Residuals):
         except Exception as error:
             if compiles:
                 warn_not_compiled(name, f"with its derivative: {reason_of(error)}", function.decisions.noted)
+            elif function.decisions.is_captured:
+                warn(
+                    f"{name} cannot be traced with its derivative ({first_line(error)}); its backward runs the forward "
+                    "again, because command buffers keep no autograd graph.",
+                    PerformanceWarning,
+                )
             else:
                 warn(
                     f'{name} cannot be traced for `residuals="graph"` ({first_line(error)}); its autograd graph is '

@@ -52,6 +52,7 @@ class DifferentiableBuilder(CallBuilder):
             lending=fn.lending if self.options.arguments == "check" else None,
             runs_same_operations=fn.signature.outputs.needs_no_values,
             compiles=self.options.compile and fn.obstacle is None,
+            is_captured=self.options.command_buffer and fn.not_captured is None,
             noted=self.noted,
             is_random=self.is_random,
         )

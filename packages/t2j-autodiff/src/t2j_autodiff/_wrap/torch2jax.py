@@ -66,6 +66,8 @@ def torch2jax(
       name: a name that is the same in every process.
       compile: compile the function for each signature, with its derivatives in reverse mode and its batches. Its Python
         runs where it is traced, and not at calls. What cannot be traced or compiled runs as it is, with a warning.
+      command_buffer: experimental. On CUDA, lets XLA capture calls in a CUDA graph, those of derivatives and batches
+        too. Derivatives keep no autograd graphs then.
 
     Returns:
       The wrapped function. `f.explain()` tells how its outputs, derivatives and batches are computed.

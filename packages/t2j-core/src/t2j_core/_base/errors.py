@@ -36,6 +36,10 @@ class TensorEscapeError(T2jError, RuntimeError):
     """A tensor over XLA's memory outlives the call that it was lent for."""
 
 
+class CommandBufferError(T2jError, RuntimeError):
+    """A function with `command_buffer=True` does what a CUDA graph cannot do."""
+
+
 class JaxInsideTorchError(T2jError, RuntimeError):
     """JAX was called inside a torch function that XLA runs, where it can deadlock."""
 

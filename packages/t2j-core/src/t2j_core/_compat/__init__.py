@@ -50,6 +50,8 @@ from .jax_tracing import is_concrete_array as is_concrete_array
 from .jax_tracing import jax_has_run as jax_has_run
 from .jax_tracing import mesh_axis_sizes as mesh_axis_sizes
 from .jax_tracing import refusing_jax as refusing_jax
+from .torch_capture import Pool as Pool
+from .torch_capture import is_capturing as is_capturing
 from .torch_compiler import Decompositions as Decompositions
 from .torch_compiler import compile_graph as compile_graph
 from .torch_compiler import fixed_shapes as fixed_shapes
@@ -94,6 +96,8 @@ from .torch_values import TAKES_INT32_IN_GATHER as TAKES_INT32_IN_GATHER
 from .torch_values import numbers_in as numbers_in
 from .torch_values import registered_with_torch as registered_with_torch
 from .versions import JAX_FLOOR as JAX_FLOOR
+from .versions import JAX_WITH_COMMAND_BUFFERS as JAX_WITH_COMMAND_BUFFERS
 from .versions import TORCH_FLOOR as TORCH_FLOOR
 from .versions import TORCH_THAT_COMPILES as TORCH_THAT_COMPILES
 from .versions import can_compile as can_compile
+from .versions import has_command_buffers as has_command_buffers

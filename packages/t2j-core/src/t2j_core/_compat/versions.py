@@ -1,4 +1,4 @@
-"""The oldest supported versions of JAX and torch, and the oldest torch that compiles functions."""
+"""The oldest supported versions of JAX and torch, and those that some options need."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 JAX_FLOOR = (0, 6, 2)
 TORCH_FLOOR = (2, 6, 0)
+JAX_WITH_COMMAND_BUFFERS = (0, 10, 0)  # the oldest whose plugin for CUDA was seen to take a call into one
 TORCH_THAT_COMPILES = (2, 9, 0)  # inductor of 2.6 runs `into` as an operator instead of writing in place
 
 
@@ -30,3 +31,4 @@ _check_floor("jax", jax.__version__, JAX_FLOOR)
 _check_floor("torch", torch.__version__, TORCH_FLOOR)
 
 can_compile = _numbers(torch.__version__) >= TORCH_THAT_COMPILES
+has_command_buffers = _numbers(jax.__version__) >= JAX_WITH_COMMAND_BUFFERS

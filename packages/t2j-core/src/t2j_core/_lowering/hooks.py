@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from .._run.call_site import CallSite
+from .._run.capture import CapturedTarget
 from .._run.comparing import Comparison, Memory
 from .._run.lending import Lending
 from .._run.streams import Entered
@@ -65,8 +67,17 @@ class Hooks:
     """Makes XLA's stream, at an address, torch's current one on a device. Called before each call on a GPU."""
     leave_stream: Callable[[Entered], None]
     """Undoes `enter_stream`. If it raises, and the call itself has not failed, the call fails."""
-    resolve: Callable[[int, str], CallSite]
-    """Finds what a call site runs, by the program's attributes `id` and `call`. Called once for each executable."""
+    enter_capture: Callable[[CapturedTarget, int, int], contextlib.ExitStack]
+    """As `enter_stream`, for a call that XLA may be capturing."""
+    leave_capture: Callable[[CapturedTarget, contextlib.ExitStack], None]
+    """Undoes `enter_capture`. If it raises, and the call itself has not failed, the call fails."""
+    warm_up: Callable[[CapturedTarget, int], tuple[int, ...]]
+    """Runs a target that may be captured on zeros, once on each device, inside `enter_stream`: the operands to copy."""
+    resolve: Callable[[int, str, bool], CallSite]
+    """Finds what a call site runs, by the program's attributes `id` and `call`. Called once for each executable.
+
+    The bool says that XLA may capture its calls.
+    """
     check_output: Callable[[Signature, int, object, int, int], torch.Tensor]
     """Takes a result that is not as declared, its index, and DLPack's device. Raises, or returns what `copy` takes."""
     refuse_results: Callable[[Signature, object], None]

@@ -15,6 +15,7 @@ from .. import _compat, _native
 from .._base.config import config
 from .._base.jax_inside import jax_inside
 from .._run import streams
+from .._run.capture import CapturedTarget
 from .._run.comparing import compare_later, differing, digest, has_same_bits, private_copy
 from .._run.escapes import (
     argument_kept,
@@ -31,6 +32,8 @@ from .._signature.signature import Signature
 from .hooks import Hooks
 
 TARGET = "t2j_torch_call"
+CAPTURED_TARGET = "t2j_torch_call_captured"
+"""For CUDA alone. XLA may put its calls into a command buffer, which the handler says in answer to a query."""
 _NOTHING = "t2j_nothing"
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -85,6 +88,14 @@ def _copy_all(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tens
         torch._foreach_copy_(to, of, non_blocking=True)
 
 
+def _leave_capture(target: CapturedTarget, entered: contextlib.ExitStack) -> None:
+    entered.close()
+
+
+def _warm_up(target: CapturedTarget, device: int) -> tuple[int, ...]:
+    return target.warm_up(torch.device("cuda", device))
+
+
 _can_move = _compat.learn_storage_layout(_native.learn_storage_layout, _native.exchange_memory)
 HOOKS = Hooks(
     exchange=_compat.torch_exchange_api(),
@@ -107,6 +118,9 @@ HOOKS = Hooks(
     leave_state=contextlib.ExitStack.close,
     enter_stream=streams.enter,
     leave_stream=streams.leave,
+    enter_capture=CapturedTarget.enter,
+    leave_capture=_leave_capture,
+    warm_up=_warm_up,
     resolve=resolve,
     check_output=check_output,
     refuse_results=refuse_results,
@@ -131,6 +145,10 @@ for _handler, _platform in (("cpu", "cpu"), ("cuda", "CUDA"), ("rocm", "ROCM")):
     stages = {"instantiate": _handlers["instantiate"], "execute": _handlers[_handler]}
     jax.ffi.register_ffi_target(TARGET, stages, platform=_platform)
     jax.ffi.register_ffi_target(_NOTHING, _handlers["nothing"], platform=_platform)
+
+# With `traits=` here, the plugin of jax 0.10 fails to initialise.
+_stages = {stage: _handlers[f"{stage} captured"] for stage in ("instantiate", "initialize")}
+jax.ffi.register_ffi_target(CAPTURED_TARGET, {**_stages, "execute": _handlers["cuda captured"]}, platform="CUDA")
 
 # JAX registered its own hook at import, so this one runs first: no call may ask for the GIL of a dying interpreter.
 atexit.register(_native.close_gate)

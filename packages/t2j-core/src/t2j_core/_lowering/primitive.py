@@ -23,8 +23,8 @@ from .._run.torch_fn import TorchFn
 from .._run.weak_fn import WeakFn, strong
 from .._signature.serialise import not_exportable
 from .joined import lowered_jointly
-from .native import TARGET, call_depth
-from .refusals import in_reducer, partly_manual, sharded_operand
+from .native import CAPTURED_TARGET, TARGET, call_depth
+from .refusals import in_reducer, partly_manual, sharded_operand, warn_not_captured
 from .rules import register_rules
 
 _NATIVE = {"cpu", "cuda", "rocm"}  # platforms that have the handler; on others torch runs on the host
@@ -112,12 +112,25 @@ def _lower(
         fn.compile(_compat.device_of(_compat.platforms_of(ctx)))
         ctx = ctx.replace(avals_in=[ctx.avals_in[i] for i in fn.used])
         operands = tuple(operands[i] for i in fn.used)
-    rule = jax.ffi.ffi_lowering(TARGET, has_side_effect=has_side_effect, operand_output_aliases=fn.aliases)
+    rule = jax.ffi.ffi_lowering(_target(ctx, bound), has_side_effect=has_side_effect, operand_output_aliases=fn.aliases)
     with _compat.named(ctx, fn.signature.name):
         results = rule(ctx, *operands, **attributes)
     if fn.hidden and bound is fn:
         return [*_compat.movable(results[: -fn.hidden]), *results[-fn.hidden :]]
     return results
+
+
+def _target(ctx: _compat.mlir.LoweringRuleContext, bound: TorchFn | WeakFn) -> str:
+    """The handler of a call. A program of an eager call is that call alone: there is nothing to capture it with."""
+    if isinstance(bound, WeakFn) or not bound.options.command_buffer or _compat.is_exporting(ctx):
+        return TARGET
+    if set(_compat.platforms_of(ctx)) != {"cuda"}:
+        return TARGET
+    reason = bound.not_captured
+    if reason is None:
+        return CAPTURED_TARGET
+    warn_not_captured(bound.lending, reason)
+    return TARGET
 
 
 def _attributes(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .. import _compat
-from .._base.errors import ShardingError, TransformError, describe
+from .._base.errors import PerformanceWarning, ShardingError, TransformError, describe
+from .._run.lending import Lending
 from .._run.torch_fn import TorchFn
 
 
@@ -43,6 +44,12 @@ def in_reducer(fn: TorchFn, caller: str) -> TransformError:
             "`f` to `x[...]` and set the result, or call a torch function that reduces by itself.",
         )
     )
+
+
+def warn_not_captured(lending: Lending, reason: str) -> None:
+    """Warn, once for each wrapped function, that XLA does not capture its calls."""
+    text = f"{lending.name} cannot be in a command buffer ({reason}). It runs as without `command_buffer=True`."
+    lending.warn_once(text, PerformanceWarning, "not captured")
 
 
 def no_taylor_series(fn: TorchFn) -> TransformError:

@@ -18,6 +18,7 @@ class CallOptions:
     name: str | None
     rng: bool
     compile: bool
+    command_buffer: bool
 
     def of_derived(self) -> CallOptions:
         """The options of a derived function: it takes no `out=`, and no other process finds it by name."""

@@ -53,6 +53,12 @@ class Lending:
         other._places = places
         return other
 
+    def strict(self) -> Lending:
+        """The same, but what is kept or written is an error at every call."""
+        other = copy.copy(self)
+        other.arguments = "check"
+        return other
+
     def with_signature(self, signature: Any) -> Lending:
         """The same with another object in place of the signature."""
         other = copy.copy(self)

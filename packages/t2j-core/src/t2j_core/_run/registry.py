@@ -17,8 +17,8 @@ class Callee(Protocol):
 
     id: int
 
-    def call_site(self) -> CallSite:
-        """What the native call site is built from."""
+    def call_site(self, *, is_captured: bool = False) -> CallSite:
+        """What the native call site is built from; `is_captured` says that XLA may capture its calls."""
         ...
 
 
@@ -70,7 +70,7 @@ def _calls() -> list[str]:
             continue
 
 
-def resolve(number: int, call: str) -> CallSite:
+def resolve(number: int, call: str, is_captured: bool) -> CallSite:
     """What a compiled program's call site runs. Called by the native part, once per executable."""
     fn: Callee | None = _by_call.get(call) if call else _by_id.get(number) or _weak_by_id.get(number)
     if fn is None and call:
@@ -81,7 +81,7 @@ def resolve(number: int, call: str) -> CallSite:
         fn = build(serialise.decode(call))
     if fn is None:
         raise serialise.forgotten(number)
-    return fn.call_site()
+    return fn.call_site(is_captured=is_captured)
 
 
 def live_count() -> int:

@@ -32,6 +32,40 @@ def enter(pointer: int, device: int) -> Entered:
 
     Work on that stream waits on the GPU, by an event, for what torch has queued on its own stream, such as weights.
     """
+    entered = _found(pointer, device)
+    order_in(entered)
+    set_stream(entered.of_call.key)  # which makes `device` current too
+    return entered
+
+
+def enter_unordered(pointer: int, device: int) -> Entered:
+    """As `enter`, but without the event. `restore` undoes it, or `order_in` and then `leave`."""
+    entered = _found(pointer, device)
+    set_stream(entered.of_call.key)
+    return entered
+
+
+def order_in(entered: Entered) -> None:
+    """Have the stream of a call wait for what torch has queued on its own stream."""
+    _order(entered.own, entered.of_call, entered.of_call.key[1])
+
+
+def leave(entered: Entered) -> None:
+    """Make torch's own stream current again, ordered after the work of the call."""
+    try:
+        _order(entered.of_call, entered.own, entered.of_call.key[1])
+    finally:
+        restore(entered)
+
+
+def restore(entered: Entered) -> None:
+    """Make torch's own stream current again."""
+    set_stream(entered.own.key)
+    if entered.device != entered.of_call.key[1]:
+        torch.cuda.set_device(entered.device)
+
+
+def _found(pointer: int, device: int) -> Entered:
     if not torch.cuda.is_initialized():
         if not torch.cuda.is_available():
             raise RuntimeError(
@@ -42,21 +76,7 @@ def enter(pointer: int, device: int) -> Entered:
                 "`with jax.default_device(jax.devices('cpu')[0])`."
             )
         torch.cuda.init()
-    entered = Entered(torch.cuda.current_device(), _own_stream(current_stream(device)), _stream_at(pointer, device))
-    _order(entered.own, entered.of_call, device)
-    set_stream(entered.of_call.key)  # which makes `device` current too
-    return entered
-
-
-def leave(entered: Entered) -> None:
-    """Make torch's own stream current again, ordered after the work of the call."""
-    device = entered.of_call.key[1]
-    try:
-        _order(entered.of_call, entered.own, device)
-    finally:
-        set_stream(entered.own.key)
-        if entered.device != device:
-            torch.cuda.set_device(entered.device)
+    return Entered(torch.cuda.current_device(), _own_stream(current_stream(device)), _stream_at(pointer, device))
 
 
 # Streams are cached: making the object takes longer than the rest of `enter` and `leave`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import torch
 from torch.fx import GraphModule
 
@@ -20,6 +21,7 @@ from .._signature import serialise
 from .._signature.signature import Leaf, Signature, flat_signature
 from .call_options import CallOptions
 from .call_site import BufferSpec, CallSite
+from .capture import CapturedTarget
 from .crossing import converting, crosses_unchanged, wire, with_buffers_as_out
 from .flat_function import FlatFunction, flat_function, with_copies
 from .lending import Handover, Lending
@@ -74,6 +76,8 @@ class TorchFn:
         """Those for it and for what is derived from it, by name."""
         self.example: Callable[[], tuple[TorchFn, Sequence[int | None]]] | None = None
         """If it is a batch: the function of one example, and which of the operands have the batch axis."""
+        self.source_not_captured: str | None = None
+        """Why what it is derived from cannot be captured in a command buffer."""
         self.graph: Callable[[torch.device], GraphModule | None] | None = None
         """A graph of it, if it was traced before."""
         self.reason_not_exportable: str | None = "it has no `name=`"
@@ -108,7 +112,7 @@ class TorchFn:
         options = (options or self.options).of_derived()
         fn = TorchFn(call, signature, options, noted=self.lending.noted, takes_operands=True, rules=rules)
         fn.lending.name_after(self.lending)
-        fn.origin, fn.attempts = self.origin, self.attempts
+        fn.origin, fn.attempts, fn.source_not_captured = self.origin, self.attempts, self.not_captured
         fn.takes_turns = self.takes_turns and all(leaf.is_small for leaf in (*operands, *results))
         fn.reason_not_exportable = "only forward calls can be, not their derivatives or batches"
         return fn
@@ -179,18 +183,39 @@ class TorchFn:
         return None
 
     @property
+    def not_captured(self) -> str | None:
+        """Why XLA may not capture its calls in a command buffer, if that is known before."""
+        outputs, options = self.signature.outputs, self.options
+        if not _compat.has_command_buffers:
+            wanted = ".".join(map(str, _compat.JAX_WITH_COMMAND_BUFFERS[:2]))
+            return f"jax {wanted} or newer has command buffers for calls, and this is {jax.__version__}"
+        if options.has_side_effect:
+            return "it has a side effect, which a CUDA graph would not repeat"
+        if options.rng:
+            return "its random numbers come from a seed that the host reads"
+        if "random" in self.lending.noted:
+            return "it draws random numbers without a key"
+        if "keeps state" in self.lending.noted:
+            return "it keeps tensors from one call to the next"
+        if outputs.is_declared is False and not outputs.needs_no_values:
+            return "its outputs could be inferred only on data, so it may read values"
+        if not any(leaf.nbytes for leaf in outputs.leaves):
+            return "no output has elements"
+        return self.source_not_captured
+
+    @property
     def used(self) -> tuple[int, ...]:
         """The operands that a call site takes."""
         return _used(self.target, self.signature)
 
-    def call_site(self) -> CallSite:
-        """What the native call site is built from."""
+    def call_site(self, *, is_captured: bool = False) -> CallSite:
+        """What the native call site is built from; `is_captured` says that XLA may capture its calls."""
         target = self.target  # read once: another thread may compile the function
         is_compiled = isinstance(target, CompiledFunction)
         used = _used(target, self.signature)
         pass_results = is_compiled or self._writes_results()
         operands, handovers = self.signature.operands, self.handovers
-        return CallSite(
+        site = CallSite(
             target=target,
             signature=self.signature,
             lending=self.lending.of(used) if is_compiled else self.lending,
@@ -201,6 +226,19 @@ class TorchFn:
             may_keep_results=self.options.outputs == "auto" and pass_results and not is_compiled,
             checks_always=self.lending.arguments == "check",
             takes_turns=self.takes_turns,
+        )
+        return self._captured(site) if is_captured else site
+
+    def _captured(self, site: CallSite) -> CallSite:
+        """A call site with memory of its own. Its results are not redirected: that is learnt in calls, from values."""
+        target, pass_results = site.target, site.pass_results
+        if isinstance(target, Redirected):
+            target, pass_results = converting(self.flat_function(), self.signature), False
+        return site._replace(
+            target=CapturedTarget(target, site.lending, site.operands, site.results if pass_results else ()),
+            lending=site.lending.strict(),
+            pass_results=pass_results,
+            may_keep_results=False,
         )
 
 

@@ -41,8 +41,11 @@ class WeakFn:
             raise serialise.forgotten(self.id)
         return fn
 
-    def call_site(self) -> CallSite:
-        """As `TorchFn.call_site`, with a target and a signature that do not own the function."""
+    def call_site(self, *, is_captured: bool = False) -> CallSite:
+        """As `TorchFn.call_site`, with a target and a signature that do not own the function.
+
+        Programs of eager calls have no calls that are captured.
+        """
         site, signature = self.fn.call_site(), WeakSignature(self)
         lending = site.lending.with_signature(signature)
         return site._replace(target=WeakTarget(self), signature=signature, lending=lending)

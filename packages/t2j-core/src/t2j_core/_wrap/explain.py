@@ -83,6 +83,9 @@ def explained(fn: TorchFn) -> list[str]:
         lines.append(f"constants: {', '.join(given)}")
     if fn.options.compile:
         lines += _compilations(fn)
+    if fn.options.command_buffer:
+        reason = fn.not_captured
+        lines.append("in a command buffer on CUDA" if reason is None else f"in no command buffer, because {reason}")
     paths, results = signature.operand_paths(), signature.outputs.paths()
     lines += grouped((path, _handed_over(fn, i, results)) for i, path in enumerate(paths))
     lines += grouped((path, _written(fn, i, paths)) for i, path in enumerate(results))

@@ -21,6 +21,7 @@ class Keywords(TypedDict, total=False):
     has_side_effect: bool
     name: str | None
     compile: bool
+    command_buffer: bool
 
 
 def parameters_of(keywords: type, *kinds: type[OptionGroup]) -> list[inspect.Parameter]:

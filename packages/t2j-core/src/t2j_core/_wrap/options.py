@@ -41,12 +41,13 @@ class Options:
     has_side_effect: bool = False
     name: str | None = None
     compile: bool = False
+    command_buffer: bool = False
 
     def __post_init__(self) -> None:
         """Check the options, and bring `mutable_argnums` and bools to one form."""
         check_choice("arguments", self.arguments, get_args(Arguments))
         check_choice("outputs", self.outputs, get_args(Results))
-        for name in ("rng", "has_side_effect", "compile"):
+        for name in ("rng", "has_side_effect", "compile", "command_buffer"):
             object.__setattr__(self, name, checked_bool(name, getattr(self, name)))
         _check_name(self.name)
         object.__setattr__(self, "mutable_argnums", argument_numbers("mutable_argnums", self.mutable_argnums))

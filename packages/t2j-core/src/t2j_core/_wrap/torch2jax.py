@@ -45,6 +45,8 @@ def torch2jax(
       name: a name that is the same in every process, needed for `jax.export` and serialised programs.
       compile: compile the function by torch's compiler for the shapes of each signature. It is traced first: its Python
         runs then, and not at calls. What cannot be traced or compiled runs as it is, with a warning.
+      command_buffer: experimental. On CUDA, lets XLA capture calls of compiled programs in a CUDA graph, together with
+        its own kernels. The graph is launched again without `fn`'s Python. No effect elsewhere.
 
     Returns:
       The wrapped function. Arrays, tracers and tensors among its arguments are data; all other leaves are constants

@@ -1,0 +1,160 @@
+"""`CapturedTarget`: what a call site runs whose calls XLA may capture as a part of a CUDA graph.
+
+XLA puts calls with `command_buffer=True` between kernels of its own into a "command buffer", which is a CUDA graph. It
+captures the graph when the memory of a program is new to it: Python and torch run then, and enqueue work. All other
+executions launch the graph again. It uses the addresses of the capture, so all memory of the graph has to stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as torch_tree
+from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from .. import _compat
+from .._base.dtypes import ROWS
+from .._base.errors import CommandBufferError, describe
+from .._base.garbage import collect
+from .call_site import BufferSpec
+from .comparing import bytes_of
+from .lending import Handover, Lending
+from .streams import enter_unordered, leave, order_in, restore
+from .writes import operand_written
+
+
+class CapturedTarget:
+    """A target of one call site. XLA may run a function at several sites at the same time, so each has own memory."""
+
+    def __init__(
+        self, run: Callable[..., Any], lending: Lending, operands: Sequence[BufferSpec], buffers: Sequence[BufferSpec]
+    ) -> None:
+        self._run = run
+        self._lending = lending
+        self._operands = operands
+        self._buffers = buffers  # for results, if it takes them
+        self._pools: dict[int, _compat.Pool] = {}
+        self._outside: dict[int, torch.UntypedStorage] = {}
+
+    def warm_up(self, device: torch.device) -> tuple[int, ...]:
+        """Run once on zeros, outside of any capture; returns the operands that it writes into, which get copied.
+
+        A capture has no values to check, so this is checked here.
+        """
+        arguments = [_zeros(spec, device) for spec in (*self._operands, *self._buffers)]
+        with Memory(arguments) as memory:
+            try:
+                self._run(*arguments)
+            except Exception as error:
+                raise self._error(f"fails on zeros, on which it runs once before: {_first_line(error)}") from error
+        written = self._written(arguments)
+        del arguments
+        if memory.is_kept():
+            raise self._error("keeps a tensor of the call. Each execution would change it")
+        for i in written:
+            operand_written(self._lending, i, is_private=True, has_lent=False)
+        return written
+
+    def _written(self, arguments: Sequence[torch.Tensor]) -> tuple[int, ...]:
+        pairs = enumerate(zip(arguments, self._operands, strict=False))
+        return tuple(
+            i for i, (t, spec) in pairs if spec.handover == Handover.BORROW and (t._version or bytes_of(t).any())
+        )
+
+    def enter(self, pointer: int, device: int) -> contextlib.ExitStack:
+        """As `streams.enter`. In a capture nothing is ordered by events, and torch allocates in the site's own pool."""
+        entered = enter_unordered(pointer, device)
+        with contextlib.ExitStack() as stack:
+            stack.callback(restore, entered)
+            if _compat.is_capturing():
+                stack.enter_context(self._pool(device).in_use())
+            else:
+                order_in(entered)
+                stack.pop_all()
+                stack.callback(leave, entered)
+            return stack.pop_all()
+
+    def _pool(self, device: int) -> _compat.Pool:
+        if device not in self._pools:
+            self._pools[device] = _compat.Pool(device)
+        return self._pools[device]
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        if not _compat.is_capturing():
+            return self._run(*tensors)
+        with Memory(tensors) as memory:
+            try:
+                results = self._run(*tensors)
+            except Exception as error:
+                if "captur" not in str(error):
+                    raise
+                raise self._error(f"cannot be captured: {_first_line(error)}") from error
+        self._outside.update(memory.outside)
+        return results
+
+    def _error(self, what: str) -> CommandBufferError:
+        return CommandBufferError(
+            describe(
+                f"{self._lending.name} {what}.",
+                expected="a function that only enqueues work on the GPU, with `command_buffer=True`: no `.item()`, "
+                "`.cpu()` or `print` of values, no shapes that depend on values, nothing kept",
+                remedy="Leave that out, or wrap the function without `command_buffer=True`.",
+            )
+        )
+
+
+_DTYPES = {(row.code, row.bits): row.torch for row in ROWS}
+
+
+def _zeros(spec: BufferSpec, device: torch.device) -> torch.Tensor:
+    return torch.zeros(spec.shape, dtype=_DTYPES[spec.code, spec.bits], device=device)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().partition("\n")[0][:200]
+
+
+class Memory(_compat.DispatchMode):
+    """Notes which memory operations make, and which they use that was there before, other than that of `arguments`."""
+
+    def __init__(self, arguments: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()
+        self.outside: dict[int, torch.UntypedStorage] = {}
+        """The memory of other tensors, such as those in a closure, by the address of the object."""
+        self._made: dict[int, StorageWeakRef] = {}
+        self.note_made(arguments)
+
+    def note_made(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Take the memory of tensors for new."""
+        for storage in map(_compat.storage_of, tensors):
+            self._made[storage._cdata] = StorageWeakRef(storage)
+
+    def is_kept(self) -> bool:
+        """Whether something still refers to the new memory, also after garbage was collected."""
+        self.outside.clear()  # may refer to new memory, as an array of NumPy over it does
+        made = self._made.values()
+        if not all(memory.expired() for memory in made):
+            collect()
+        return not all(memory.expired() for memory in made)
+
+    def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, and note its memory."""
+        for storage in _storages((args, kwargs)):
+            if storage._cdata not in self._made:
+                self.outside[storage._cdata] = storage
+        results = self.operate(func, args, kwargs)
+        self.note_made(t for t in _dense(results) if _compat.storage_of(t)._cdata not in self.outside)
+        return results
+
+
+def _dense(tree: object) -> list[torch.Tensor]:
+    leaves = torch_tree.tree_leaves(tree)
+    return [t for t in leaves if isinstance(t, torch.Tensor) and t.layout == torch.strided]
+
+
+def _storages(tree: object) -> list[torch.UntypedStorage]:
+    return list(map(_compat.storage_of, _dense(tree)))
