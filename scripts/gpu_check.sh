@@ -13,7 +13,8 @@
 # question, the riskiest first; see scripts/first_contact), tests.jsonl (one line per test), opdb.json (the operator
 # database), gpu.json (the benchmarks) and log.txt (the output of the parts). Fails if a part fails.
 #
-# T2J_GPU_PARTS="install tests" runs only these parts of: install first info tests values kernels sanitizer opdb bench.
+# T2J_GPU_PARTS="install tests" runs only these parts of: install first info tests graphs values kernels sanitizer
+# opdb bench.
 # Without "install", T2J_GPU_SITE names the folder of an earlier installation. PYTEST_ADDOPTS="-k attention" chooses tests,
 # T2J_FIRST_SECONDS (110) and T2J_OPDB_SECONDS (110) limit the questions and the operator database. T2J_GPU_FIRST,
 # T2J_GPU_OPDB and T2J_GPU_BENCH are options for these two and the benchmarks.
@@ -25,7 +26,7 @@ cd "$(dirname "$0")/.." || exit
 results=$(realpath -m "${1:-build/gpu}")
 work=$(mktemp -d)
 site=$(realpath -m "${T2J_GPU_SITE:-$work/site}")
-parts=${T2J_GPU_PARTS:-install first info tests values kernels sanitizer opdb bench}
+parts=${T2J_GPU_PARTS:-install first info tests graphs values kernels sanitizer opdb bench}
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$results"
 rm -f "$results"/{parts.jsonl,first_contact.jsonl,tests.jsonl,log.txt}
@@ -88,6 +89,7 @@ lines=60 part info 40 bash -c info || failed=1
 # Tests measure no times, so they run at the same time; the benchmarks run alone.
 jobs=()
 part tests 140 bash -c 'tests tests/gpu/test_calls.py tests/gpu/test_gpu.py tests/gpu/test_memory.py' & jobs+=($!)
+part graphs 140 bash -c 'tests tests/gpu/test_command_buffers.py' & jobs+=($!) # a failed capture may harm other tests
 part values 160 bash -c 'values tests/gpu/test_values.py' & jobs+=($!)
 part kernels 140 bash -c 'tests tests/gpu/test_kernels.py' & jobs+=($!)
 part sanitizer 140 bash -c 'tests tests/gpu/test_sanitizer.py' & jobs+=($!)
