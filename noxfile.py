@@ -61,6 +61,11 @@ CELLS = [
     nox.param("3.13", "0.12.0.1", "2.15.0", id="jax0.12.0.1", tags=["full", "edges"]),
 ]
 PYTHONS = ["3.11", "3.12", "3.13"]
+CUDA_AOT = [  # the oldest that is the newest of its Python, and the newest two
+    nox.param("3.11", "0.10.2", "2.13.0", id="jax0.10.2"),
+    nox.param("3.12", "0.11.2", "2.11.0", id="jax0.11.2"),
+    nox.param("3.13", "0.12.0.1", "2.15.0", id="jax0.12.0.1"),
+]
 
 
 def install(session: nox.Session, *packages: str) -> None:
@@ -269,6 +274,20 @@ def install_torch(session: nox.Session, torch: str, *packages: str) -> None:
     overrides.write_text(str(session.run("python", "scripts/cuda_stubs.py", "--overrides", silent=True)))
     session.install("--override", str(overrides), torch, *packages)
     session.run("python", "scripts/cuda_stubs.py")
+
+
+@nox.session(venv_backend="uv")
+@nox.parametrize("python,jax,torch", CUDA_AOT)
+def cuda_aot(session: nox.Session, jax: str, torch: str) -> None:
+    """Compile programs for an H100 with JAX's CUDA plugin, and test what XLA makes of them; needs no GPU.
+
+    Each of the three cells downloads 135 MB of plugin besides jax and torch, and tests for two to three minutes.
+    """
+    install_torch(session, f"torch=={torch}", f"jax=={jax}", *PACKAGES, "pytest>=8", "flatbuffers")
+    session.install("--no-deps", f"jax-cuda13-plugin=={jax}", f"jax-cuda13-pjrt=={jax}")
+    env = {name: QUIET[name] for name in QUIET if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}  # they are what is tested
+    env["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # the plugin looks for CUDA's libraries, which only a GPU needs
+    session.run("pytest", "tests/cuda_aot", *session.posargs, env=env)
 
 
 @nox.session

@@ -4,6 +4,7 @@
 // that fail set a Python error.
 #pragma once
 #include "borrow.h"
+#include "placement.h"
 #include "site.h"
 
 namespace t2j {
@@ -11,7 +12,7 @@ namespace t2j {
 class Lender {
  public:
   Lender(const Site& site, const ffi::CallFrame* frame, dl::Device device)
-      : site_(site), frame_(frame), device_(device) {}
+      : site_(site), frame_(frame), device_(device), placement_(site, *frame) {}
 
   // Makes room for `capacity` tensors over operands. False with a Python error set.
   bool open(size_t capacity) {
@@ -19,6 +20,8 @@ class Lender {
     if (!operands_) PyErr_NoMemory();
     return operands_ != nullptr;
   }
+
+  Handover handover(size_t i) const { return placement_.handover(i); }  // of an operand, in this call
 
   // A new tensor over an operand or a result. Null with a Python error set. The first tensors must be those of the
   // operands, in order, and then those of the results: `is_lent` and `storage` count on it.
@@ -49,6 +52,7 @@ class Lender {
   const Site& site_;
   const ffi::CallFrame* frame_;
   dl::Device device_;
+  Placement placement_;
   OwnBorrows operands_, results_;
 };
 

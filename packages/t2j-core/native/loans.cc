@@ -25,7 +25,7 @@ bool Loans::lend() {
 Ref Loans::lend_operand(size_t i) {
   Ref tensor = lender_.operand(i);
   if (!tensor) return tensor;
-  Handover handover = site_.operands[i].handover;
+  Handover handover = lender_.handover(i);
   if (handover == Handover::kClone) return hooks.clone(tensor);
   if (handover == Handover::kMutable || !written_.is_checked()) return tensor;
   Ref storage;

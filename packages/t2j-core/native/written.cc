@@ -49,7 +49,7 @@ Ref Written::guard(size_t operand, Ref original, Ref* storage) {
 bool Written::check(PyObject* const* tensors) {
   Ref to_compare;  // a list for the hook `compare_later`, if a GPU compares later
   for (size_t i = 0; i < site_.operands.size(); ++i) {
-    if (site_.operands[i].handover != Handover::kBorrow) continue;
+    if (lender_.handover(i) != Handover::kBorrow) continue;
     bool changed = false;
     if (!has_changed(i, tensors[i], &to_compare, &changed)) return false;
     if (changed && !report(i, is_private(i), site_.has_lent())) return false;
