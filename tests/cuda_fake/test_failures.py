@@ -48,6 +48,49 @@ def test_a_copy_of_an_argument_for_a_check_does_without_memory():
         executable(lambda t: (t[:6].view(2, 3),), [large], [X])([large])
 
 
+def needs_memory(t):
+    return (torch.exp(t)[:6].view(2, 3),)
+
+
+def test_copies_of_arguments_for_a_check_leave_the_function_its_memory():
+    """A function that fits beside its arguments, but not beside copies of them, failed in each of its first calls."""
+    large = ones(UNIT // 4)
+    call = executable(needs_memory, [large], [X])
+    with runtime.little_memory(UNIT + UNIT // 2):
+        for _ in range(4):
+            call([large])
+    runtime.compares_as(False)  # the digests of the eighth call, which the ninth reads
+    for _ in range(4):
+        call([large])
+    with pytest.raises(XlaError, match="HAS BEEN CHANGED"):
+        call([large])
+
+
+def test_a_check_without_memory_for_digests_is_left_out():
+    large = ones(UNIT // 4)
+    call = executable(lambda t: (t[:6].view(2, 3),), [large], [X])
+    with runtime.little_memory(UNIT // 8):
+        for _ in range(5):
+            call([large])
+
+
+@pytest.mark.parametrize("options", [{"has_side_effect": True}, {"mutable_argnums": 1}], ids=lambda o: next(iter(o)))
+def test_a_function_with_effects_is_not_run_twice(options):
+    runs = []
+
+    def counts(t, u):
+        runs.append(1)
+        return needs_memory(t)[0], u
+
+    large, small = ones(UNIT // 4), ones(4)
+    out = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 3), (4,))]
+    f = torch2jax(counts, output_shapes=tuple(out), **options)
+    (call,) = Program(f, jnp.asarray(large), jnp.asarray(small)).executables
+    with runtime.little_memory(UNIT + UNIT // 2), pytest.raises(XlaError, match="OutOfMemoryError"):
+        call([large, small])
+    assert len(runs) == 1
+
+
 def saves(t):
     for _ in range(4):  # a graph keeps the result of each `exp`; without a graph two exist at a time
         t = torch.exp(t)
