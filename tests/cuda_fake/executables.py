@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 import torch
+from t2j_core import torch2jax
 from t2j_core._lowering.native import _native
-from t2j_core._run.call_options import CallOptions
 from t2j_core._run.torch_fn import TorchFn
-from t2j_core._signature.signature import Leaf, flat_signature
 
 from . import xla_ffi as ffi
 
@@ -234,8 +234,7 @@ def executable(
     arguments: str = "auto",
 ) -> Executable:
     """A call of a function of one tensor per operand, with operands and results like those given."""
-    options = CallOptions(
-        outputs=outputs, arguments=arguments, has_side_effect=False, name=None, rng=False, compile=False
-    )
-    leaves = [[Leaf(a.shape, a.dtype, torch.from_numpy(a).dtype) for a in arrays] for arrays in (operands, results)]
-    return Executable(TorchFn(run, flat_signature("run", *leaves), options, takes_operands=True))
+    given, returned = (tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays) for arrays in (operands, results))
+    traced = jax.make_jaxpr(torch2jax(run, output_shapes=returned, outputs=outputs, arguments=arguments))(*given)
+    (equation,) = traced.eqns
+    return Executable(equation.params["fn"])

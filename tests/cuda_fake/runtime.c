@@ -6,6 +6,8 @@
    any value, and nothing is ever pending. A copy of fewer than four bytes to the host carries flags that a kernel
    should have computed, so the test chooses their value (`fake_flags`).
 
+   A test plans failures and captures while no other thread calls the runtime.
+
    Functions that are not here come from `scripts/cuda_stubs.py`, and report that there is no device. `runtime.py` calls
    the functions `fake_*`. */
 #define _GNU_SOURCE
@@ -106,9 +108,9 @@ int fake_fail_no_more(void) {
   return count;
 }
 
-/* --- capture: the rules of `cudaStreamBeginCapture` and `cudaThreadExchangeStreamCaptureMode` ------------------------
+/* --- capture: the rules of `cudaStreamBeginCapture` and `cudaThreadExchangeStreamCaptureMode` -------------------- */
 
-   Streams of XLA and torch are not blocking: work on the default stream does not wait for them, and is not refused. */
+/* Streams of XLA and torch are not blocking: work on the default stream does not wait for them, and is not refused. */
 
 typedef struct {
   Handle id; /* 0: free */
@@ -219,7 +221,7 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode* mode
   return cudaSuccess;
 }
 
-/* --- errors and devices -------------------------------------------------------------------------------------------- */
+/* --- errors and devices ------------------------------------------------------------------------------------------ */
 
 cudaError_t cudaGetLastError(void) {
   cudaError_t error = last_error;
@@ -275,7 +277,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, enum cudaDeviceAttr attribute, in
   return cudaSuccess;
 }
 
-/* --- memory: that of the host ----------------------------------------------------------------------------------------- */
+/* --- memory: that of the host ------------------------------------------------------------------------------------ */
 
 typedef struct {
   size_t size, device;
@@ -360,7 +362,7 @@ cudaError_t cudaMemsetAsync(void* data, int value, size_t size, cudaStream_t str
   return error;
 }
 
-/* --- streams and events -------------------------------------------------------------------------------------------- */
+/* --- streams and events ------------------------------------------------------------------------------------------ */
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* out, unsigned kind, int priority) {
   *out = aligned(1);
@@ -398,7 +400,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 cudaError_t cudaEventQuery(cudaEvent_t event) { return NOTE(waiting_for_event(event), .event = (Handle)event); }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) { return NOTE(waiting_for_event(event), .event = (Handle)event); }
 
-/* --- kernels, which do nothing --------------------------------------------------------------------------------------- */
+/* --- kernels, which do nothing ----------------------------------------------------------------------------------- */
 
 cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared,
                              cudaStream_t stream) {

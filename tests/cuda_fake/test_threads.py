@@ -191,14 +191,14 @@ import torch
 from cuda_fake.test_threads import X, in_raw_threads
 from cuda_fake.executables import executable
 call = executable(lambda t: (t.clone(),), [X], [X])
-torch.cuda.init()
+assert not torch.cuda.is_initialized()
 for _ in range(4):
     in_raw_threads(call, 8)
 print("done")
 """
 
 
-def test_python_ends_after_threads_of_xla_have_ended():
+def test_the_first_calls_of_a_process_on_several_threads_and_its_end():
     folder = str(Path(__file__).parents[1])
     ended = subprocess.run([sys.executable, "-c", _ENDS], cwd=folder, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
