@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 from t2j_autodiff._residuals.store import kept_graphs
 from t2j_core._run.torch_fn import TorchFn
@@ -83,7 +84,9 @@ def _write_number(fn: TorchFn, results: Sequence[np.ndarray]) -> None:
 
 
 def _inner(equation: Any) -> Any:
-    return next((equation.params[name] for name in ("jaxpr", "call_jaxpr") if name in equation.params), None)
+    """The closed program inside of an equation, such as a call of a jitted function or a checkpoint."""
+    inner = next((equation.params[name] for name in ("jaxpr", "call_jaxpr") if name in equation.params), None)
+    return inner if inner is None or hasattr(inner, "consts") else ClosedJaxpr(inner, ())
 
 
 def _calls(jaxpr: Any) -> Iterator[Any]:

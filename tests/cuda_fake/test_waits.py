@@ -48,6 +48,10 @@ PROGRAMS = {
     "gradient": lambda f: jax.value_and_grad(f),
     "batch of gradients": lambda f: jax.vmap(jax.grad(f)),
     "forward mode": lambda f: lambda x: jax.jvp(f, (x,), (x,)),
+    "batch of cotangents": lambda f: lambda x: jax.vmap(jax.vjp(f, x)[1])(jnp.ones(3)),
+    "forward over reverse": lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (x,))[1],
+    "reverse over reverse": lambda f: jax.grad(lambda x: jax.grad(f)(x).sum()),
+    "checkpoint": lambda f: jax.grad(jax.checkpoint(f)),
     "layers": lambda f: jax.grad(lambda x: f(x) * f(x)),
 }
 
