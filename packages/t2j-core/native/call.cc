@@ -57,6 +57,12 @@ class Call {
   // False with a Python error set.
   bool run() { return loans_.lend() && invoke() && read_results() && copy_results() && loans_.check_operands(); }
 
+  // Whether it has failed, with a Python error set, because copies of operands take the memory of a GPU that it needs.
+  bool lacks_room() const {
+    auto* out_of_memory = reinterpret_cast<PyObject*>(hooks.out_of_memory_error.type);
+    return device_.type != dl::kCPU && loans_.has_copies() && PyErr_ExceptionMatches(out_of_memory);
+  }
+
   // Drops all tensors. False if one of them outlives the call and may not, with a Python error set.
   bool finish(bool has_failed) {
     bool is_first = !site_.called.load(std::memory_order_relaxed);
@@ -194,16 +200,31 @@ class Call {
   std::vector<Result> results_;
 };
 
-}  // namespace
-
-ffi::Error* run_call(Site& site, ffi::CallFrame* frame, dl::Device device) {
+// Runs a call. Where it lacks the room for copies of operands, it returns no error, and `*lacks_room` is true.
+ffi::Error* run_once(Site& site, ffi::CallFrame* frame, dl::Device device, bool* lacks_room) {
   Call call(site, frame, device);
   bool ok = call.run();
+  *lacks_room = !ok && site.may_repeat && call.lacks_room();
+  if (*lacks_room) {
+    PyErr_Clear();  // the frames of its traceback hold what the function has allocated
+    call.finish(true);
+    return nullptr;
+  }
   // Before `finish`: the frames of a traceback refer to arguments, and `take_python_error` clears them.
   ffi::Error* error = ok ? nullptr : take_python_error(frame->api, site.signature.get());
   bool has_settled = call.finish(!ok);
   if (ok && !has_settled) error = take_python_error(frame->api, site.signature.get());
   return error;
+}
+
+}  // namespace
+
+ffi::Error* run_call(Site& site, ffi::CallFrame* frame, dl::Device device) {
+  bool lacks_room = false;
+  ffi::Error* error = run_once(site, frame, device, &lacks_room);
+  if (!lacks_room) return error;
+  site.has_room = false;  // from now on digests tell which operands were written
+  return run_once(site, frame, device, &lacks_room);
 }
 
 }  // namespace t2j

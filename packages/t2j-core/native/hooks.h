@@ -19,6 +19,7 @@
   X(hook::Attribute, version, "the attribute `Tensor._version`")                                                 \
   X(hook::Type, tensor_type, "the class `torch.Tensor`")                                                         \
   X(hook::Type, parameter_type, "the class `torch.nn.Parameter`")                                                \
+  X(hook::Type, out_of_memory_error, "the class `torch.OutOfMemoryError`")                                       \
   X(hook::Callable<1>, from_dlpack, "(capsule) -> Tensor")                                                       \
   X(hook::Callable<1>, to_dlpack, "(Tensor) -> capsule")                                                         \
   X(hook::Callable<1>, is_conj, "(Tensor) -> bool")                                                              \

@@ -53,6 +53,9 @@ class Loans {
   // A new tensor over the memory of a result. Null with a Python error set.
   Ref lend_result(size_t i) { return lender_.result(i); }
 
+  // Whether private copies of operands take memory.
+  bool has_copies() const { return written_.has_copies(); }
+
   // Reports operands that the function has written. False with a Python error set.
   bool check_operands() { return written_.check(tensors_.data()); }
 

@@ -59,7 +59,7 @@ bool read_operands(PyObject* list, std::vector<Operand>* out) {
 }
 
 bool read_site(PyObject* call_site, Site* out) {
-  Record record(call_site, "CallSite", 10);
+  Record record(call_site, "CallSite", 11);
   out->target = Ref::borrow(record.object("target"));
   out->signature = Ref::borrow(record.object("signature"));
   out->lending = Ref::borrow(record.object("lending"));
@@ -70,6 +70,7 @@ bool read_site(PyObject* call_site, Site* out) {
   out->may_keep_results = record.flag("may_keep_results");
   out->checks_always = record.flag("checks_always");
   out->takes_turns = record.flag("takes_turns");
+  out->may_repeat = record.flag("may_repeat");
   return record.ok() && read_operands(operands, &out->operands) && read_operands(results, &out->results);
 }
 

@@ -32,7 +32,7 @@ void Written::begin() {
 Ref Written::guard(size_t operand, Ref original, Ref* storage) {
   Checked& checked = checked_[operand];
   int64_t bytes = site_.operands[operand].bytes;
-  bool has_room = reserve(bytes);
+  bool has_room = site_.has_room && reserve(bytes);
   if (has_room) reserved_ += bytes;
   Ref copy = has_room ? hooks.private_copy(original) : Ref::borrow(Py_None);
   if (copy.get() == Py_None) {

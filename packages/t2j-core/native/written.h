@@ -27,6 +27,8 @@ class Written {
   // in `storage`; or the operand itself, of which a digest is kept. Null with a Python error set.
   Ref guard(size_t operand, Ref original, Ref* storage);
 
+  bool has_copies() const { return reserved_ > 0; }
+
   // Whether the function got a private copy.
   bool is_private(size_t operand) const { return is_checked_ && checked_[operand].original; }
 

@@ -140,7 +140,7 @@ def test_a_field_of_a_call_site_that_is_wrong_is_named(name, monkeypatch):
 
 @pytest.mark.parametrize("wrong", [lambda site: site[:-1], lambda site: (*site, 1), lambda site: None])
 def test_a_description_of_another_length_is_refused(wrong, monkeypatch):
-    with pytest.raises(TypeError, match="Expected a `CallSite` with 10 fields, got"):
+    with pytest.raises(TypeError, match="Expected a `CallSite` with 11 fields, got"):
         call(wrong, monkeypatch)
 
 

@@ -33,7 +33,13 @@ class Program:
     def __init__(self, function, n, *, in_place, outputs="copy", is_mutable=False):
         leaf = Leaf((n,), np.dtype("float32"), torch.float32)
         options = CallOptions(
-            outputs=outputs, arguments="auto", has_side_effect=False, name=None, rng=False, compile=False
+            outputs=outputs,
+            arguments="auto",
+            has_side_effect=False,
+            name=None,
+            rng=False,
+            compile=False,
+            command_buffer=False,
         )
         mutable = {"handovers": (Handover.MUTABLE,), "aliases": {0: 0}} if is_mutable else {}
         signature = flat_signature("f", (leaf,), (leaf,))

@@ -35,6 +35,8 @@ class Hooks:
     """Results of this class, and no subclass, are read without a hook."""
     parameter_type: type[torch.nn.Parameter]
     """As `tensor_type`."""
+    out_of_memory_error: type[torch.OutOfMemoryError]
+    """A checked call on a GPU that fails with it runs again without private copies."""
     from_dlpack: Callable[[Any], torch.Tensor]
     """Makes a lent tensor from a capsule. Called only without `exchange`, for each tensor that is lent."""
     to_dlpack: Callable[[torch.Tensor], Any]
@@ -91,7 +93,10 @@ class Hooks:
     private_copy: Callable[[torch.Tensor], torch.Tensor | None]
     """Copies a lent operand in a checked call, before the function runs. None without memory: `digest` is called."""
     digest: Callable[[torch.Tensor], torch.Tensor]
-    """Numbers that differ if a lent operand was written. Called before and after the function, in place of a copy."""
+    """Numbers that differ if a lent operand was written. Called before and after the function, in place of a copy.
+
+    No numbers where there is no memory for them.
+    """
     has_same_bits: Callable[[torch.Tensor, Memory], bool]
     """Compares a lent operand with the memory of its private copy, or two digests, after the function. May wait."""
     compare_later: Callable[[list[tuple[int, bool, torch.Tensor, Memory]]], Comparison]

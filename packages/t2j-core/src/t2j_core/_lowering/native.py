@@ -102,6 +102,7 @@ HOOKS = Hooks(
     version=torch._C.TensorBase.__dict__["_version"],
     tensor_type=torch.Tensor,
     parameter_type=torch.nn.Parameter,
+    out_of_memory_error=torch.OutOfMemoryError,
     from_dlpack=torch._C._from_dlpack,
     to_dlpack=torch._C._to_dlpack,
     is_conj=torch._C.TensorBase.is_conj,

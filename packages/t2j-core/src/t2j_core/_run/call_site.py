@@ -46,3 +46,5 @@ class CallSite(NamedTuple):
     """Whether each call, not only some, is checked for operands that it writes or keeps."""
     takes_turns: bool
     """Whether it runs beside no other such call on a CPU, see `native/turn.h`."""
+    may_repeat: bool
+    """Whether a call that ran out of memory, because operands were copied, may run again without copies."""

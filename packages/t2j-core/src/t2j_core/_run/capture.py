@@ -62,7 +62,7 @@ class CapturedTarget:
     def _written(self, arguments: Sequence[torch.Tensor]) -> tuple[int, ...]:
         pairs = enumerate(zip(arguments, self._operands, strict=False))
         lent = [(i, t) for i, (t, spec) in pairs if spec.handover == Handover.BORROW]
-        return tuple(i for i, t in lent if t._version or not has_same_bits(t, torch.zeros_like(t)))
+        return tuple(i for i, t in lent if t._version or not has_same_bits(t, torch.zeros_like(t).untyped_storage()))
 
     def enter(self, pointer: int, device: int) -> contextlib.ExitStack:
         """As `streams.enter`. In a capture nothing is ordered by events, and torch allocates in the site's own pool."""

@@ -24,6 +24,8 @@ Memory = torch.Tensor | torch.UntypedStorage
 
 def has_same_bits(first: Memory, second: Memory) -> bool:
     """Whether an operand and its copy, or two digests, have the same bytes. On a GPU this waits."""
+    if _is_unknown(first, second):
+        return True
     one, other = bytes_of(first), bytes_of(second)
     return bool(_are_same(one, other)) if one.is_cuda else torch.equal(one, other)
 
@@ -41,12 +43,19 @@ def compare_later(pairs: Sequence[tuple[int, bool, Memory, Memory]]) -> Comparis
 
     Each is (operand, whether the call got a private copy of it, and the two pieces of memory).
     """
-    found = [_are_same(bytes_of(first), bytes_of(second)) for *_, first, second in pairs]
+    known = [pair for pair in pairs if not _is_unknown(*pair[2:])]
+    found = [_are_same(bytes_of(first), bytes_of(second)) for *_, first, second in known]
     are_same = torch.empty(len(found), dtype=torch.bool, pin_memory=True)
-    are_same.copy_(torch.stack(found), non_blocking=True)
+    if found:
+        are_same.copy_(torch.stack(found), non_blocking=True)
     done = torch.cuda.Event()
     done.record()
-    return Comparison([(operand, is_private) for operand, is_private, *_ in pairs], are_same, done)
+    return Comparison([(operand, is_private) for operand, is_private, *_ in known], are_same, done)
+
+
+def _is_unknown(first: Memory, second: Memory) -> bool:
+    """Whether these are two digests, and there was no memory for one of them."""
+    return isinstance(second, torch.Tensor) and not (len(first) and len(second))
 
 
 _BLOCK = 1 << 24
@@ -78,8 +87,17 @@ _WORDS = 1 << 21
 
 
 def digest(tensor: torch.Tensor) -> torch.Tensor:
-    """Numbers that differ if bytes of a tensor change or change places. For operands that are too large to copy."""
-    data = bytes_of(tensor)
+    """Numbers that differ if bytes of a tensor change or change places. For operands that are too large to copy.
+
+    There are none if a GPU has no memory to compute them.
+    """
+    try:
+        return _digest(bytes_of(tensor))
+    except torch.OutOfMemoryError:
+        return torch.empty(0, dtype=torch.int64, device=tensor.device)
+
+
+def _digest(data: torch.Tensor) -> torch.Tensor:
     end = len(data) // 8 * 8
     weights = torch.arange(1, 2 * _WORDS, 2, device=data.device)  # odd, so that no bit of a word is lost
     sums = [_weighted(words, weights[: len(words)]) for words in data[:end].view(torch.int64).split(_WORDS)]

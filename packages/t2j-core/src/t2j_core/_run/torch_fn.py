@@ -226,6 +226,7 @@ class TorchFn:
             may_keep_results=self.options.outputs == "auto" and pass_results and not is_compiled,
             checks_always=self.lending.arguments == "check",
             takes_turns=self.takes_turns,
+            may_repeat=not (self.options.has_side_effect or self.aliases),
         )
         return self._captured(site) if is_captured else site
 
