@@ -5,10 +5,13 @@ that torch's libraries need and that is missing, the script writes a stub next t
 symbols that torch asks for. Each symbol is a function that returns `cudaErrorNoDevice`, or a text if it returns the
 text of an error. Needs gcc and binutils. `--overrides` prints lines for `uv pip install --override` that exclude
 NVIDIA's wheels.
+
+`LIBRARY=FILE` takes the functions of a C file into a library, in place of stubs (`nox -s cuda_fake`).
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import re
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 CUDA_LIBRARY = re.compile(r"lib(cu|nv|nccl)")
@@ -27,7 +31,12 @@ NO_DEVICE = 100  # cudaErrorNoDevice, CUDA_ERROR_NO_DEVICE
 
 def main() -> None:
     """Write the stubs, or print the overrides."""
-    if "--overrides" in sys.argv:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--overrides", action="store_true", help="print overrides for uv, and do nothing else")
+    parser.add_argument("--include", type=Path, default=Path(), help="the folder of the headers of the C files")
+    parser.add_argument("sources", nargs="*", metavar="LIBRARY=FILE", help="C files whose functions are not stubs")
+    options = parser.parse_args()
+    if options.overrides:
         names = {m[0] for line in importlib.metadata.requires("torch") or () if (m := CUDA_PACKAGE.match(line))}
         sys.stdout.writelines(f"{name} ; sys_platform == 'never'\n" for name in sorted(names))
         return
@@ -35,18 +44,33 @@ def main() -> None:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("torch is not installed in this environment")
     folder = Path(spec.submodule_search_locations[0]) / "lib"
-    for name, count in write_stubs(folder).items():
-        sys.stdout.write(f"{name}: {count} symbols\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        objects = {}
+        for source in options.sources:
+            library, _, file = source.partition("=")
+            objects[library] = Path(temporary, f"{library}.o")
+            compile_c(Path(file), objects[library], options.include)
+        for name, count in write_stubs(folder, objects).items():
+            sys.stdout.write(f"{name}: {count} symbols\n")
 
 
-def write_stubs(folder: Path) -> dict[str, int]:
-    """Write a stub for each missing library, and return the number of symbols of each."""
+def compile_c(source: Path, target: Path, include: Path) -> None:
+    """Compile a C file for a library."""
+    warnings = ("-Wall", "-Werror", "-std=gnu17")
+    subprocess.run(["gcc", "-c", "-O1", "-fPIC", *warnings, f"-I{include}", "-o", target, source], check=True)
+
+
+def write_stubs(folder: Path, objects: Mapping[str, Path]) -> dict[str, int]:
+    """Write a stub for each missing library, and return the number of symbols of each.
+
+    The functions of `objects`, by library, take the place of stubs; their libraries are written in any case.
+    """
     libraries = sorted(folder.glob("*.so*"))
-    present = {path.name for path in (*libraries, *folder.parent.parent.glob("nvidia/**/*.so*"))}
+    present = {path.name for path in (*libraries, *folder.parent.parent.glob("nvidia/**/*.so*"))} - set(objects)
     missing = {name for path in libraries for name in needed(path) if CUDA_LIBRARY.match(name)} - present
     versions: dict[str, set[str]] = defaultdict(set)  # library: the version nodes that torch asks for
     wanted: dict[str, set[str]] = defaultdict(set)  # version node: its symbols; "" for symbols without a version
-    defined: set[str] = set()
+    defined: set[str] = {name for path in objects.values() for name in functions(path)}
     for path in libraries:
         for library, version in version_needs(path):
             versions[library].add(version)
@@ -57,16 +81,17 @@ def write_stubs(folder: Path) -> dict[str, int]:
     for number, name in enumerate(sorted(missing)):
         nodes = {version: wanted[version] for version in versions[name]}
         every = set().union(*nodes.values(), loose if number == 0 else ())  # unversioned symbols may be in any library
-        write_stub(folder / name, every, nodes)
+        write_stub(folder / name, every, nodes, objects.get(name))
         counts[name] = len(every)
     return counts
 
 
-def write_stub(path: Path, names: set[str], nodes: dict[str, set[str]]) -> None:
-    """Write one library whose functions report that there is no device."""
+def write_stub(path: Path, names: set[str], nodes: dict[str, set[str]], code: Path | None) -> None:
+    """Write one library whose functions report that there is no device, except those of `code`."""
     function = '.globl "{0}"\n.type "{0}",@function\n"{0}":\n {1}\n ret\n'
     number, text = f"mov ${NO_DEVICE},%eax", "lea stub_text(%rip),%rax"
-    body = "".join(function.format(name, text if TEXT_OF_ERROR.search(name) else number) for name in sorted(names))
+    stubs = sorted(names - functions(code)) if code else sorted(names)
+    body = "".join(function.format(name, text if TEXT_OF_ERROR.search(name) else number) for name in stubs)
     body += 'stub_text: .asciz "no CUDA device"\n'
     script = ""
     for node, inside in sorted(nodes.items()):
@@ -76,8 +101,14 @@ def write_stub(path: Path, names: set[str], nodes: dict[str, set[str]]) -> None:
         source, map_file = Path(temporary, "stub.s"), Path(temporary, "stub.map")
         source.write_text(f'.text\n{body}.section .note.GNU-stack,"",@progbits\n')
         map_file.write_text(script)
-        command = ["gcc", "-shared", "-nostdlib", f"-Wl,-soname,{path.name}", "-o", str(path), str(source)]
+        parts = [str(source), str(code)] if code else ["-nostdlib", str(source)]
+        command = ["gcc", "-shared", f"-Wl,-soname,{path.name}", "-o", str(path), *parts]
         subprocess.run([*command, *([f"-Wl,--version-script={map_file}"] if nodes else [])], check=True)
+
+
+def functions(code: Path) -> set[str]:
+    """The functions that compiled code defines for others."""
+    return {line.split()[-1] for line in output("nm", "-g", "--defined-only", str(code)).splitlines()}
 
 
 def output(*command: str) -> str:

@@ -187,6 +187,19 @@ def test_a_second_recording_without_memory_keeps_no_graph():
     check(waiting(jnp.float32(1))[0])
 
 
+def test_the_run_without_a_graph_has_the_memory_of_the_recordings_that_failed():
+    class Watching(Short):
+        def __call__(self, x):
+            if not x.is_meta:
+                alive.append([y() is not None for y in self.allocated])
+            return super().__call__(x)
+
+    alive, short = [], Watching(2)
+    _, pull = jax.vjp(torch2jax(short), X)
+    assert alive == [[], [False], [False, False]]
+    check(pull(jnp.float32(1))[0])
+
+
 def test_graphs_of_other_devices_wait_on(monkeypatch):
     monkeypatch.setattr(kept_graphs, "limit", lambda device: 1 << 30)
     shelf = Shelf(kept_graphs)

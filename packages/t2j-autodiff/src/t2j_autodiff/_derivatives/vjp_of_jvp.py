@@ -28,18 +28,18 @@ class VjpOfJvp:
 
     def __call__(self, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
         """The cotangents of the operands `ins`, as from `vjp`."""
-        if not self.is_missing:
-            try:
-                return self._from_pullback(x, ins, cotangents)
-            except OUT_OF_MEMORY:
+        if self.is_missing:
+            return self._from_pushforward(x, ins, cotangents)
+        try:
+            return self._from_pullback(x, ins, cotangents)
+        except OUT_OF_MEMORY:
+            raise
+        except Exception:
+            if _compat.in_transform():  # the batch may be at fault; its examples then run one after another
                 raise
-            except Exception:
-                if _compat.in_transform():  # the batch may be at fault; its examples then run one after another
-                    raise
-                result = self._from_pushforward(x, ins, cotangents)
-            self.is_missing = True
-            return result
-        return self._from_pushforward(x, ins, cotangents)
+        result = self._from_pushforward(x, ins, cotangents)  # outside of `except`, whose traceback holds tensors
+        self.is_missing = True
+        return result
 
     def _from_pushforward(self, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor]) -> Tensors:
         return vjp(self.pushforward, x, ins, cotangents, linear=range(self.n, len(x)))

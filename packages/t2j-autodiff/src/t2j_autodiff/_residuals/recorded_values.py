@@ -54,19 +54,20 @@ class RecordedIfItAsks:
         return self.recorded(*x) if asks else self.unrecorded(*x)
 
     def _watched(self, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        queries = RequiresGradQueries()
+        queries, reason = RequiresGradQueries(), None
         try:
             with _compat.as_written(), queries:
                 y = self.recorded(*x)
         except OUT_OF_MEMORY:
-            return self.unrecorded(*x)
+            pass  # run it outside of `except`: the traceback holds what the function has allocated
         except Exception as error:
             reason = first_line(error)
         else:
             return self._noted(x, y, queries)
         y = self.unrecorded(*x)  # if the function itself is at fault, it raises again, and nothing is noted
-        logger.info("%s cannot be recorded (%s)", self.decisions.name, reason)
-        self.decisions.asks_for_gradients = False
+        if reason is not None:
+            logger.info("%s cannot be recorded (%s)", self.decisions.name, reason)
+            self.decisions.asks_for_gradients = False
         return y
 
     def _noted(
