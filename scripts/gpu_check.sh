@@ -8,26 +8,28 @@
 # dependencies (setuptools-scm, vcs-versioning, trove-classifiers, pathspec, pluggy, packaging), as far as they are
 # missing, and of expecttest for the operator database.
 #
-# Every part has a time limit, and all end within T2J_GPU_SECONDS (500). A part that fails does not stop the others.
-# Writes into `results` (build/gpu): parts.json (exit code and time of each part), tests.jsonl (one line per test),
-# opdb.json (the operator database), gpu.json (the benchmarks) and log.txt (the output of the parts). Fails if a part
-# fails.
+# Every part has a time limit, and all end within T2J_GPU_SECONDS (400). A part that fails does not stop the others.
+# Writes into `results` (build/gpu): parts.json (exit code and time of each part), first_contact.jsonl (one line per
+# question, the riskiest first; see scripts/first_contact), tests.jsonl (one line per test), opdb.json (the operator
+# database), gpu.json (the benchmarks) and log.txt (the output of the parts). Fails if a part fails.
 #
-# T2J_GPU_PARTS="install tests" runs only these parts of: install info tests values kernels sanitizer opdb bench.
+# T2J_GPU_PARTS="install tests" runs only these parts of: install first info tests values kernels sanitizer opdb bench.
 # Without "install", T2J_GPU_SITE names the folder of an earlier installation. PYTEST_ADDOPTS="-k attention" chooses tests,
-# T2J_OPDB_SECONDS (150) limits the operator database. T2J_GPU_OPDB and T2J_GPU_BENCH are options for these two parts.
-# T2J_GPU_MARK="not gpu" T2J_BENCH_DEVICE=cpu T2J_GPU_BENCH=--quick T2J_GPU_OPDB="--device cpu --jobs 2" tries the
-# script without a GPU.
+# T2J_FIRST_SECONDS (110) and T2J_OPDB_SECONDS (110) limit the questions and the operator database. T2J_GPU_FIRST,
+# T2J_GPU_OPDB and T2J_GPU_BENCH are options for these two and the benchmarks.
+#
+# T2J_GPU_FIRST="--device cpu" T2J_GPU_MARK="not gpu" T2J_BENCH_DEVICE=cpu T2J_GPU_BENCH=--quick
+# T2J_GPU_OPDB="--device cpu --jobs 2" tries the script without a GPU; tests/process/test_gpu_check.py tries two parts.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 results=$(realpath -m "${1:-build/gpu}")
 work=$(mktemp -d)
 site=$(realpath -m "${T2J_GPU_SITE:-$work/site}")
-parts=${T2J_GPU_PARTS:-install info tests values kernels sanitizer opdb bench}
+parts=${T2J_GPU_PARTS:-install first info tests values kernels sanitizer opdb bench}
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$results"
-rm -f "$results"/{parts.jsonl,tests.jsonl,log.txt}
-end=$((SECONDS + ${T2J_GPU_SECONDS:-500}))
+rm -f "$results"/{parts.jsonl,first_contact.jsonl,tests.jsonl,log.txt}
+end=$((SECONDS + ${T2J_GPU_SECONDS:-400}))
 
 # part NAME SECONDS COMMAND...: runs the command for at most that long, and records the outcome. 124: out of time.
 part() {
@@ -76,23 +78,27 @@ export site PYTHONUNBUFFERED=1 PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PAT
 export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 T2J_TEST_LOG="$results/tests.jsonl"
 
 failed=0
-part install 150 bash -c install || exit
-lines=60 part info 60 bash -c info || failed=1
+part install 120 bash -c install || exit
+most=${T2J_FIRST_SECONDS:-110} # it then ends its processes
+first=(python3 scripts/first_contact --seconds "$most" --output "$results/first_contact.jsonl")
+# shellcheck disable=SC2086  # options
+lines=60 part first $((most + 20)) "${first[@]}" ${T2J_GPU_FIRST:-} || failed=1
+lines=60 part info 40 bash -c info || failed=1
 
 # Tests measure no times, so they run at the same time; the benchmarks run alone.
 jobs=()
-part tests 180 bash -c 'tests tests/gpu/test_calls.py tests/gpu/test_gpu.py tests/gpu/test_memory.py' & jobs+=($!)
-part values 220 bash -c 'values tests/gpu/test_values.py' & jobs+=($!)
-part kernels 180 bash -c 'tests tests/gpu/test_kernels.py' & jobs+=($!)
-part sanitizer 180 bash -c 'tests tests/gpu/test_sanitizer.py' & jobs+=($!)
-most=${T2J_OPDB_SECONDS:-150} left=$((end - SECONDS - 15)) # it writes its results at the end
+part tests 140 bash -c 'tests tests/gpu/test_calls.py tests/gpu/test_gpu.py tests/gpu/test_memory.py' & jobs+=($!)
+part values 160 bash -c 'values tests/gpu/test_values.py' & jobs+=($!)
+part kernels 140 bash -c 'tests tests/gpu/test_kernels.py' & jobs+=($!)
+part sanitizer 140 bash -c 'tests tests/gpu/test_sanitizer.py' & jobs+=($!)
+most=${T2J_OPDB_SECONDS:-110} left=$((end - SECONDS - 15)) # it writes its results at the end
 opdb=(python3 tests/contract/opdb.py --device cuda --jobs 10 --patience 40 --seconds $((left < most ? left : most)))
 # shellcheck disable=SC2086  # options
 lines=30 part opdb $((most + 15)) "${opdb[@]}" --output "$results/opdb.json" ${T2J_GPU_OPDB:-} & jobs+=($!)
 for job in "${jobs[@]}"; do wait "$job" || failed=1; done
 
 export T2J_BENCH_SECONDS=$((end - SECONDS - 40))
-lines=200 part bench 300 python3 benchmarks/gpu.py --output "$results/gpu.json" ${T2J_GPU_BENCH:-} || failed=1
+lines=200 part bench 200 python3 benchmarks/gpu.py --output "$results/gpu.json" ${T2J_GPU_BENCH:-} || failed=1
 python3 -c 'import json, sys; print(json.dumps([json.loads(line) for line in sys.stdin], indent=1))' \
   <"$results/parts.jsonl" >"$results/parts.json" && rm "$results/parts.jsonl"
 exit $failed
