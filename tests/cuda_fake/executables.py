@@ -145,6 +145,8 @@ class Executable:
     ) -> list[np.ndarray]:
         """Call the handler with memory of the operands and of new results."""
         results = [device_memory(np.zeros(leaf.shape, leaf.dtype)) for leaf in self.fn.signature.outputs.leaves]
+        for operand, result in self.fn.aliases.items():
+            results[result] = operands[operand]
         frame = self.frame(operands, results, stream=stream, device=device, run_id=run_id)
         frame.finish(_execute(frame.address))
         return results
@@ -167,9 +169,10 @@ class Executable:
         structure = ffi.CallFrame(ctypes.addressof(_api), context, stage, *buffers, attributes, None)
         return Frame(context, structure, memory)
 
-    def close(self) -> None:
-        """Delete its state, as XLA does with an executable that nobody needs any more."""
-        _deleters[0](self.state)
+    @property
+    def deleter(self) -> int:
+        """The address of the function that deletes its state, as XLA does with an executable that nobody needs."""
+        return ctypes.cast(_deleters[0], ctypes.c_void_p).value or 0
 
 
 def _array(kind: Any, items: Sequence[Any], memory: list[Any]) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core import PerformanceWarning, T2jWarning
+from t2j_core import PerformanceWarning, T2jWarning, torch2jax
 from t2j_core.testing import assert_nothing_escaped
 
 from . import runtime
-from .executables import OTHER, XlaError, device_memory, executable, ones
+from .executables import OTHER, STREAM, XlaError, device_memory, executable, ones
+from .programs import Program
 
 X = device_memory(np.arange(6, dtype=np.float32).reshape(2, 3))
-LARGE = 1 << 23
+LARGE = 1 << 25  # elements: results of this size are written into memory of XLA
 
 
 def copy(t):
@@ -95,6 +97,7 @@ def test_an_argument_that_is_kept_has_memory_of_its_own():
     x[...] = -1
     for i in range(3):
         call([device_memory(np.full_like(X, i))])
+    assert {call.stream for call in runtime.take().launches()} == {STREAM}
     pointers = {t.data_ptr() for t in kept}
     assert x.ctypes.data not in pointers
     assert len(pointers) == 4
@@ -108,6 +111,35 @@ def test_an_argument_may_not_be_kept_where_that_is_asked_for():
         call([X])
 
 
+def test_donated_memory_is_written_in_place():
+    source = torch.full((64,), 7.0).to("cuda")
+    f = torch2jax(lambda t: t.copy_(source), mutable_argnums=0)
+    call = Program(f, jnp.ones(64)).executables[0]
+    x = ones(64)
+    for _ in range(3):
+        runtime.take()
+        (result,) = call([x])
+        assert result is x
+        assert x.tolist() == [7.0] * 64
+    assert runtime.take().launches().names() == ["cudaMemcpyAsync"]
+
+
+def test_record_stream_has_no_effect_on_an_argument():
+    """As `docs/gpus.md` says: torch's allocator does not know the memory, and nothing is noted."""
+    side = torch.cuda.Stream()
+    call = executable(lambda t: (t.record_stream(side), t.clone())[1:], [X], [X])
+    for _ in range(3):
+        runtime.take()
+        call([X])
+    assert side.cuda_stream not in {record.stream for record in runtime.take()}
+
+
+def test_jax_inside_a_function_is_refused_in_the_first_call():
+    with pytest.raises(XlaError, match="calls JAX"):
+        executable(lambda t: (t * float(jnp.sin(1.0)),), [X], [X])([X])
+
+
+@pytest.mark.filterwarnings("error::t2j_core.T2jWarning")
 def test_a_large_result_that_the_function_keeps_is_no_error():
     """Fault A: the second call raised `TensorEscapeError`, because results were written into memory of XLA."""
     last = {}
@@ -121,10 +153,11 @@ def test_a_large_result_that_the_function_keeps_is_no_error():
     for _ in range(4):
         (result,) = call([large])
         assert last["y"].data_ptr() != result.ctypes.data
+        assert "copied" in call.fn.target.explain(0)
 
 
 def test_a_large_result_is_written_in_place():
-    large, seen = ones(4 * LARGE), []
+    large, seen = ones(LARGE), []
     call = executable(lambda t: (y := torch.sin(t), seen.append(y.data_ptr()))[:1], [large], [large], outputs="auto")
     results = [call([large])[0] for _ in range(3)]
     assert [inside == result.ctypes.data for inside, result in zip(seen, results, strict=True)] == [False, True, True]

@@ -8,12 +8,18 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
+from t2j_autodiff import torch2jax
+from t2j_core import last_error
 from t2j_core.testing import assert_nothing_escaped, counters
 
 from . import runtime
-from .executables import EXECUTE, STREAM, device_memory, executable, ones
+from .executables import EXECUTE, STREAM, XlaError, device_memory, executable, ones
+from .programs import Program
 
 X = ones(6)
 
@@ -69,6 +75,33 @@ def test_threads_on_two_devices_at_once_have_each_their_own_stream():
     assert_nothing_escaped()
 
 
+PROGRAMS = {
+    "forward": lambda f: f,
+    "batch": lambda f: jax.vmap(f),
+    "gradient": lambda f: jax.value_and_grad(f),
+    "batch of gradients": lambda f: jax.vmap(jax.grad(f)),
+}
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_calls_on_two_devices_may_wait_for_each_other(name, residuals):
+    """Fault J: a collective inside a function waits for its partner, so no lock may be held meanwhile."""
+    barrier, is_waiting = threading.Barrier(2, timeout=60), []
+
+    def collective(t):
+        if is_waiting:
+            barrier.wait()
+        return torch.exp(t).sum()
+
+    x = jnp.ones((64, 256))
+    program = Program(PROGRAMS[name](torch2jax(collective, residuals=residuals)), x)
+    for device in range(2):
+        program(x, device=device)
+    is_waiting.append(True)
+    in_threads(lambda k: program(x, stream=STREAM + 16 * k, device=k), 2)
+
+
 # --- threads that Python does not know -------------------------------------------------------------------------------
 
 _pthreads = ctypes.CDLL(None)
@@ -76,17 +109,27 @@ _pthreads.pthread_create.argtypes = (ctypes.c_void_p,) * 4
 _pthreads.pthread_join.argtypes = ctypes.c_void_p, ctypes.c_void_p
 
 
+def begun(function, argument):
+    """A thread that runs a function of C, by their addresses."""
+    thread = ctypes.c_void_p()
+    assert _pthreads.pthread_create(ctypes.byref(thread), None, function, argument) == 0
+    return thread
+
+
+def ended(thread):
+    """What its function has returned."""
+    returned = ctypes.c_void_p()
+    assert _pthreads.pthread_join(thread, ctypes.byref(returned)) == 0
+    return returned.value
+
+
 def in_raw_threads(call, count):
     """Call once on each of several threads, all at once, which begin in the handler and end after it."""
     results = [device_memory(np.zeros_like(X)) for _ in range(count)]
     frames = [call.frame([X], [result], device=k % 2) for k, result in enumerate(results)]
-    threads = [ctypes.c_void_p() for _ in frames]
-    for thread, frame in zip(threads, frames, strict=True):
-        assert _pthreads.pthread_create(ctypes.byref(thread), None, EXECUTE, frame.address) == 0
-    for thread, frame in zip(threads, frames, strict=True):
-        error = ctypes.c_void_p()
-        assert _pthreads.pthread_join(thread, ctypes.byref(error)) == 0
-        frame.finish(error.value)
+    threads = [begun(EXECUTE, frame.address) for frame in frames]
+    for error, frame in zip([ended(thread) for thread in threads], frames, strict=True):
+        frame.finish(error)
     return results
 
 
@@ -112,34 +155,41 @@ def test_a_thread_of_xla_keeps_its_python_state_between_calls():
     call = executable(function, [X], [X])
     frames = [call.frame([X], [device_memory(X)]) for _ in range(3)]
 
-    def calls_from_c(_):
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+    def three_calls(_):
         for frame in frames:
-            frame.finish(_raw(frame.address))
+            frame.finish(_handler(frame.address))
 
-    # A thread of C, which calls the handler three times: `pthread_create` takes a function of ctypes for that.
-    body = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(calls_from_c)
-    thread = ctypes.c_void_p()
-    address = ctypes.cast(body, ctypes.c_void_p)
-    assert _pthreads.pthread_create(ctypes.byref(thread), None, address, None) == 0
-    _pthreads.pthread_join(thread, None)
+    ended(begun(ctypes.cast(three_calls, ctypes.c_void_p), None))
     assert seen == [1, 2, 3]
 
 
-_raw = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(EXECUTE)
+_handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(EXECUTE)
 
 
-def test_executables_that_xla_deletes_on_its_threads():
-    before = counters()["live_sites"] if "live_sites" in counters() else None
+def test_an_exception_on_a_thread_of_xla_is_that_of_the_call():
+    def raises(t):
+        raise KeyError("mine")
+
+    call = executable(raises, [X], [X])
+    for _ in range(2):
+        with pytest.raises(XlaError, match="mine"):
+            in_raw_threads(call, 2)
+    assert isinstance(last_error(), KeyError)
+
+
+def test_a_thread_of_xla_deletes_an_executable():
+    before = counters()["live_sites"]
     call = executable(lambda t: (t.clone(),), [X], [X])
-    in_raw_threads(call, 2)
-    in_threads(lambda k: k or call.close(), 1)
-    assert counters().get("live_sites") == before
+    assert counters()["live_sites"] == before + 1
+    ended(begun(call.deleter, call.state))
+    assert counters()["live_sites"] == before
 
 
 _ENDS = """
+import torch
 from cuda_fake.test_threads import X, in_raw_threads
 from cuda_fake.executables import executable
-import torch
 call = executable(lambda t: (t.clone(),), [X], [X])
 torch.cuda.init()
 for _ in range(4):
