@@ -105,9 +105,19 @@ _api = ffi.Api(
 
 _pointer_in = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_in.restype, _pointer_in.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-_instantiate = ffi.Handler(_pointer_in(_native.handlers()["instantiate"], None))
-EXECUTE: int = _pointer_in(_native.handlers()["cuda"], None)
-_execute = ffi.Handler(EXECUTE)
+_handlers = {name: _pointer_in(capsule, None) for name, capsule in _native.handlers().items()}
+_STAGES = {ffi.INSTANTIATE: "instantiate", ffi.INITIALIZE: "initialize", ffi.EXECUTE: "cuda"}
+EXECUTE: int = _handlers["cuda"]
+
+
+def metadata_of(name: str) -> Any:
+    """What a handler answers to XLA's query."""
+    metadata = ffi.Metadata()
+    extension = ffi.MetadataExtension(ctypes.sizeof(ffi.MetadataExtension), ffi.METADATA, None, ctypes.addressof(metadata))
+    structure = ffi.CallFrame(ctypes.addressof(_api), None, ffi.EXECUTE)
+    structure.extension = ctypes.addressof(extension)
+    assert ffi.Handler(_handlers[name])(ctypes.addressof(structure)) is None
+    return metadata
 
 
 @dataclass
@@ -133,22 +143,40 @@ class Frame:
 class Executable:
     """A compiled call of a torch function. XLA owns its state, until it is closed."""
 
-    def __init__(self, fn: TorchFn, **attributes: int) -> None:
+    def __init__(self, fn: TorchFn, *, is_captured: bool = False, **attributes: int) -> None:
         self.fn = fn
+        self.is_captured = is_captured
+        """Whether XLA may capture it."""
         self.state = 0
         self.attributes = {"id": fn.id, **attributes}
-        frame = self.frame((), (), stage=ffi.INSTANTIATE)
-        frame.finish(_instantiate(frame.address))
+        self.run(self.frame((), (), stage=ffi.INSTANTIATE))
+
+    def run(self, frame: Frame) -> None:
+        """Call the handler for the stage of a frame."""
+        name = _STAGES[frame.structure.stage] + (" captured" if self.is_captured else "")
+        frame.finish(ffi.Handler(_handlers[name])(frame.address))
+
+    def initialize(self, operands: Sequence[np.ndarray], *, stream: int = STREAM, device: int = 0) -> None:
+        """Do what XLA does before each execution of a call that it may capture."""
+        self.run(self.frame(operands, self.results(), stage=ffi.INITIALIZE, stream=stream, device=device))
+
+    def results(self) -> list[np.ndarray]:
+        """Memory for results."""
+        return [device_memory(np.zeros(leaf.shape, leaf.dtype)) for leaf in self.fn.signature.outputs.leaves]
+
+    def close(self) -> None:
+        """Delete the state, as XLA does with an executable that nobody needs."""
+        state, self.state = self.state, 0
+        _deleters[0](state)
 
     def __call__(
         self, operands: Sequence[np.ndarray], *, stream: int = STREAM, device: int = 0, run_id: int = 0
     ) -> list[np.ndarray]:
         """Call the handler with memory of the operands and of new results."""
-        results = [device_memory(np.zeros(leaf.shape, leaf.dtype)) for leaf in self.fn.signature.outputs.leaves]
+        results = self.results()
         for operand, result in self.fn.aliases.items():
             results[result] = operands[operand]
-        frame = self.frame(operands, results, stream=stream, device=device, run_id=run_id)
-        frame.finish(_execute(frame.address))
+        self.run(self.frame(operands, results, stream=stream, device=device, run_id=run_id))
         return results
 
     def frame(
@@ -232,10 +260,18 @@ def executable(
     *,
     outputs: str = "copy",
     arguments: str = "auto",
+    is_captured: bool = False,
 ) -> Executable:
     """A call of a function of one tensor per operand, with operands and results like those given."""
     options = CallOptions(
-        outputs=outputs, arguments=arguments, has_side_effect=False, name=None, rng=False, compile=False
+        outputs=outputs,
+        arguments=arguments,
+        has_side_effect=False,
+        name=None,
+        rng=False,
+        compile=False,
+        command_buffer=is_captured,
     )
     leaves = [[Leaf(a.shape, a.dtype, torch.from_numpy(a).dtype) for a in arrays] for arrays in (operands, results)]
-    return Executable(TorchFn(run, flat_signature("run", *leaves), options, takes_operands=True))
+    fn = TorchFn(run, flat_signature("run", *leaves), options, takes_operands=True)
+    return Executable(fn, is_captured=is_captured)

@@ -7,7 +7,8 @@ from typing import Any
 
 Size, Pointer, I32, I64, Text = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 Handler = ctypes.CFUNCTYPE(Pointer, Pointer)  # (a structure) -> an error, or null
-EXECUTE, INSTANTIATE = 3, 0
+INSTANTIATE, INITIALIZE, EXECUTE = 0, 2, 3
+METADATA = 1
 SCALAR, STRING = 3, 4
 S64 = 5
 DTYPES = {"bool": 1, "int8": 2, "int32": 4, "int64": 5, "uint32": 8, "float16": 10, "float32": 11, "float64": 12}
@@ -68,6 +69,21 @@ StateAccess = struct("StateAccess", ("context", Pointer), ("stage", I32), ("type
 StreamGet = struct("StreamGet", ("context", Pointer), ("stream", Pointer))
 RunIdGet = struct("RunIdGet", ("context", Pointer), ("run_id", I64))
 DeviceOrdinalGet = struct("DeviceOrdinalGet", ("context", Pointer), ("ordinal", I32))
+
+
+class Metadata(ctypes.Structure):
+    """What a handler says of itself."""
+
+    _fields_ = (("struct_size", Size), ("version", Version), ("traits", ctypes.c_uint32), ("state_type_id", TypeId))
+
+
+
+
+class MetadataExtension(ctypes.Structure):
+    """XLA's query for metadata, which a frame points to."""
+
+    _fields_ = (("struct_size", Size), ("type", I32), ("next", Pointer), ("metadata", Pointer))
+
 
 _ENTRIES = (
     *("internal_api", "error_create", "error_get_message", "error_destroy", "handler_register", "stream_get"),

@@ -21,7 +21,7 @@ from .._base.dtypes import ROWS
 from .._base.errors import CommandBufferError, describe
 from .._base.garbage import collect
 from .call_site import BufferSpec
-from .comparing import bytes_of
+from .comparing import has_same_bits
 from .lending import Handover, Lending
 from .streams import enter_unordered, leave, order_in, restore
 from .writes import operand_written
@@ -61,9 +61,8 @@ class CapturedTarget:
 
     def _written(self, arguments: Sequence[torch.Tensor]) -> tuple[int, ...]:
         pairs = enumerate(zip(arguments, self._operands, strict=False))
-        return tuple(
-            i for i, (t, spec) in pairs if spec.handover == Handover.BORROW and (t._version or bytes_of(t).any())
-        )
+        lent = [(i, t) for i, (t, spec) in pairs if spec.handover == Handover.BORROW]
+        return tuple(i for i, t in lent if t._version or not has_same_bits(t, torch.zeros_like(t)))
 
     def enter(self, pointer: int, device: int) -> contextlib.ExitStack:
         """As `streams.enter`. In a capture nothing is ordered by events, and torch allocates in the site's own pool."""
@@ -90,7 +89,7 @@ class CapturedTarget:
             try:
                 results = self._run(*tensors)
             except Exception as error:
-                if "captur" not in str(error):
+                if not _is_of_capture(error):
                     raise
                 raise self._error(f"cannot be captured: {_first_line(error)}") from error
         self._outside.update(memory.outside)
@@ -112,6 +111,11 @@ _DTYPES = {(row.code, row.bits): row.torch for row in ROWS}
 
 def _zeros(spec: BufferSpec, device: torch.device) -> torch.Tensor:
     return torch.zeros(spec.shape, dtype=_DTYPES[spec.code, spec.bits], device=device)
+
+
+def _is_of_capture(error: Exception) -> bool:
+    """Whether an error says what a capture forbids; `cudaErrorStreamCapture...` are 900 to 907."""
+    return "captur" in str(error) or 900 <= getattr(error, "error_code", 0) <= 907
 
 
 def _first_line(error: Exception) -> str:
