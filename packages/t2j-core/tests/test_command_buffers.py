@@ -324,6 +324,15 @@ def test_memory_of_a_closure_stays_as_long_as_the_site(capturing, is_used):
     torch.testing.assert_close(result, torch.full((3, 4), 2 * math.sin(1) if is_used else 2.0))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
+def test_all_parts_of_a_sparse_matrix_stay(layout, capturing):
+    matrix = torch.eye(3).to_sparse(layout=layout)
+    addresses, (result,), _ = held(lambda x: (matrix @ x,))
+    assert len(addresses) == (2 if layout == torch.sparse_coo else 3)
+    torch.testing.assert_close(result, torch.ones(3, 4))
+
+
 def test_memory_of_the_call_is_not_held(capturing):
     addresses, *_ = held(lambda x: (torch.sin(x)[1:].add_(1).view(-1) * x[0, 0],))
     assert not addresses

@@ -240,7 +240,20 @@ def _targets(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def _dense(tree: object) -> list[torch.Tensor]:
     leaves = torch_tree.tree_leaves(tree)
-    return [t for t in leaves if isinstance(t, torch.Tensor) and t.layout == torch.strided]
+    return [part for leaf in leaves if isinstance(leaf, torch.Tensor) for part in _parts(leaf)]
+
+
+def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The dense tensors that a tensor consists of."""
+    if tensor.layout == torch.strided:
+        return (tensor,)
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()
 
 
 def _storages(tree: object) -> list[torch.UntypedStorage]:
