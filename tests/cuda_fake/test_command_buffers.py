@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -76,6 +77,18 @@ def test_it_is_warmed_up_once_on_each_device(device):
     assert runs == [(device, STREAM, True)]
     call.initialize([X], device=1 - device)
     assert runs[1:] == [(1 - device, STREAM, True)]
+
+
+def test_it_is_warmed_up_once_on_each_thread():
+    """The handle of cuBLAS belongs to a thread, and none can be made in a capture (pytorch/pytorch#99397)."""
+    threads = []
+    call = site(lambda t: (threads.append(threading.get_ident()), product(t))[1])
+    for _ in range(2):
+        call.initialize([X])
+    others = threading.Thread(target=lambda: [call.initialize([X]) for _ in range(2)])
+    others.start()
+    others.join()
+    assert threads == [threading.get_ident(), others.ident]
 
 
 def test_a_device_that_is_warm_is_not_touched_again():
@@ -158,6 +171,25 @@ def test_memory_is_freed_with_the_executable():
     gc.collect()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() == before
+
+
+def test_captures_hold_nothing_of_compiled_code():
+    """Its operations cannot be seen: what they return looks as if it had been there before the call."""
+    unseen = _outside_of_modes(torch.sin)
+    call = warm(lambda t: (unseen(t) + 1,))
+    captured(call)
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        captured(call)
+    assert torch.cuda.memory_allocated() == before
+
+
+def _outside_of_modes(function):
+    def run(*args):
+        with torch.utils._python_dispatch._disable_current_modes():
+            return function(*args)
+
+    return run
 
 
 def test_a_weight_that_is_replaced_stays_as_long_as_the_graph():

@@ -324,11 +324,10 @@ ffi::Error* execute_rocm(ffi::CallFrame* frame) noexcept { return execute(frame,
 
 ffi::Error* initialize_captured(ffi::CallFrame* frame) noexcept {
   return in_captured(frame, [&](Site& site, dl::Device device) -> ffi::Error* {
-    uint64_t bit = device.id < 64 ? uint64_t{1} << device.id : 0;
-    if (site.warm_devices.load(std::memory_order_acquire) & bit) return nullptr;
+    if (site.warmth.is_warm(device.id)) return nullptr;
     Gil gil;
     ffi::Error* error = warm_up(frame, site, device);
-    if (!error) site.warm_devices.fetch_or(bit, std::memory_order_release);
+    if (!error) site.warmth.set_warm(device.id);
     return error;
   });
 }

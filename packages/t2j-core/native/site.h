@@ -8,6 +8,9 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "dlpack.h"
@@ -32,6 +35,30 @@ struct Operand {
   int cycles = 0;  // how often only the garbage collector freed it
 };
 
+// Where a site was warmed up. Torch makes the handles of libraries, such as cuBLAS, once for each thread and device.
+class Warmth {
+ public:
+  bool is_warm(int device) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return warm_.count({number_of_thread(), device}) > 0;
+  }
+  void set_warm(int device) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    warm_.insert({number_of_thread(), device});
+  }
+
+ private:
+  // No thread after this one has its number.
+  static uint64_t number_of_thread() {
+    static std::atomic<uint64_t> threads{0};
+    thread_local const uint64_t number = ++threads;
+    return number;
+  }
+
+  std::mutex mutex_;
+  std::set<std::pair<uint64_t, int>> warm_;
+};
+
 struct Site {
   Ref target;     // called with one tensor per operand (and per result, if `pass_results`)
   Ref signature;  // for the hooks that word errors
@@ -48,7 +75,7 @@ struct Site {
   bool has_room = true;           // no call has run out of memory because of its copies of operands
   std::atomic<bool> takes_turns{false};  // see `turn.h`
   std::atomic<bool> called{false};
-  std::atomic<uint64_t> warm_devices{0};  // a bit for each of the first 64 devices on which it was warmed up
+  Warmth warmth;  // of a site that may be captured
   std::atomic<uint64_t> calls{0};
   std::vector<Ref> comparisons;  // of operands with their copies, which a GPU has not finished yet
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from common import raises
 from t2j_core import CommandBufferError, PerformanceWarning, TensorMutationError, _compat, torch2jax
 from t2j_core._run import capture
@@ -185,17 +186,41 @@ def test_it_is_warmed_up_on_zeros_of_the_right_dtypes(warmed):
     assert seen == [(torch.bfloat16, (3, 4), True, torch.int16)]
 
 
-@pytest.mark.parametrize(
-    "write", [lambda x: x.add_(1), lambda x: x.data.add_(1), lambda x: torch.from_numpy(x.numpy()).add_(1)]
-)
-def test_what_it_writes_into_is_copied_at_every_call(write, warmed):
+WRITES = {
+    "with a version": lambda x: x.add_(1),
+    "without one": lambda x: x.data.add_(1),
+    "by NumPy": lambda x: torch.from_numpy(x.numpy()).add_(1),
+    "nothing but zeros": lambda x: x.data.mul_(2),
+    "statistics": lambda x: F.batch_norm(torch.ones(3, 4), x[0], torch.ones(4), training=True, momentum=0.0),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_what_it_writes_into_is_copied_at_every_call(how, warmed):
     def function(y, x):
-        write(x)
+        WRITES[how](x)
         return x + y
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert warmed(function, X, X, output_shapes=jax.ShapeDtypeStruct((3, 4), jnp.float32)) == (1,)
+
+
+def test_statistics_that_are_only_read_are_not_copied(warmed):
+    assert warmed(lambda x, m, v: F.batch_norm(x, m, v), X, X[0], X[0]) == ()
+
+
+def test_the_warm_up_leaves_what_a_closure_refers_to_as_it_was(warmed):
+    layer, count = torch.nn.BatchNorm1d(4), torch.zeros(())
+    before = [t.clone() for t in layer.buffers()]
+
+    def function(x):
+        count.add_(1)
+        return layer(x).detach()
+
+    assert warmed(function, X, output_shapes=jax.ShapeDtypeStruct((3, 4), jnp.float32)) == ()
+    assert all(map(torch.equal, layer.buffers(), before))
+    assert count == 0
 
 
 def test_writes_are_errors_where_the_user_wants_that(warmed):
@@ -264,6 +289,14 @@ def test_an_error_on_zeros_says_why_there_are_zeros(warmed):
         warmed(function, X, output_shapes=jax.ShapeDtypeStruct((3, 4), jnp.float32))
 
 
+def test_too_little_memory_is_no_fault_of_the_function(warmed):
+    def function(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        warmed(function, X, output_shapes=jax.ShapeDtypeStruct((3, 4), jnp.float32))
+
+
 # --- in a capture --------------------------------------------------------------------------------------------------
 
 
@@ -272,23 +305,37 @@ def capturing(monkeypatch):
     monkeypatch.setattr(_compat, "is_capturing", lambda: True)
 
 
-def test_memory_of_a_closure_stays_as_long_as_the_site(capturing):
+def held(function):
+    """The addresses of the memory that a target holds after a captured call, and its results."""
+    target = CapturedTarget(function, None, (), ())
+    results = [t.clone() for t in target(torch.ones(3, 4))]
+    target.hold_outside()  # as at the end of a call
+    return {storage.data_ptr() for storage in target._outside.values()}, results, target
+
+
+@pytest.mark.parametrize("is_used", [True, False], ids=["used", "returned"])
+def test_memory_of_a_closure_stays_as_long_as_the_site(capturing, is_used):
     """The graph refers to it, also after the user has replaced it."""
     weights = {"w": torch.full((3, 4), 2.0)}
-    target = CapturedTarget(lambda x: (torch.sin(x) * weights["w"],), None, (), ())
-    (result,) = target(torch.ones(3, 4))
+    addresses, (result,), target = held(lambda x: (torch.sin(x) * weights["w"] if is_used else weights["w"],))
     address = weights["w"].data_ptr()
     weights["w"] = torch.zeros(3, 4)
-    (storage,) = target._outside.values()
-    assert storage.data_ptr() == address
-    torch.testing.assert_close(result, torch.full((3, 4), 2 * math.sin(1)))
+    assert addresses == {address}
+    torch.testing.assert_close(result, torch.full((3, 4), 2 * math.sin(1) if is_used else 2.0))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
+def test_all_parts_of_a_sparse_matrix_stay(layout, capturing):
+    matrix = torch.eye(3).to_sparse(layout=layout)
+    addresses, (result,), _ = held(lambda x: (matrix @ x,))
+    assert len(addresses) == (2 if layout == torch.sparse_coo else 3)
+    torch.testing.assert_close(result, torch.ones(3, 4))
 
 
 def test_memory_of_the_call_is_not_held(capturing):
-    x = torch.ones(3, 4)
-    target = CapturedTarget(lambda x: (torch.sin(x)[1:].add_(1).view(-1) * x[0, 0],), None, (), ())
-    target(x)
-    assert not target._outside
+    addresses, *_ = held(lambda x: (torch.sin(x)[1:].add_(1).view(-1) * x[0, 0],))
+    assert not addresses
 
 
 class Named:

@@ -8,23 +8,27 @@ executions launch the graph again. It uses the addresses of the capture, so all 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as torch_tree
-from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import _compat
 from .._base.dtypes import ROWS
-from .._base.errors import CommandBufferError, describe
-from .._base.garbage import collect
+from .._base.errors import CommandBufferError, T2jError, describe
 from .call_site import BufferSpec
 from .comparing import has_same_bits
 from .lending import Handover, Lending
 from .streams import enter_unordered, leave, order_in, restore
+from .used_memory import Memory, Rehearsal
 from .writes import operand_written
+
+_EXPECTED = (
+    "a function that only enqueues work on the GPU, with `command_buffer=True`: no `.item()`, `.cpu()` or `print` of "
+    "values, no shapes that depend on values, nothing kept"
+)
 
 
 class CapturedTarget:
@@ -39,6 +43,8 @@ class CapturedTarget:
         self._buffers = buffers  # for results, if it takes them
         self._pools: dict[int, _compat.Pool] = {}
         self._outside: dict[int, torch.UntypedStorage] = {}
+        self._used: dict[int, dict[int, torch.UntypedStorage | StorageWeakRef]] = {}
+        """What the captured call of a thread, by its number, may need in `_outside`."""
 
     def warm_up(self, device: torch.device) -> tuple[int, ...]:
         """Run once on zeros, outside of any capture; returns the operands that it writes into, which get copied.
@@ -46,12 +52,12 @@ class CapturedTarget:
         A capture has no values to check, so this is checked here.
         """
         arguments = [_zeros(spec, device) for spec in (*self._operands, *self._buffers)]
-        with Memory(arguments) as memory:
-            try:
-                self._run(*arguments)
-            except Exception as error:
-                raise self._error(f"fails on zeros, on which it runs once before: {_first_line(error)}") from error
-        written = self._written(arguments)
+        memory = Rehearsal(arguments)
+        try:
+            self._rehearse(arguments, memory)
+            written = self._written(arguments, memory)
+        finally:
+            memory.put_back()
         del arguments
         if memory.is_kept():
             raise self._error("keeps a tensor of the call. Each execution would change it")
@@ -59,10 +65,26 @@ class CapturedTarget:
             operand_written(self._lending, i, is_private=True, has_lent=False)
         return written
 
-    def _written(self, arguments: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    def _rehearse(self, arguments: Sequence[torch.Tensor], memory: Rehearsal) -> None:
+        try:
+            with memory:
+                self._run(*arguments)
+        except (torch.OutOfMemoryError, T2jError):
+            raise
+        except Exception as error:
+            raise self._error(
+                f"fails on zeros, on which it runs once before: {_first_line(error)}",
+                expected="a function that also runs on arguments of zeros, with `command_buffer=True`",
+            ) from error
+
+    def _written(self, arguments: Sequence[torch.Tensor], memory: Rehearsal) -> tuple[int, ...]:
         pairs = enumerate(zip(arguments, self._operands, strict=False))
         lent = [(i, t) for i, (t, spec) in pairs if spec.handover == Handover.BORROW]
-        return tuple(i for i, t in lent if t._version or not has_same_bits(t, torch.zeros_like(t).untyped_storage()))
+        return tuple(
+            i
+            for i, t in lent
+            if t._version or memory.has_written(t) or not has_same_bits(t, torch.zeros_like(t).untyped_storage())
+        )
 
     def enter(self, pointer: int, device: int) -> contextlib.ExitStack:
         """As `streams.enter`. In a capture nothing is ordered by events, and torch allocates in the site's own pool."""
@@ -71,6 +93,7 @@ class CapturedTarget:
             stack.callback(restore, entered)
             if _compat.is_capturing():
                 stack.enter_context(self._pool(device).in_use())
+                stack.callback(self.hold_outside)
             else:
                 order_in(entered)
                 stack.pop_all()
@@ -92,15 +115,29 @@ class CapturedTarget:
                 if not _is_of_capture(error):
                     raise
                 raise self._error(f"cannot be captured: {_first_line(error)}") from error
-        self._outside.update(memory.outside)
+        memory.note_used(results)
+        self._used[threading.get_ident()] = {
+            key: storage if storage.device.type == "cpu" else StorageWeakRef(storage)
+            for key, storage in memory.outside.items()
+        }
         return results
 
-    def _error(self, what: str) -> CommandBufferError:
+    def hold_outside(self) -> None:
+        """Keep the memory that was there before a captured call, once its tensors are gone.
+
+        What is gone with them was made where `Memory` does not look, as by compiled code, in the site's own pool.
+        Memory of the host is in no pool, and the graph may copy from it.
+        """
+        for key, used in self._used.pop(threading.get_ident(), {}).items():
+            storage = torch.UntypedStorage._new_with_weak_ptr(used.cdata) if isinstance(used, StorageWeakRef) else used
+            if storage is not None:
+                self._outside[key] = storage
+
+    def _error(self, what: str, expected: str = _EXPECTED) -> CommandBufferError:
         return CommandBufferError(
             describe(
                 f"{self._lending.name} {what}.",
-                expected="a function that only enqueues work on the GPU, with `command_buffer=True`: no `.item()`, "
-                "`.cpu()` or `print` of values, no shapes that depend on values, nothing kept",
+                expected=expected,
                 remedy="Leave that out, or wrap the function without `command_buffer=True`.",
             )
         )
@@ -120,45 +157,3 @@ def _is_of_capture(error: Exception) -> bool:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().partition("\n")[0][:200]
-
-
-class Memory(_compat.DispatchMode):
-    """Notes which memory operations make, and which they use that was there before, other than that of `arguments`."""
-
-    def __init__(self, arguments: Iterable[torch.Tensor] = ()) -> None:
-        super().__init__()
-        self.outside: dict[int, torch.UntypedStorage] = {}
-        """The memory of other tensors, such as those in a closure, by the address of the object."""
-        self._made: dict[int, StorageWeakRef] = {}
-        self.note_made(arguments)
-
-    def note_made(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Take the memory of tensors for new."""
-        for storage in map(_compat.storage_of, tensors):
-            self._made[storage._cdata] = StorageWeakRef(storage)
-
-    def is_kept(self) -> bool:
-        """Whether something still refers to the new memory, also after garbage was collected."""
-        self.outside.clear()  # may refer to new memory, as an array of NumPy over it does
-        made = self._made.values()
-        if not all(memory.expired() for memory in made):
-            collect()
-        return not all(memory.expired() for memory in made)
-
-    def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation, and note its memory."""
-        for storage in _storages((args, kwargs)):
-            if storage._cdata not in self._made:
-                self.outside[storage._cdata] = storage
-        results = self.operate(func, args, kwargs)
-        self.note_made(t for t in _dense(results) if _compat.storage_of(t)._cdata not in self.outside)
-        return results
-
-
-def _dense(tree: object) -> list[torch.Tensor]:
-    leaves = torch_tree.tree_leaves(tree)
-    return [t for t in leaves if isinstance(t, torch.Tensor) and t.layout == torch.strided]
-
-
-def _storages(tree: object) -> list[torch.UntypedStorage]:
-    return list(map(_compat.storage_of, _dense(tree)))
