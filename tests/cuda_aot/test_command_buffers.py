@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 from h100 import aval, program, read_thunks, thunks
+from probe import CAN_BE_RECORDED, Probe
 from t2j_core import torch2jax
 
 A = aval(64, 64)
@@ -45,6 +46,17 @@ def test_command_buffers_can_be_turned_off(options):
     assert not inside(steps)
     assert "CommandBuffer" not in {step.kind for step in steps}
     assert len(steps) == len(thunks(kernels, A)) - 1
+
+
+@pytest.mark.parametrize("traits", [0, CAN_BE_RECORDED], ids=["no traits", "can be recorded"])
+def test_a_custom_call_is_inside_if_its_handler_says_that_it_can_be(traits):
+    aval(1)  # loads the plugin, with which the handler is registered
+    name = f"t2j_probe_{traits}"
+    probe = Probe(name, traits)
+    steps = thunks(lambda x: kernels(jax.ffi.ffi_call(name, A)(kernels(x))), A)
+    (call,) = [step for step in steps if step.kind == "CustomCall"]
+    assert call.is_in_command_buffer == bool(traits)
+    assert probe.table
 
 
 def test_a_torch_call_is_outside_between_the_kernels_around_it():

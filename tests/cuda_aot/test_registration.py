@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from h100 import aval, compiled
+from probe import HANDLER, LAYOUT, Probe, pointer
 from t2j_core import environment_info, torch2jax
 from t2j_core._lowering import native
-from t2j_core.testing import abi_layout, collect, counters
+from t2j_core.testing import collect, counters
 
-LAYOUT = abi_layout()
 NEWEST_LAYOUT = 3  # of the FFI: what newer versions report too, because they only append to it
 
 
@@ -46,12 +46,7 @@ def test_an_exception_of_a_site_reaches_the_compiler():
 
 # --- the metadata query ----------------------------------------------------------------------------------------------
 
-HANDLER = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
 METADATA_QUERY = 1  # type of the extension of a call frame
-
-
-def pointer(address: int, field: str) -> ctypes.c_void_p:
-    return ctypes.c_void_p.from_address(address + LAYOUT[field])
 
 
 def version(address: int) -> list[int]:
@@ -59,29 +54,13 @@ def version(address: int) -> list[int]:
     return [ctypes.c_int32.from_address(address + LAYOUT[f"ffi::Version.{part}"]).value for part in ("major", "minor")]
 
 
-class Asker:
-    """A handler that notes the table of functions of the XLA that registers it, and answers as a handler must."""
-
-    def __init__(self) -> None:
-        self.table = 0
-        self._function = HANDLER(self._handle)  # XLA may call it as long as the process lives
-        jax.ffi.register_ffi_target("t2j_asker", jax.ffi.pycapsule(self._function), platform="CUDA")
-
-    def _handle(self, frame: int) -> None:
-        self.table = pointer(frame, "ffi::CallFrame.api").value or 0
-        extension = ctypes.c_void_p.from_address(frame + ctypes.sizeof(ctypes.c_size_t)).value or 0
-        metadata = pointer(extension, "ffi::MetadataExtension.metadata").value or 0
-        size = LAYOUT["ffi::Version"]
-        ctypes.memmove(metadata + LAYOUT["ffi::Metadata.version"], self.table + LAYOUT["ffi::Api.version"], size)
-
-
 @pytest.fixture(scope="module")
 def table() -> int:
     """The address of the plugin's table of functions."""
     aval(1)  # loads the plugin
-    asker = Asker()
-    assert asker.table
-    return asker.table
+    probe = Probe("t2j_probe")
+    assert probe.table
+    return probe.table
 
 
 class Metadata:
