@@ -280,7 +280,7 @@ def install_with_stubs(session: nox.Session, torch: str, *packages: str) -> None
 def cuda_fake(session: nox.Session) -> None:
     """Test the handler for CUDA over a fake CUDA runtime: order, waits, errors; on Linux, needs gcc and binutils.
 
-    Downloads half a gigabyte, a CUDA build of torch without NVIDIA's libraries, and takes two minutes.
+    Downloads half a gigabyte, a CUDA build of torch without NVIDIA's libraries, and takes three minutes.
     """
     session.env["UV_EXTRA_INDEX_URL"] = ""  # an index with CPU builds would be preferred
     packages = (f"{CORE}[test]", f"{AUTODIFF}[test]", "pytest-xdist")
