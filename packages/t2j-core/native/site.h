@@ -43,12 +43,12 @@ struct Site {
   bool may_keep_results = false;  // ... without its knowledge, so it may keep them
   bool may_overlap = false;       // a returned tensor may lie in a result buffer
   bool checks_always = false;     // operands are checked in every call
-  bool may_repeat = false;        // a call that has failed may run once more
-  bool has_room = true;           // no call has run out of memory because of its copies of operands
   std::atomic<bool> takes_turns{false};  // see `turn.h`
   std::atomic<bool> called{false};
   std::atomic<uint64_t> calls{0};
   std::vector<Ref> comparisons;  // of operands with their copies, which a GPU has not finished yet
+  bool may_repeat = false;       // a call that has failed may run once more
+  bool has_room = true;          // no call has run out of memory because of its copies of operands
 
   Site();
   ~Site();  // needs the GIL
