@@ -295,23 +295,6 @@ def cuda_aot(session: nox.Session, jax: str, torch: str) -> None:
     session.run("pytest", "tests/cuda_aot", *session.posargs, env=env)
 
 
-@nox.session(python=PYTHONS[0], venv_backend="uv")
-def cuda_fake(session: nox.Session) -> None:
-    """Test the handler for CUDA over a fake CUDA runtime: order, waits, errors; on Linux, needs gcc and binutils.
-
-    Downloads half a gigabyte, a CUDA build of torch without NVIDIA's libraries, and takes two minutes.
-    """
-    session.env["UV_EXTRA_INDEX_URL"] = ""  # an index with CPU builds would be preferred
-    packages = (f"{CORE}[test]", f"{AUTODIFF}[test]", "pytest-xdist")
-    install_with_stubs(session, "torch==2.11.0", "jax==0.10.2", *packages)
-    headers = Path(session.create_tmp(), "headers")
-    session.install("--no-deps", "--target", str(headers), "nvidia-cuda-runtime==13.0.*", "nvidia-cuda-crt==13.0.*")
-    libraries = {"libcudart.so.13": "runtime.c", "libcuda.so.1": "driver.c"}
-    sources = [f"{library}=tests/cuda_fake/{file}" for library, file in libraries.items()]
-    session.run("python", "scripts/cuda_stubs.py", "--include", str(headers / "nvidia/cu13/include"), *sources)
-    session.run("pytest", *PARALLEL, "tests/cuda_fake", *session.posargs, env=QUIET)
-
-
 @nox.session
 def compat(session: nox.Session) -> None:
     """Test t2j-autodiff and t2j-dist of this checkout with the released siblings that they declare."""
@@ -379,3 +362,20 @@ def asan(session: nox.Session) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     session.run("pytest", *PARALLEL, CORE, *session.posargs, env={**QUIET, **sanitizers})
+
+
+@nox.session(python=PYTHONS[0], venv_backend="uv")
+def cuda_fake(session: nox.Session) -> None:
+    """Test the handler for CUDA over a fake CUDA runtime: order, waits, errors; on Linux, needs gcc and binutils.
+
+    Downloads half a gigabyte, a CUDA build of torch without NVIDIA's libraries, and takes three minutes.
+    """
+    session.env["UV_EXTRA_INDEX_URL"] = ""  # an index with CPU builds would be preferred
+    packages = (f"{CORE}[test]", f"{AUTODIFF}[test]", "pytest-xdist")
+    install_with_stubs(session, "torch==2.11.0", "jax==0.10.2", *packages)
+    headers = Path(session.create_tmp(), "headers")
+    session.install("--no-deps", "--target", str(headers), "nvidia-cuda-runtime==13.0.*", "nvidia-cuda-crt==13.0.*")
+    libraries = {"libcudart.so.13": "runtime.c", "libcuda.so.1": "driver.c"}
+    sources = [f"{library}=tests/cuda_fake/{file}" for library, file in libraries.items()]
+    session.run("python", "scripts/cuda_stubs.py", "--include", str(headers / "nvidia/cu13/include"), *sources)
+    session.run("pytest", *PARALLEL, "tests/cuda_fake", *session.posargs, env=QUIET)

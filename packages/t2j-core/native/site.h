@@ -71,13 +71,13 @@ struct Site {
   bool may_overlap = false;       // a returned tensor may lie in a result buffer
   bool checks_always = false;     // operands are checked in every call
   bool is_captured = false;       // XLA may capture its calls, which are checked when it is warmed up, not when they run
-  bool may_repeat = false;        // a call that has failed may run once more
-  bool has_room = true;           // no call has run out of memory because of its copies of operands
   std::atomic<bool> takes_turns{false};  // see `turn.h`
   std::atomic<bool> called{false};
   Warmth warmth;  // of a site that may be captured
   std::atomic<uint64_t> calls{0};
   std::vector<Ref> comparisons;  // of operands with their copies, which a GPU has not finished yet
+  bool may_repeat = false;       // a call that has failed may run once more
+  bool has_room = true;          // no call has run out of memory because of its copies of operands
 
   Site();
   ~Site();  // needs the GIL
