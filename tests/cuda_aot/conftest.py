@@ -32,9 +32,9 @@ def sites(monkeypatch) -> list[tuple[str, int]]:
     built: list[tuple[str, int]] = []
     call_site = TorchFn.call_site
 
-    def noted(self):
+    def noted(self, **how):
         built.append((self.signature.name, counters()["live_sites"]))
-        return call_site(self)
+        return call_site(self, **how)
 
     monkeypatch.setattr(TorchFn, "call_site", noted)
     return built

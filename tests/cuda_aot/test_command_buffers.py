@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
+import t2j_autodiff as autodiff
 import torch
-from h100 import aval, program, read_thunks, thunks
+from h100 import COUNT, aval, mesh_of, program, read_thunks, thunks
+from jax.sharding import PartitionSpec as P
 from probe import CAN_BE_RECORDED, Probe
 from t2j_core import torch2jax
 
@@ -79,6 +81,60 @@ def test_a_torch_call_keeps_what_contains_it_outside(loop):
     calls = [step for step in thunks(around(f), A) if step.kind == "CustomCall"]
     assert [step.is_in_command_buffer for step in calls] == [False]
     assert not [step for step in thunks(around(jnp.flip), A) if step.kind == "CustomCall"]
+
+
+# --- `command_buffer=True` -------------------------------------------------------------------------------------------
+
+
+def calls(steps):
+    """Whether each call is in a command buffer, in order."""
+    return [step.is_in_command_buffer for step in steps if step.kind == "CustomCall"]
+
+
+def test_a_call_that_may_be_captured_is_inside_with_the_kernels_around_it():
+    f = torch2jax(torch.sin, command_buffer=True)
+    steps = thunks(lambda x: kernels(f(kernels(x))), A)
+    assert [step.kind for step in steps if not step.is_in_command_buffer] == ["CommandBuffer"]
+    assert calls(steps) == [True]
+
+
+def test_xla_asks_the_handler_by_name():
+    """Two functions, one of which may be captured."""
+    f, g = torch2jax(torch.sin, command_buffer=True), torch2jax(torch.cos)
+    assert calls(thunks(lambda x: kernels(g(kernels(f(kernels(x))))), A)) == [True, False]
+
+
+GRADIENTS = {
+    "value and gradient": lambda loss: jax.value_and_grad(loss),
+    "checkpoint": lambda loss: jax.grad(jax.checkpoint(loss)),
+    "Hessian times vector": lambda loss: lambda x: jax.jvp(jax.grad(loss), (x,), (x,)),
+}
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
+@pytest.mark.parametrize("transform", GRADIENTS)
+def test_a_whole_gradient_is_one_command_buffer(transform, residuals):
+    f = autodiff.torch2jax(lambda x: torch.tanh(x @ x), command_buffer=True, residuals=residuals)
+    steps = thunks(GRADIENTS[transform](lambda x: (f(jnp.sin(f(x))) ** 2).sum()), A)
+    assert len(calls(steps)) >= 4
+    assert all(calls(steps))
+    assert [step.kind for step in steps if not step.is_in_command_buffer] == ["CommandBuffer"]
+
+
+def test_a_batch_is_inside():
+    f = autodiff.torch2jax(lambda x: torch.softmax(x, 0), command_buffer=True)
+    assert calls(thunks(lambda x: kernels(jax.vmap(f)(kernels(x))), A)) == [True]
+
+
+def test_calls_of_a_loop_are_inside():
+    f = torch2jax(torch.sin, command_buffer=True)
+    assert calls(thunks(lambda x: jax.lax.fori_loop(0, 5, lambda _, c: kernels(f(c)), x), A)) == [True]
+
+
+def test_calls_on_several_gpus_are_inside():
+    f = torch2jax(torch.sin, command_buffer=True)
+    run = jax.shard_map(lambda x: kernels(f(kernels(x))), mesh=mesh_of(), in_specs=P("data"), out_specs=P("data"))
+    assert calls(thunks(run, aval(64 * COUNT, 64, spec=P("data")))) == [True]
 
 
 def test_the_files_of_xla_are_read_by_their_indentation():

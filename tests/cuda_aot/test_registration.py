@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from h100 import aval, compiled
-from probe import HANDLER, LAYOUT, Probe, pointer
+from probe import CAN_BE_RECORDED, HANDLER, LAYOUT, Probe, pointer
 from t2j_core import environment_info, torch2jax
 from t2j_core._lowering import native
 from t2j_core.testing import collect, counters
@@ -106,5 +106,6 @@ def test_handlers_say_their_version_and_the_type_of_their_state(table):
     of = {name: Metadata(handler, table) for name, handler in native._handlers.items()}
     known = [0, min(version(table + LAYOUT["ffi::Api.version"])[1], NEWEST_LAYOUT)]
     assert {tuple(metadata.version) for metadata in of.values()} == {tuple(known)}
-    assert {name for name, metadata in of.items() if metadata.state_type} == {"instantiate"}
+    assert {name for name, metadata in of.items() if metadata.state_type} == {"instantiate", "instantiate captured"}
     assert of["cuda"].traits == 0  # XLA does not record these calls in command buffers
+    assert of["cuda captured"].traits == CAN_BE_RECORDED
