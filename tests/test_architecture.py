@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     package: layers.split()
     for package, layers in {
-        "t2j_core": "_base _compat _signature _modules _infer _compile _run _lowering _wrap _diagnose "
+        "t2j_core": "_base _compat _signature _modules _random _infer _compile _run _lowering _wrap _diagnose "
         "extend testing __init__ __main__",
         "t2j_autodiff": "_base _compat _workarounds _derivatives _linearity _batching _residuals _rules _wrap "
         "extend __init__",
@@ -32,7 +32,7 @@ LAYERS = {
     }.items()
 }
 MAY_IMPORT = {
-    "t2j_core": {"jax", "jaxlib", "torch", "numpy", "typing_extensions"},  # torch brings the last
+    "t2j_core": {"jax", "jaxlib", "torch", "numpy", "typing_extensions", "triton"},  # torch brings the last two
     "t2j_autodiff": {"jax", "torch", "numpy", "t2j_core"},
     "t2j_dist": {"jax", "torch", "numpy", "t2j_core", "t2j_autodiff"},
 }

@@ -57,12 +57,6 @@ def test_a_backward_in_a_different_inner_function_waits_once_for_its_number():
     assert len(_waits(f, (ones(),))) == len(base) + CALLS
 
 
-def test_a_key_is_waited_for_once():
-    f = jax.jit(torch2jax(lambda x: x + torch.rand_like(x), rng=True))
-    base = _waits(jax.jit(lambda x: jnp.sin(x) + 1), (ones(),))
-    assert len(_waits(f, (jax.random.key(0), ones()))) == len(base) + CALLS
-
-
 def _program(kind):
     a = ones()
     if kind == "forward":

@@ -43,6 +43,7 @@ def test_the_names_for_other_packages():
             *("call_primitive", "current_pair", "torch_call", "torch_call_p", "Handover", "Lending", "Rules"),
             *("TorchFn", "FlatFunction", "Windows", "has_windows", "with_copies", "around_backward"),
             *("trace", "fixed_shapes", "is_traced_ahead", "seeded_by", "NotCompiledError", "InTurnError"),
+            *("Keys", "around_backward_of"),
             *("is_lazy", "is_view", "placeholders", "output_of", "reason_of", "warn_not_compiled"),
             *("CallBuilder", "TorchFunction", "P", "functional"),
             *("options_of", "public", "Keywords", "Options", "are_at", "argument_numbers", "check_choice"),

@@ -78,6 +78,8 @@ from ._infer.draws import generator_states as generator_states
 from ._infer.rng import seeded_by as seeded_by
 from ._infer.traced_ahead import is_traced_ahead as is_traced_ahead
 from ._modules.in_use import modules_in_use as modules_in_use
+from ._random.again import Keys as Keys
+from ._random.again import around_backward_of as around_backward_of
 from ._run.escapes import check_example as check_example
 from ._run.escapes import collect_garbage as collect_garbage
 from ._run.escapes import movable_copy as movable_copy

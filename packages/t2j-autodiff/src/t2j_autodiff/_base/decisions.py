@@ -33,6 +33,7 @@ class Decisions:
     name: str  # of the function, for errors and warnings
     options: DiffOptions
     has_key: bool = False  # the first operand is a JAX key
+    draws_on_device: bool = False  # on a GPU, without a wait for the key
     paths: tuple[str, ...] = ()  # what the operands are called
     lending: Lending | None = None  # checks each call (`arguments="check"`)
     vmap_failures: dict[BatchKind, str] = field(default_factory=dict)  # why `torch.func.vmap` is not used

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from t2j_core.extend import FlatFunction, modules_in_use
+from t2j_core.extend import FlatFunction, Keys, modules_in_use
 
 from .. import _compat
 from .flat_functions import Tensors, requiring_grad, restricted
@@ -54,7 +54,7 @@ def _vjp(
     f: FlatFunction, x: Tensors, ins: Sequence[int], cotangents: Mapping[int, torch.Tensor], linear: Sequence[int]
 ) -> Tensors:
     is_differentiated = any(t.requires_grad for t in (*x, *cotangents.values()))
-    with torch.enable_grad():
+    with torch.enable_grad(), Keys() as keys:
         handles = requiring_grad(x, (*ins, *linear))
         y = f(*handles)
         refuse_once_differentiable(linear, (y[i] for i in cotangents))
@@ -66,6 +66,7 @@ def _vjp(
                 [handles[i] for i in (*ins, *linear)],
                 [p[1] for p in pairs],
                 create_graph=is_differentiated,
+                around=keys.again(),
             )
         refuse_cut_backward(linear, [y[i] for i in cotangents], grads[len(ins) :])
     return [torch.zeros_like(x[i]) if g is None else g for i, g in zip(ins, grads, strict=False)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from t2j_core.extend import around_backward
+from t2j_core.extend import around_backward, around_backward_of
 from torch.autograd.graph import GradientEdge
 
 from .. import _compat
@@ -51,7 +51,14 @@ class KeptGraph:
         edges, cotangents = zip(*pairs, strict=True)
         leaves = tuple(map(self.leaves.__getitem__, ins))
         with around_backward(edges):
-            return _compat.engine_grad_of_edges(edges, leaves, cotangents, retain_graph=retain_graph, at_once=at_once)
+            return _compat.engine_grad_of_edges(
+                edges,
+                leaves,
+                cotangents,
+                retain_graph=retain_graph,
+                at_once=at_once,
+                around=around_backward_of({}),  # whose key is not known, so that what draws again is refused
+            )
 
     def gradients_at_once(self, ins: Sequence[int], pairs: Pairs) -> Gradients:
         """The gradients for many cotangents, along axis 0 of each: one batched run of the backward."""

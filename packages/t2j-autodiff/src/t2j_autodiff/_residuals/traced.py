@@ -124,13 +124,17 @@ class TracedFunction(Residuals):
         n = len(self.function.results)
 
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            with torch.no_grad(), seeded_by(x[0]) if self.function.decisions.has_key else contextlib.nullcontext():
+            with torch.no_grad(), self._drawing(x[0]):
                 y = self._on(x[0].device).forward(*x)
             own = (_permuted(y[n + k], order) for k, order in zip(self._own, self._orders, strict=True))
             return (*y[:n], *(t.resolve_conj() for t in own))
 
         leaves = [*self.function.results, *self.leaves]
         return over_axes(run, leaves, axes, self.function.decisions, "derivative")
+
+    def _drawing(self, key: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        decisions = self.function.decisions
+        return seeded_by(key, on_device=decisions.draws_on_device) if decisions.has_key else contextlib.nullcontext()
 
     # --- backward --------------------------------------------------------------------------------------------------
 

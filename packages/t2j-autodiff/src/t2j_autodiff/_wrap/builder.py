@@ -48,6 +48,7 @@ class DifferentiableBuilder(CallBuilder):
             self.name,
             self.diff_options,
             has_key=self.options.rng,
+            draws_on_device=fn.draws_on_device,
             paths=tuple(signature.operand_paths()),
             lending=fn.lending if self.options.arguments == "check" else None,
             runs_same_operations=fn.signature.outputs.needs_no_values,

@@ -65,6 +65,7 @@ from .torch_compiler import trace_ahead as trace_ahead
 from .torch_compiler import without_onednn as without_onednn
 from .torch_devices import current_stream as current_stream
 from .torch_devices import device_of as device_of
+from .torch_devices import is_capturing as is_capturing
 from .torch_devices import is_default_generator as is_default_generator
 from .torch_devices import record_event as record_event
 from .torch_devices import set_stream as set_stream
@@ -82,6 +83,7 @@ from .torch_modes import dynamo_is_loaded as dynamo_is_loaded
 from .torch_modes import fake_mode as fake_mode
 from .torch_modes import has_data as has_data
 from .torch_modes import has_meta_storage as has_meta_storage
+from .torch_modes import is_composite as is_composite
 from .torch_modes import without_addresses as without_addresses
 from .torch_modes import without_compilation as without_compilation
 from .torch_modes import without_log_of_fake_tensors as without_log_of_fake_tensors
@@ -95,6 +97,7 @@ from .torch_state import watch_forward_levels as watch_forward_levels
 from .torch_values import TAKES_INT32_IN_GATHER as TAKES_INT32_IN_GATHER
 from .torch_values import numbers_in as numbers_in
 from .torch_values import registered_with_torch as registered_with_torch
+from .torch_values import unwrapped as unwrapped
 from .versions import JAX_FLOOR as JAX_FLOOR
 from .versions import JAX_WITH_COMMAND_BUFFERS as JAX_WITH_COMMAND_BUFFERS
 from .versions import TORCH_FLOOR as TORCH_FLOOR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,6 +73,12 @@ class DispatchMode(TorchDispatchMode):
                 return torch._efficientzerotensor(zero.shape, dtype=torch.result_type(zero, number), device=zero.device)
             args = torch.zeros(zero.shape, dtype=zero.dtype, device=zero.device), *args[1:]
         return func(*args, **(kwargs or {}))
+
+
+@functools.cache
+def is_composite(func: OpOverload) -> bool:
+    """Whether an operation consists of others. A dispatch mode sees such operations in inference mode only."""
+    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 
 
 def _is_symbolic_zero(value: object) -> bool:

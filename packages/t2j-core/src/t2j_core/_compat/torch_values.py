@@ -26,10 +26,16 @@ def numbers_in(tensor: torch.Tensor) -> list[int]:
         return tensor.flatten().tolist()
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
+    tensor = unwrapped(tensor)
     with temporarily_clear_interpreter_stack():  # torch 2.6 wraps the result of `flatten` again
         return tensor.flatten().tolist()
+
+
+def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor inside transforms of `torch.func`: under `vmap` that of all examples."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def registered_with_torch(item: object) -> dict[str, Any] | list[Any] | None:

@@ -9,7 +9,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from .. import _compat
-from .._infer.draws import drawn_from
+from .._random.generators import drawn_from
 from .refusals import NotCompiledError
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -11,33 +11,10 @@ import torch
 import torch.utils._pytree as torch_tree
 
 from .. import _compat
+from .._random.generators import drawn_from
 from .._signature.containers import as_pytree
 
-_PROBABILITIES = ("p", "dropout_p", "dropout")
-_MODES = ("train", "training")
-
-
 _T = TypeVar("_T")
-
-
-def drawn_from(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Generator | None:
-    """The generator that an operation draws from: its own, or the default one of the CPU; None if it draws nothing."""
-    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):  # higher-order operators have no tags
-        return None
-    arguments = func._schema.arguments
-    given = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
-    given.update(zip((argument.name for argument in arguments), args, strict=False))
-    given.update(kwargs)
-    if any(given.get(name) is False for name in _MODES) or any(_is_zero(given.get(name)) for name in _PROBABILITIES):
-        return None  # dropout that changes nothing, of attention too
-    generator: torch.Generator | None = given.get("generator")
-    if generator is None or _compat.is_default_generator(generator):
-        return torch.default_generator
-    return generator
-
-
-def _is_zero(value: object) -> bool:
-    return isinstance(value, (int, float)) and value == 0
 
 
 def generator_states() -> list[torch.Tensor]:

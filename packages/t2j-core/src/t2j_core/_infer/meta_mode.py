@@ -14,6 +14,7 @@ import torch.utils._pytree as torch_tree
 
 from .. import _compat
 from .._base.garbage import collect
+from .._random.keyed import draws_otherwise
 from .._signature.signature import SMALL
 from .dense import ALWAYS_DENSE, is_dense, needs_values
 from .draws import Draws
@@ -40,6 +41,7 @@ class OnMeta(_compat.DispatchMode):
         self._largest = 0  # elements of the largest tensor
         self._is_random = False
         self._is_foreign = False  # an operation that is not torch's, whose time is not known
+        self._draws_otherwise = False  # by an operation that no kernel replaces, or on another device
         self.expands_indices = False
         self.asked_for_values = False
         self.met_non_dense = False  # sparse, nested or quantised tensors
@@ -66,6 +68,7 @@ class OnMeta(_compat.DispatchMode):
 
     def handle(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation without data, and note it."""
+        self._draws_otherwise |= draws_otherwise(func, args, kwargs)
         result = self._run(func, args, dict(kwargs))
         self._draws.note(func, args, kwargs, result)
         return result
@@ -131,6 +134,10 @@ class OnMeta(_compat.DispatchMode):
     def is_small(self) -> bool:
         """Whether each operation is one of torch on small tensors."""
         return self._largest <= SMALL and not self._is_foreign
+
+    def draws_operations(self) -> bool:
+        """Whether each operation is one of torch, and those that draw can be replaced."""
+        return not (self._is_foreign or self._draws_otherwise)
 
     def is_any_kept(self) -> bool:
         """Whether the function still refers to a meta tensor after its outputs are gone."""

@@ -91,6 +91,7 @@ def infer_without_data(call: Call, obstacles: Obstacles, *, notes_random: bool) 
                 outputs,
                 is_quick=watch is on_meta and on_meta.is_quick(),
                 is_small=watch is on_meta and on_meta.is_small(),
+                draws_operations=watch is on_meta and on_meta.draws_operations(),
                 needs_no_values=True,
                 needs_long_indices=_needs_long_indices(outputs, on_meta, is_known=watch is on_meta),
                 origin="inferred by a run without data" + obstacles.text,

@@ -60,6 +60,8 @@ class TorchFn:
         self.rules: Rules[TorchFn] = Rules() if rules is None else rules
         self.takes_turns: bool = signature.outputs.is_small and not options.has_side_effect
         """Whether its calls run one after another on CPUs, because they are quicker so."""
+        self.draws_on_device: bool = False
+        """Whether a GPU draws its random numbers from the key."""
         self.hidden: int = 0
         """How many of the last results are residuals, which no user sees."""
         self.ticket: int | None = None

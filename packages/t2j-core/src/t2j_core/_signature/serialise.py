@@ -31,6 +31,9 @@ def encode(name: str, signature: Signature) -> tuple[str, str | None]:
             "outputs": _tree_to_json(signature.outputs.tree, signature.outputs.statics),
             "results": [_leaf_to_json(leaf) for leaf in signature.outputs.leaves],
         }
+        outputs = signature.outputs
+        if outputs.draws_operations and not (outputs.mutated or outputs.is_doubtful):
+            content["draws_operations"] = True
     except _NotTextError as reason:
         return "", str(reason)
     return json.dumps(content, separators=(",", ":"), sort_keys=True), None
@@ -48,7 +51,8 @@ def decode(text: str) -> Signature:
     out_tree, out_statics = _tree_from_json(content["outputs"])
     operands = tuple(map(_leaf_from_json, content["operands"]))
     results = tuple(map(_leaf_from_json, content["results"]))
-    return Signature(content["name"], call_tree, operands, Outputs(out_tree, results, out_statics))
+    outputs = Outputs(out_tree, results, out_statics, draws_operations=content.get("draws_operations", False))
+    return Signature(content["name"], call_tree, operands, outputs)
 
 
 def _leaf_to_json(leaf: Leaf) -> list[Any]:

@@ -60,6 +60,8 @@ class Outputs:
     returned: tuple[tuple[int, int], ...] = ()  # (operand, result) where a mutated operand is returned itself
     is_quick: bool = False  # few operations, on small tensors, none of them random
     is_small: bool = False  # it only has operations of torch on small tensors
+    draws_operations: bool = field(default=False, compare=False)
+    """Whether all random numbers are drawn by operations for which there is a kernel that takes a key."""
     needs_no_values: bool = field(default=False, compare=False)  # a run without data succeeded
     needs_long_indices: bool | None = field(default=None, compare=False)  # indices must be int64; None: not known
     origin: str = field(default="", compare=False)  # how they became known, for error texts

@@ -167,7 +167,9 @@ class CallBuilder:
         A subclass adds to the result what the transformations of JAX need (`TorchFn.rules`), and returns it.
         """
         handovers, aliases = handed_over(signature, self.options)
-        call, needs_long = self._seeded(), signature.outputs.needs_long_indices
+        on_device = _draws_on_device(signature.outputs, self.options)
+        call = seeded(self.fn, on_device=on_device) if self.options.rng else self.fn
+        needs_long = signature.outputs.needs_long_indices
         if needs_long is None:
             needs_long = are_narrow(leaf.torch_dtype for leaf in signature.operands)
         if signature.outputs.keeps_state:
@@ -180,20 +182,19 @@ class CallBuilder:
         if signature.outputs.is_doubtful:
             options = dataclasses.replace(options, has_side_effect=True)
         call = with_long_indices(call) if needs_long else call
-        return TorchFn(call, signature, options, handovers=handovers, aliases=aliases, noted=self.noted)
+        fn = TorchFn(call, signature, options, handovers=handovers, aliases=aliases, noted=self.noted)
+        fn.draws_on_device = on_device
+        return fn
 
     @property
     def is_random(self) -> bool:
         """Whether the function was seen to draw random numbers without a key."""
         return "random" in self.noted
 
-    def _seeded(self) -> Callable[..., Any]:
-        return seeded(self.fn) if self.options.rng else self.fn
-
     def _inferred(self) -> Callable[..., Any]:
         """What inference runs."""
         extra = {"out": None} if self.options.outputs == "out" else {}
-        return functools.partial(self._seeded(), **extra)
+        return functools.partial(seeded(self.fn) if self.options.rng else self.fn, **extra)
 
     # --- checks ------------------------------------------------------------------------------------------------------
 
@@ -227,3 +228,12 @@ class CallBuilder:
     def explained(self, fn: TorchFn) -> list[str]:
         """The lines of that text below its heading."""
         return explained(fn)
+
+
+def _draws_on_device(outputs: Outputs, options: Options) -> bool:
+    """Whether the numbers of `rng=True` may be drawn on a GPU by kernels that take the key: see `_infer.rng`.
+
+    A function is run again if it turns out to draw in another way too, so it must not have effects.
+    """
+    has_effects = options.has_side_effect or bool(outputs.mutated) or outputs.is_doubtful
+    return options.rng and outputs.draws_operations and not options.compile and not has_effects

@@ -32,7 +32,7 @@ def torch2jax(
         `jax.ShapeDtypeStruct`, arrays or tensors. `fn` is then not run before the first call.
       mutable_argnums: positions of arguments that `fn` may write into. It must return what it has written. If the
         caller donates the argument to `jax.jit`, the update happens in place.
-      rng: the first argument of the wrapped function is a JAX key, from which torch's generators are seeded for the
+      rng: the first argument of the wrapped function is a JAX key, from which torch's random numbers come in the
         call; `fn` gets the other arguments.
       arguments: `"auto"` lends arguments: a tensor lies over XLA's memory. The first call of each signature (and now
         and then a later one) works on copies, which are compared afterwards; an argument that `fn` writes into or keeps
