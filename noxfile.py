@@ -286,10 +286,13 @@ def install_with_stubs(session: nox.Session, torch: str, *packages: str) -> None
 def cuda_aot(session: nox.Session, jax: str, torch: str) -> None:
     """Compile programs for an H100 with JAX's CUDA plugin, and test what XLA makes of them; needs no GPU.
 
-    Each of the three cells downloads 135 MB of plugin besides jax and torch, and tests for two to three minutes.
+    Each of the three cells downloads 135 MB of plugin besides jax and torch, and tests for two to three minutes. The
+    first also downloads 200 MB of Triton, with which it compiles the kernel for random numbers.
     """
     install_torch(session, f"torch=={torch}", f"jax=={jax}", *PACKAGES, "pytest>=8", "flatbuffers")
     session.install("--no-deps", f"jax-cuda13-plugin=={jax}", f"jax-cuda13-pjrt=={jax}")
+    if jax == "0.10.2":
+        session.install("--no-deps", "triton==3.9.0")
     env = {name: QUIET[name] for name in QUIET if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}  # they are what is tested
     env["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # the plugin looks for CUDA's libraries, which only a GPU needs
     session.run("pytest", "tests/cuda_aot", *session.posargs, env=env)

@@ -91,3 +91,7 @@ def test_blocks_beyond_32_bits_have_other_words():
     _first_words[(1,)](key, out, torch.tensor([first]), BLOCKS=4)
     assert out.tolist() == reference.words(key, 0, first, 4)[:, 0].tolist()
     assert len(set(out.tolist())) == 4
+
+
+def test_the_check_before_the_first_use_passes():
+    sampler.check(sampler._fill, torch.device("cpu"))

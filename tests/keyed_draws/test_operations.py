@@ -5,10 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import philox_reference
 import pytest
 import scipy.stats
 import torch
 from t2j_core import Size, torch2jax
+from t2j_core._random import sampler
 
 KEY = jax.random.key(11)
 N = 20_000
@@ -228,3 +230,10 @@ def test_dropout_of_nothing_and_of_everything(drawn, p):
     y, mask = f(KEY, jnp.ones(N))
     assert (np.asarray(y) == 1 - p).all()
     assert (np.asarray(mask) == (p == 0)).all()
+
+
+def test_a_sampler_is_checked_before_its_first_use():
+    cpu = torch.device("cpu")
+    sampler.check(philox_reference.fill, cpu)
+    with pytest.raises(RuntimeError, match="instead of"):
+        sampler.check(lambda out, *_: out.zero_(), cpu)

@@ -89,7 +89,7 @@ def branches(x):
 
 REFUSED = {
     "a side effect": (lambda: torch2jax(f, has_side_effect=True, command_buffer=True), "side effect"),
-    "a key": (lambda: torch2jax(torch.nn.functional.dropout, rng=True, command_buffer=True), "the host reads"),
+    "a key": (lambda: torch2jax(torch.nn.functional.dropout, rng=True, command_buffer=True), "it draws from a key"),
     "random numbers": (lambda: torch2jax(torch.rand_like, command_buffer=True), "without a key"),
     "state": (lambda: torch2jax(keeps, command_buffer=True), "from one call to the next"),
     "values": (lambda: torch2jax(branches, command_buffer=True), "may read values"),
@@ -157,7 +157,7 @@ def test_results_are_copied_and_not_redirected(monkeypatch):
     assert isinstance(fn.target, Redirected)
     site = fn.call_site(is_captured=True)
     assert (site.pass_results, site.may_keep_results) == (False, False)
-    monkeypatch.setattr(_compat, "is_capturing", lambda: False)
+    monkeypatch.setattr(_compat, "is_capturing", lambda device: False)
     (result,) = site.target(torch.from_numpy(large))
     assert torch.equal(result, f(torch.from_numpy(large)))
 
@@ -302,7 +302,7 @@ def test_too_little_memory_is_no_fault_of_the_function(warmed):
 
 @pytest.fixture
 def capturing(monkeypatch):
-    monkeypatch.setattr(_compat, "is_capturing", lambda: True)
+    monkeypatch.setattr(_compat, "is_capturing", lambda device: True)
 
 
 def held(function):
@@ -399,7 +399,7 @@ def test_a_capture_has_no_events_and_memory_of_its_own(stream, capturing):
 
 
 def test_outside_of_a_capture_streams_are_ordered_as_in_any_call(stream, monkeypatch):
-    monkeypatch.setattr(_compat, "is_capturing", lambda: False)
+    monkeypatch.setattr(_compat, "is_capturing", lambda device: False)
     CapturedTarget(f, Named(), (), ()).enter(7, 0).close()
     assert stream == ["enter_unordered", "order_in", "leave"]
 
@@ -408,7 +408,7 @@ def test_the_stream_is_restored_if_the_first_event_fails(stream, monkeypatch):
     def fail(entered):
         raise RuntimeError("the event failed")
 
-    monkeypatch.setattr(_compat, "is_capturing", lambda: False)
+    monkeypatch.setattr(_compat, "is_capturing", lambda device: False)
     monkeypatch.setattr(capture, "order_in", fail)
     with pytest.raises(RuntimeError, match="the event failed"):
         CapturedTarget(f, Named(), (), ()).enter(7, 0)

@@ -65,7 +65,6 @@ from .torch_compiler import trace_ahead as trace_ahead
 from .torch_compiler import without_onednn as without_onednn
 from .torch_devices import current_stream as current_stream
 from .torch_devices import device_of as device_of
-from .torch_devices import is_capturing as is_capturing
 from .torch_devices import is_default_generator as is_default_generator
 from .torch_devices import record_event as record_event
 from .torch_devices import set_stream as set_stream

@@ -10,8 +10,10 @@ import torch
 
 PoolId = tuple[int, int]
 
-is_capturing: Callable[[], bool] = torch.cuda.is_current_stream_capturing
-"""Whether what is enqueued on torch's current stream is captured."""
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether the current stream of a GPU is captured in a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class Pool:

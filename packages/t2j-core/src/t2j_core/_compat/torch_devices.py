@@ -35,11 +35,6 @@ def is_default_generator(generator: torch.Generator) -> bool:
     return any(generator._cdata == default._cdata for default in defaults)  # type: ignore[attr-defined]
 
 
-def is_capturing(device: torch.device) -> bool:
-    """Whether the current stream of a GPU records a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
 def torch_gpus() -> list[int]:
     """The GPUs that torch uses; none before it has initialised CUDA, which asking for their generators would do."""
     return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

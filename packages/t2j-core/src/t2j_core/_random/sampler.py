@@ -31,12 +31,23 @@ class Sampler(Protocol):
 def _by_triton() -> Sampler | None:
     """The sampler for GPUs; None where Triton cannot be used. Tried once, so that a key gives the same numbers."""
     try:
-        key, out = torch.zeros(2, dtype=torch.int32, device="cuda"), torch.empty(4, device="cuda")
-        _fill(out, key, 0, Uniform())
+        check(_fill, torch.device("cuda"))
     except Exception as reason:  # not installed, or without a compiler for its launcher
         logger.info("random numbers with `rng=True` are seeded from the host, because Triton fails: %s", reason)
         return None
     return _fill
+
+
+# The first uniform numbers for the key (1, 2) at position 3, in multiples of 2**-24.
+_KNOWN = [5829956, 5875116, 12720634, 13806435, 2888247, 4528120]
+
+
+def check(sampler: Sampler, device: torch.device) -> None:
+    """Raise unless a sampler draws the right numbers on a device, which the host waits for."""
+    key, out = torch.tensor([1, 2], dtype=torch.uint32, device=device), torch.empty(len(_KNOWN), device=device)
+    sampler(out, key, 3, Uniform())
+    if (found := (out * 2.0**24).tolist()) != _KNOWN:
+        raise RuntimeError(f"its numbers are {found} instead of {_KNOWN}")
 
 
 def sampler_of(device_type: str) -> Sampler | None:

@@ -25,6 +25,7 @@ from .streams import enter_unordered, leave, order_in, restore
 from .used_memory import Memory, Rehearsal
 from .writes import operand_written
 
+_CUDA = torch.device("cuda")
 _EXPECTED = (
     "a function that only enqueues work on the GPU, with `command_buffer=True`: no `.item()`, `.cpu()` or `print` of "
     "values, no shapes that depend on values, nothing kept"
@@ -91,7 +92,7 @@ class CapturedTarget:
         entered = enter_unordered(pointer, device)
         with contextlib.ExitStack() as stack:
             stack.callback(restore, entered)
-            if _compat.is_capturing():
+            if _compat.is_capturing(_CUDA):
                 stack.enter_context(self._pool(device).in_use())
                 stack.callback(self.hold_outside)
             else:
@@ -106,7 +107,7 @@ class CapturedTarget:
         return self._pools[device]
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
-        if not _compat.is_capturing():
+        if not _compat.is_capturing(_CUDA):
             return self._run(*tensors)
         with Memory(tensors) as memory:
             try:

@@ -194,7 +194,7 @@ class TorchFn:
         if options.has_side_effect:
             return "it has a side effect, which a CUDA graph would not repeat"
         if options.rng:
-            return "its random numbers come from a seed that the host reads"
+            return "it draws from a key, and in a capture torch's generators tell no state"
         if "random" in self.lending.noted:
             return "it draws random numbers without a key"
         if "keeps state" in self.lending.noted:
