@@ -9,6 +9,7 @@ import pytest
 import torch
 from t2j_autodiff import torch2jax
 from t2j_autodiff._residuals.store import kept_graphs
+from t2j_core._random import sampler
 
 from . import runtime
 from .executables import device_memory, ones
@@ -97,12 +98,51 @@ def test_only_the_first_two_calls_wait_for_the_comparison_of_their_operands():
     assert found == [["cudaStreamSynchronize"], ["cudaStreamSynchronize"], []]
 
 
-def test_a_key_is_read_once_by_each_call():
-    """What is true today: torch's generators take a seed from the host."""
-    f = torch2jax(lambda t: t + torch.rand_like(t), rng=True)
-    key = jax.random.key_data(jax.random.key(0))
-    program = Program(lambda data, x: f(jax.random.wrap_key_data(data), x), key, X)
-    assert waits(program, key, X) == CALLS * [["cudaStreamSynchronize"]]
+def keyed(f):
+    """A program of a function that takes a key, and its arguments."""
+    f, key = torch2jax(f, rng=True), jax.random.key_data(jax.random.key(0))
+    return Program(lambda data, x: f(jax.random.wrap_key_data(data), x), key, X), key, X
+
+
+def draws(t):
+    return t + torch.rand_like(t)
+
+
+def test_a_key_is_read_once_by_each_call_where_torch_draws(monkeypatch):
+    monkeypatch.setitem(sampler.samplers, "cuda", lambda: None)  # as without Triton
+    assert waits(*keyed(draws)) == CALLS * [["cudaStreamSynchronize"]]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The keys from which numbers are drawn on the device, by a stand-in for the kernel."""
+    keys = []
+
+    def fill(out, key, position, distribution):
+        keys.append((key.device.type, position))
+        out.zero_()
+
+    monkeypatch.setitem(sampler.samplers, "cuda", lambda: fill)
+    return keys
+
+
+def test_no_key_is_read_where_the_device_draws(drawn):
+    """Autograd runs the backward on another thread, which draws nothing."""
+
+    def function(t):
+        with torch.enable_grad():
+            x = t.detach().requires_grad_()
+            return torch.autograd.grad(torch.nn.functional.dropout(draws(x)).sum(), x)
+
+    assert waits(*keyed(function)) == CALLS * [[]]
+    devices, positions = zip(*drawn[-2:], strict=True)
+    assert devices == ("cuda", "cuda")
+    assert len(set(positions)) == 2
+
+
+def test_an_operation_that_only_torch_can_draw_reads_the_key(drawn):
+    assert waits(*keyed(lambda t: t + torch.poisson(t))) == CALLS * [["cudaStreamSynchronize"]]
+    assert not drawn
 
 
 def test_what_waits_in_a_function_is_its_own():
