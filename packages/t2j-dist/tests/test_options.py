@@ -45,6 +45,7 @@ OTHER_VALUES = {
     "has_side_effect": True,
     "name": "sine",
     "compile": True,
+    "command_buffer": True,
     "depth": 3,
     "nondiff_argnums": (1,),
     "nondiff_mask": True,
