@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from pathlib import Path
@@ -26,7 +27,13 @@ from test_gpu import CALLS, _waits
 
 pytestmark = pytest.mark.gpu
 
-KEY = jax.random.key(3)
+
+@functools.cache
+def the_key() -> jax.Array:
+    """A key; made late, because this file is imported before the devices are chosen."""
+    return jax.random.key(3)
+
+
 N = 1 << 20
 
 
@@ -74,17 +81,17 @@ def test_more_than_32_bits_of_elements():
 def _program(kind):
     x, f = jnp.ones((64, N // 64)), torch2jax(mixed, rng=True)
     if kind == "forward":
-        return jax.jit(f), (KEY, x)
+        return jax.jit(f), (the_key(), x)
     if kind == "gradient":
-        return jax.jit(jax.grad(lambda key, x: f(key, x).sum(), 1)), (KEY, x)
+        return jax.jit(jax.grad(lambda key, x: f(key, x).sum(), 1)), (the_key(), x)
     if kind == "batch of keys":
-        return jax.jit(jax.vmap(f)), (jax.random.split(KEY, 64), x)
+        return jax.jit(jax.vmap(f)), (jax.random.split(the_key(), 64), x)
     if kind == "scan":
         steps = lambda keys, x: jax.lax.scan(lambda c, key: (f(key, c), None), x, keys)[0]
-        return jax.jit(steps), (jax.random.split(KEY, 3), x)
+        return jax.jit(steps), (jax.random.split(the_key(), 3), x)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Dropout(0.5)).cuda()
     apply, variables = module2jax(model, train=True, rng=True)
-    return jax.jit(apply), (KEY, variables, jnp.ones((8, 64)))
+    return jax.jit(apply), (the_key(), variables, jnp.ones((8, 64)))
 
 
 @pytest.mark.parametrize("kind", ["forward", "gradient", "batch of keys", "scan", "module"])
@@ -96,21 +103,21 @@ def test_nothing_waits_for_a_key(kind):
 def test_an_operation_without_a_kernel_waits_once():
     f = jax.jit(torch2jax(lambda x: torch.empty_like(x).cauchy_() + torch.empty_like(x).cauchy_(), rng=True))
     base = _waits(jax.jit(lambda x: jnp.sin(x) + 1), (jnp.ones(N),))
-    assert len(_waits(f, (KEY, jnp.ones(N)))) == len(base) + CALLS
+    assert len(_waits(f, (the_key(), jnp.ones(N)))) == len(base) + CALLS
 
 
 @pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
 def test_one_mask_for_everything(residuals):
     f, x = torch2jax(lambda x: F.dropout(x, 0.5) * x, rng=True, residuals=residuals), jnp.ones(N)
-    mask = f(KEY, x)
+    mask = f(the_key(), x)
     assert set(np.unique(mask)) == {0.0, 2.0}
     assert abs(float(mask.mean()) - 1) < 5 / np.sqrt(N)
-    loss = lambda x: f(KEY, x).sum()
+    loss = lambda x: f(the_key(), x).sum()
     for wrap in (lambda g: g, jax.jit, jax.checkpoint):
-        same(wrap(f)(KEY, x), mask)
+        same(wrap(f)(the_key(), x), mask)
         same(jax.grad(wrap(loss))(x), 2 * mask)
-        same(jax.jvp(wrap(lambda x: f(KEY, x)), (x,), (x,))[1], 2 * mask)
-    keys = jax.random.split(KEY, 2)
+        same(jax.jvp(wrap(lambda x: f(the_key(), x)), (x,), (x,))[1], 2 * mask)
+    keys = jax.random.split(the_key(), 2)
     same(jax.vmap(f, (0, None))(keys, x)[1], f(keys[1], x))
     assert 0.4 < float((f(keys[0], x) == mask).mean()) < 0.6
 
@@ -119,23 +126,23 @@ def test_checkpoints_draw_the_same_numbers_again():
     plain = torch2jax(lambda x: torch.sin(mixed(x)), rng=True)
     again = torch2jax(lambda x: checkpoint(lambda x: torch.sin(mixed(x)), x, use_reentrant=False), rng=True)
     x = jnp.linspace(0.1, 1, N)
-    same(again(KEY, x), plain(KEY, x))
+    same(again(the_key(), x), plain(the_key(), x))
     for _ in range(3):
-        np.testing.assert_allclose(*(jax.grad(lambda x: f(KEY, x).sum())(x) for f in (again, plain)), rtol=1e-5)
+        np.testing.assert_allclose(*(jax.grad(lambda x: f(the_key(), x).sum())(x) for f in (again, plain)), rtol=1e-5)
 
 
 def test_attention_with_dropout_draws_from_a_seed():
     attend = torch2jax(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), rng=True)
     x = jnp.ones((1, 4, 64, 64), jnp.float16)
-    same(attend(KEY, x), jax.jit(attend)(KEY, x))
-    assert bool((attend(KEY, x) != attend(jax.random.key(4), x)).any())
+    same(attend(the_key(), x), jax.jit(attend)(the_key(), x))
+    assert bool((attend(the_key(), x) != attend(jax.random.key(4), x)).any())
 
 
 def test_compiled_functions_draw_from_the_key():
     f = torch2jax(torch.compile(mixed), rng=True)
     x = jnp.ones(N)
-    same(f(KEY, x), jax.jit(f)(KEY, x))
-    assert bool((f(KEY, x) != f(jax.random.key(4), x)).mean() > 0.9)
+    same(f(the_key(), x), jax.jit(f)(the_key(), x))
+    assert bool((f(the_key(), x) != f(jax.random.key(4), x)).mean() > 0.9)
 
 
 def test_a_cuda_graph_draws_from_a_seed():
@@ -164,14 +171,14 @@ def test_a_cuda_graph_draws_from_a_seed():
 def test_the_generators_are_as_they_were():
     torch.cuda.manual_seed(5)
     state, cpu = torch.cuda.get_rng_state(), torch.get_rng_state()
-    jax.block_until_ready(torch2jax(mixed, rng=True)(KEY, jnp.ones(N)))
+    jax.block_until_ready(torch2jax(mixed, rng=True)(the_key(), jnp.ones(N)))
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert torch.equal(torch.get_rng_state(), cpu)
 
 
 def test_threads_do_not_disturb_each_other():
     f, x = torch2jax(lambda x: sum(torch.rand_like(x) for _ in range(20)), rng=True), jnp.ones(1000)
-    keys = list(jax.random.split(KEY, 4))
+    keys = list(jax.random.split(the_key(), 4))
     expected, got = [np.asarray(f(key, x)) for key in keys], [[] for _ in keys]
     threads = [
         threading.Thread(target=lambda i=i: got[i].extend(np.asarray(f(keys[i], x)) for _ in range(10)))

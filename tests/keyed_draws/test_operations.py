@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,13 @@ import torch
 from t2j_core import Size, torch2jax
 from t2j_core._random import sampler
 
-KEY = jax.random.key(11)
+
+@functools.cache
+def the_key() -> jax.Array:
+    """A key; made late, because this file is imported before the devices are chosen."""
+    return jax.random.key(11)
+
+
 N = 20_000
 HALF = torch.float16, torch.bfloat16
 
@@ -67,8 +75,8 @@ DISCRETE = {
 }
 
 
-def numbers(f, key=KEY, dtype=jnp.float32) -> np.ndarray:
-    return np.asarray(torch2jax(f, rng=True)(key, jnp.zeros(N, dtype)))
+def numbers(f, key=None, dtype=jnp.float32) -> np.ndarray:
+    return np.asarray(torch2jax(f, rng=True)(the_key() if key is None else key, jnp.zeros(N, dtype)))
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -128,14 +136,14 @@ def test_integers_of_64_bits(drawn):
 
 
 def test_each_draw_has_other_numbers(drawn):
-    a, b, c = torch2jax(lambda: (torch.rand(N), torch.rand(N), torch.randn(N)), rng=True)(KEY)
+    a, b, c = torch2jax(lambda: (torch.rand(N), torch.rand(N), torch.randn(N)), rng=True)(the_key())
     assert abs(np.corrcoef([a, b, c]) - np.eye(3)).max() < 4 / np.sqrt(N)
 
 
 def test_the_layout_in_memory_does_not_matter(drawn):
     x = jnp.zeros((8, 3, 4, 5))
-    rows = torch2jax(lambda x: torch.rand_like(x), rng=True)(KEY, x)
-    channels = torch2jax(lambda x: torch.rand_like(x.to(memory_format=torch.channels_last)), rng=True)(KEY, x)
+    rows = torch2jax(lambda x: torch.rand_like(x), rng=True)(the_key(), x)
+    channels = torch2jax(lambda x: torch.rand_like(x.to(memory_format=torch.channels_last)), rng=True)(the_key(), x)
     np.testing.assert_array_equal(rows, channels)
 
 
@@ -180,7 +188,7 @@ def test_other_operations_draw_from_a_seed(drawn, f):
 
 def test_declared_outputs_draw_from_a_seed(drawn):
     f = torch2jax(torch.rand_like, rng=True, output_shapes=Size(N))
-    assert (np.asarray(f(KEY, jnp.zeros(N))) != numbers(torch.rand_like)).any()
+    assert (np.asarray(f(the_key(), jnp.zeros(N))) != numbers(torch.rand_like)).any()
     assert len(drawn) == 1
 
 
@@ -212,7 +220,7 @@ def test_wrong_arguments_raise_what_torch_raises(drawn, wrong):
     text = str(native.value).splitlines()[0]
     f = torch2jax(lambda x: calls[wrong](x) if not x.is_meta else x + torch.rand_like(x), rng=True)
     with pytest.raises(RuntimeError, match=text.replace("(", r"\(").replace(")", r"\)").replace("[", r"\[")):
-        f(KEY, jnp.zeros(3))
+        f(the_key(), jnp.zeros(3))
 
 
 def test_operations_without_effect_leave_the_numbers_of_the_others(drawn):
@@ -227,7 +235,7 @@ def test_operations_without_effect_leave_the_numbers_of_the_others(drawn):
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_dropout_of_nothing_and_of_everything(drawn, p):
     f = torch2jax(lambda x: torch.native_dropout(x, p, True), rng=True)
-    y, mask = f(KEY, jnp.ones(N))
+    y, mask = f(the_key(), jnp.ones(N))
     assert (np.asarray(y) == 1 - p).all()
     assert (np.asarray(mask) == (p == 0)).all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import jax
@@ -14,8 +15,14 @@ from t2j_core._base.turns import turns
 from t2j_core._random import generators
 from t2j_core.extend import DispatchMode
 
-KEY = jax.random.key(3)
-X = jnp.ones(600)
+
+@functools.cache
+def the_key() -> jax.Array:
+    """A key; made late, because this file is imported before the devices are chosen."""
+    return jax.random.key(3)
+
+
+X = np.ones(600, np.float32)
 MIXED = [torch.rand_like, torch.randn_like, lambda x: torch.nn.functional.dropout(x, 0.5)]
 
 
@@ -29,14 +36,14 @@ def same(a, b):
 
 def test_the_same_key_gives_the_same_numbers_everywhere(drawn):
     f = torch2jax(mixed, rng=True)
-    expected = f(KEY, X)
+    expected = f(the_key(), X)
     assert len(drawn) == 3
     assert len(np.unique(expected)) > 500
-    same(f(KEY, X), expected)
-    same(jax.jit(f)(KEY, X), expected)
+    same(f(the_key(), X), expected)
+    same(jax.jit(f)(the_key(), X), expected)
     same(jax.jit(lambda x: f(jax.random.key(3), x))(X), expected)
-    same(jax.jit(lambda k, x: f(k, x) + f(k, x))(KEY, X), 2 * expected)
-    same(jax.lax.map(lambda k: f(k, X), jax.random.split(KEY, 2))[1], f(jax.random.split(KEY, 2)[1], X))
+    same(jax.jit(lambda k, x: f(k, x) + f(k, x))(the_key(), X), 2 * expected)
+    same(jax.lax.map(lambda k: f(k, X), jax.random.split(the_key(), 2))[1], f(jax.random.split(the_key(), 2)[1], X))
     assert bool((f(jax.random.key(4), X) != expected).all())
 
 
@@ -44,15 +51,15 @@ def test_the_same_key_gives_the_same_numbers_after_export(drawn):
     pytest.importorskip("flatbuffers", reason="jax.export needs it to serialise")
     f = torch2jax(mixed, rng=True, name="keyed mixed")
     checks = [jax.export.DisabledSafetyCheck.custom_call("t2j_torch_call")]
-    key = jax.random.key_data(KEY)
+    key = jax.random.key_data(the_key())
     exported = jax.export.export(jax.jit(f), disabled_checks=checks)(key, X).serialize()
     torch2jax(mixed, rng=True, name="keyed mixed")  # what another process does, which infers nothing
-    same(jax.export.deserialize(exported).call(key, X), torch2jax(mixed, rng=True)(KEY, X))
+    same(jax.export.deserialize(exported).call(key, X), torch2jax(mixed, rng=True)(the_key(), X))
 
 
 def test_the_host_does_not_read_the_key(drawn, monkeypatch):
     f = torch2jax(mixed, rng=True)
-    f(KEY, X)
+    f(the_key(), X)
     monkeypatch.setattr("t2j_core._infer.rng.seed_of", None)
     f(jax.random.key(4), X)
 
@@ -61,9 +68,9 @@ def test_modules(drawn):
     model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Dropout(0.5), torch.nn.LayerNorm(8))
     apply, variables = module2jax(model, train=True, rng=True)
     x = jnp.ones((4, 5))
-    first = apply(KEY, variables, x)
+    first = apply(the_key(), variables, x)
     assert len(drawn) == 1
-    same(jax.jit(apply)(KEY, variables, x), first)
+    same(jax.jit(apply)(the_key(), variables, x), first)
     assert bool((apply(jax.random.key(4), variables, x) != first).any())
 
 
@@ -73,8 +80,8 @@ def test_recurrent_dropout_and_attention(drawn):
     for f in (lambda x: lstm(x)[0], attend):
         f = torch2jax(f, rng=True)
         x = jnp.ones((1, 3, 4))
-        same(f(KEY, x), jax.jit(f)(KEY, x))
-        assert bool((f(jax.random.key(4), x) != f(KEY, x)).any())
+        same(f(the_key(), x), jax.jit(f)(the_key(), x))
+        assert bool((f(jax.random.key(4), x) != f(the_key(), x)).any())
     assert drawn
 
 
@@ -84,9 +91,9 @@ def test_recurrent_dropout_and_attention(drawn):
 def test_large_results_lie_in_the_memory_of_xla(drawn, f):
     x = jnp.ones(1 << 19)
     call = jax.jit(torch2jax(f, rng=True, outputs="auto"))
-    copied = np.asarray(torch2jax(f, rng=True, outputs="copy")(KEY, x))
+    copied = np.asarray(torch2jax(f, rng=True, outputs="copy")(the_key(), x))
     for _ in range(3):  # the first call records which operation makes the result, the others replace it
-        same(call(KEY, x), copied)
+        same(call(the_key(), x), copied)
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
@@ -104,9 +111,9 @@ def test_the_generators_are_as_they_were(drawn, fails):
     state = torch.get_rng_state()
     if fails:
         with pytest.raises(ValueError, match="mine"):
-            torch2jax(f, rng=True)(KEY, X)
+            torch2jax(f, rng=True)(the_key(), X)
     else:
-        torch2jax(f, rng=True)(KEY, X).block_until_ready()
+        torch2jax(f, rng=True)(the_key(), X).block_until_ready()
     assert len(drawn) == 3
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.initial_seed() == 0
@@ -123,7 +130,7 @@ def test_states_that_the_function_saves_give_the_same_numbers_again(drawn):
         torch.set_rng_state(state)
         return a, b, c, d, torch.rand_like(x)
 
-    a, b, c, d, e = torch2jax(f, rng=True)(KEY, X)
+    a, b, c, d, e = torch2jax(f, rng=True)(the_key(), X)
     same(b, c)
     same(d, e)
     assert bool((a != b).all() and (c != d).all())
@@ -136,7 +143,10 @@ def test_inference_mode(drawn):
             y = torch.nn.functional.dropout(x, 0.5)
         return y.clone()
 
-    same(torch2jax(f, rng=True)(KEY, X), torch2jax(lambda x: torch.nn.functional.dropout(x, 0.5), rng=True)(KEY, X))
+    same(
+        torch2jax(f, rng=True)(the_key(), X),
+        torch2jax(lambda x: torch.nn.functional.dropout(x, 0.5), rng=True)(the_key(), X),
+    )
 
 
 # --- falling back -----------------------------------------------------------------------------------------------------
@@ -152,9 +162,9 @@ def other_at_runtime(x):
 def test_an_operation_without_a_kernel_draws_from_a_seed_and_so_do_those_after_it(drawn):
     f = torch2jax(other_at_runtime, rng=True)
     state = torch.get_rng_state()
-    first = f(KEY, X)
+    first = f(the_key(), X)
     assert len(drawn) == 1
-    for again in (f(KEY, X), jax.jit(f)(KEY, X)):
+    for again in (f(the_key(), X), jax.jit(f)(the_key(), X)):
         for one, other in zip(first, again, strict=True):
             same(one, other)
     for one, other in zip(first, f(jax.random.key(4), X), strict=True):
@@ -181,14 +191,14 @@ def test_the_lock_of_all_devices_is_taken_for_seeds_only(drawn, seeds):
         thread.join()
         return y
 
-    torch2jax(f, rng=True)(KEY, X).block_until_ready()
+    torch2jax(f, rng=True)(the_key(), X).block_until_ready()
     assert found == [not seeds]
 
 
 def test_threads_do_not_disturb_each_other(drawn):
     seeds = torch2jax(other_at_runtime, rng=True)
     f = torch2jax(lambda x: sum(torch.rand_like(x) for _ in range(20)), rng=True)
-    keys = list(jax.random.split(KEY, 4))
+    keys = list(jax.random.split(the_key(), 4))
     run = lambda key: [np.asarray(y) for y in (f(key, X), *seeds(key, X))]
     expected, got = [run(key) for key in keys], [[] for _ in keys]
     barrier = threading.Barrier(4)
@@ -223,17 +233,17 @@ class _Hidden:
 
 def test_hidden_draws_come_from_a_seed(drawn):
     f = torch2jax(_Hidden(), rng=True)
-    first = f(KEY, X)
-    same(f(KEY, X), first)
-    same(jax.jit(f)(KEY, X), first)
+    first = f(the_key(), X)
+    same(f(the_key(), X), first)
+    same(jax.jit(f)(the_key(), X), first)
     assert bool((f(jax.random.key(4), X) != first).all())
 
 
 def test_more_draws_than_positions(drawn, monkeypatch):
     monkeypatch.setattr(generators, "_MOST_POSITIONS", 4)
     f = torch2jax(lambda x: torch.stack([torch.rand_like(x) for _ in range(6)]), rng=True)
-    rows = f(KEY, X)
-    same(f(KEY, X), rows)
+    rows = f(the_key(), X)
+    same(f(the_key(), X), rows)
     assert len(np.unique(rows)) > 0.99 * rows.size
     assert bool((f(jax.random.key(4), X) != rows).all())
 
@@ -249,5 +259,5 @@ def test_a_mode_of_the_function_sees_what_it_draws(drawn):
             return torch.rand_like(x)
 
     seen = []
-    same(torch2jax(f, rng=True)(KEY, X), torch2jax(torch.rand_like, rng=True)(KEY, X))
+    same(torch2jax(f, rng=True)(the_key(), X), torch2jax(torch.rand_like, rng=True)(the_key(), X))
     assert torch.ops.aten.rand_like.default in seen
