@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from t2j_autodiff import module2jax, torch2jax
+from t2j_core._infer.rng import seeded
+from t2j_core._random import generators
+from t2j_core.extend import Keys
 from torch.utils.checkpoint import checkpoint
 
 
@@ -179,3 +182,14 @@ def test_the_generators_are_as_they_were(drawn):
     f = torch2jax(lambda x: layers(x, checkpointed), rng=True)
     jax.block_until_ready(jax.grad(lambda x: f(the_key(), x).sum())(jnp.ones(6000)))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_more_keys_than_a_place_can_name(drawn, monkeypatch):
+    """As where many examples of a batch run one after another in one derivative."""
+    monkeypatch.setattr(generators, "_MOST_KEYS", 3)
+    draw = seeded(lambda: torch.rand(4), on_device=True)
+    keys = [torch.tensor([word, 7]) for word in range(6)]
+    alone = [draw(key) for key in keys]
+    with Keys():
+        same([draw(key) for key in keys], alone)
+    assert len(drawn) == 12

@@ -85,5 +85,4 @@ def begin_at(key: torch.Tensor, sampler: Sampler, seed: Callable[[torch.Tensor],
     """
     _used[key.device] = sampler, seed
     number = 0 if _thread.keys is None else _thread.keys.add(key)
-    begin(default_generator(key.device), number)
-    return {number: key}
+    return {begin(default_generator(key.device), number): key}

@@ -85,9 +85,11 @@ _MARK = 0x74326A72
 _MOST_POSITIONS, _MOST_KEYS = 1 << 20, 1 << 12
 
 
-def begin(generator: torch.Generator, key: int) -> None:
-    """Have a generator stand at the first draw from the key of that number."""
-    generator.manual_seed(_MARK << 32 | (key if key < _MOST_KEYS else 0) * _MOST_POSITIONS)
+def begin(generator: torch.Generator, key: int) -> int:
+    """Have a generator stand at the first draw from the key of that number; returns the number: 0 if it is too large."""
+    number = key if key < _MOST_KEYS else 0
+    generator.manual_seed(_MARK << 32 | number * _MOST_POSITIONS)
+    return number
 
 
 def is_marked(seed: int) -> bool:
