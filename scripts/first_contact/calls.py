@@ -44,6 +44,20 @@ def a_call() -> dict[str, Any]:
     return {"device, on the caller's thread, stream": seen, "torch's own stream": own}
 
 
+@question(30)
+def a_result_over_an_argument() -> str:
+    """XLA on GPUs (jax 0.11) fuses a call with slices: its result may lie on its argument, and not where it should."""
+    sine = torch2jax(lambda x, out: torch.sin(x, out=out), outputs="out")
+    double = torch2jax(lambda x: x.mul_(2), mutable_argnums=0)
+    x = normal(8, 4096)
+    before = np.array(x)
+    close(jax.jit(lambda x: x.at[3].set(sine(x[3])))(x), x.at[3].set(jnp.sin(x[3])))
+    close(jax.jit(lambda x: double(x[3]))(x), 2 * before[3])
+    close(jax.jit(lambda x: jax.lax.scan(lambda c, row: (c, double(row)), 0, x)[1])(x), 2 * before)
+    check(bool((np.array(x) == before).all()), "the argument has changed")
+    return "right"
+
+
 @question(20)
 def an_unaligned_tensor() -> bool:
     """A tensor that does not begin at 16 bytes becomes an array, and XLA computes with it. Tells if it was copied."""
