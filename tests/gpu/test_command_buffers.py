@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,19 @@ def test_products_at_two_sites():
     step = jax.jit(lambda x: f(x) + g(jnp.sin(x)), compiler_options=CAPTURE_ALL)
     for _ in range(EXECUTIONS):
         np.testing.assert_allclose(step(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_thread_that_captures_after_another_one():
+    """The handles of cuBLAS belong to a thread, and cannot be made in a capture."""
+    step = jax.jit(
+        between_kernels(torch2jax(lambda x: (x @ x) / 64, command_buffer=True)), compiler_options=CAPTURE_ALL
+    )
+    x = jnp.ones((64, 64))
+    held = [step(x)]  # so that the next result has other memory
+    thread = threading.Thread(target=lambda: held.append(jax.block_until_ready(step(x + 0))))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(*held)
 
 
 def test_gradients():
