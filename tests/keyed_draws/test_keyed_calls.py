@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from t2j_core import module2jax, torch2jax
 from t2j_core._base.turns import turns
-from t2j_core._random import generators
+from t2j_core._random import generators, sampler
 from t2j_core.extend import DispatchMode
 
 
@@ -261,3 +262,10 @@ def test_a_mode_of_the_function_sees_what_it_draws(drawn):
     seen = []
     same(torch2jax(f, rng=True)(the_key(), X), torch2jax(torch.rand_like, rng=True)(the_key(), X))
     assert torch.ops.aten.rand_like.default in seen
+
+
+def test_an_environment_variable_chooses_seeds(drawn, monkeypatch):
+    monkeypatch.setattr(sampler, "config", dataclasses.replace(sampler.config, keys_on_device=0))
+    f = torch2jax(lambda x: torch.nn.functional.dropout(x, 0.5), rng=True)
+    jax.block_until_ready(f(the_key(), X))
+    assert not drawn

@@ -29,6 +29,9 @@ class Config:
     checked_bytes: int = _integer("T2J_CHECKED_BYTES", 1 << 30)
     """T2J_CHECKED_BYTES: how many bytes of arguments all running calls may copy to check that they stay unchanged."""
 
+    keys_on_device: int = _integer("T2J_KEYS_ON_DEVICE", 1)
+    """T2J_KEYS_ON_DEVICE: 0 if the host is to read keys (`rng=True`) on a GPU too, which waits, and to seed torch."""
+
     kept_errors: int = _integer("T2J_KEPT_ERRORS", 16)
     """T2J_KEPT_ERRORS: how many exceptions of calls under a user's own `jit` are kept at most."""
 

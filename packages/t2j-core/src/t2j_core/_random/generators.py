@@ -86,7 +86,7 @@ _MOST_POSITIONS, _MOST_KEYS = 1 << 20, 1 << 12
 
 
 def begin(generator: torch.Generator, key: int) -> int:
-    """Have a generator stand at the first draw from the key of that number; returns the number: 0 if it is too large."""
+    """Have a generator stand at the first draw from a key, given its number. Returns that, or 0 for a large one."""
     number = key if key < _MOST_KEYS else 0
     generator.manual_seed(_MARK << 32 | number * _MOST_POSITIONS)
     return number

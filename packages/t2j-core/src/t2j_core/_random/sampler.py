@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from .._base.config import config
 from .distributions import Bernoulli, Distribution, Exponential, Integers, Normal, Uniform, is_of_64_bits
 
 logger = logging.getLogger("t2j_core")
@@ -52,7 +53,7 @@ def check(sampler: Sampler, device: torch.device) -> None:
 
 def sampler_of(device_type: str) -> Sampler | None:
     """The sampler for a type of device; None where torch's generators are to be seeded."""
-    return samplers[device_type]() if device_type in samplers else None
+    return samplers[device_type]() if device_type in samplers and config.keys_on_device else None
 
 
 samplers = {"cuda": _by_triton}
