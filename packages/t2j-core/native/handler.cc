@@ -120,8 +120,7 @@ class InTorch {
   // `error` is the call's own, which comes first.
   ffi::Error* leave(ffi::Error* error) {
     if (stream_) {
-      Ref left = is_captured_ ? hooks.leave_capture(site_.target, stream_) : hooks.leave_stream(stream_);
-      error = first_of(error, left);
+      error = first_of(error, is_captured_ ? hooks.leave_capture(stream_) : hooks.leave_stream(stream_));
     }
     if (state_) error = first_of(error, hooks.leave_state(state_));
     raise_interrupt();

@@ -37,7 +37,7 @@
   X(hook::Callable<2>, enter_stream, "(pointer: int, device: int) -> token")                                     \
   X(hook::Callable<1>, leave_stream, "(token) -> None")                                                          \
   X(hook::Callable<3>, enter_capture, "(target, pointer: int, device: int) -> token")                            \
-  X(hook::Callable<2>, leave_capture, "(target, token) -> None")                                                 \
+  X(hook::Callable<1>, leave_capture, "(token) -> None")                                                         \
   X(hook::Callable<2>, warm_up, "(target, device: int) -> tuple[int, ...]")                                      \
   X(hook::Callable<3>, resolve, "(id: int, call: str, is_captured: bool) -> CallSite")                           \
   X(hook::Callable<5>, check_output, "(Signature, index: int, value, device_type: int, device: int) -> Tensor")  \

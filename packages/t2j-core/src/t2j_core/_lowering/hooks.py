@@ -71,7 +71,7 @@ class Hooks:
     """Undoes `enter_stream`. If it raises, and the call itself has not failed, the call fails."""
     enter_capture: Callable[[CapturedTarget, int, int], contextlib.ExitStack]
     """As `enter_stream`, for a call that XLA may be capturing."""
-    leave_capture: Callable[[CapturedTarget, contextlib.ExitStack], None]
+    leave_capture: Callable[[contextlib.ExitStack], None]
     """Undoes `enter_capture`. If it raises, and the call itself has not failed, the call fails."""
     warm_up: Callable[[CapturedTarget, int], tuple[int, ...]]
     """Runs a target that may be captured on zeros, once on each device, inside `enter_stream`: the operands to copy."""

@@ -88,10 +88,6 @@ def _copy_all(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tens
         torch._foreach_copy_(to, of, non_blocking=True)
 
 
-def _leave_capture(target: CapturedTarget, entered: contextlib.ExitStack) -> None:
-    entered.close()
-
-
 def _warm_up(target: CapturedTarget, device: int) -> tuple[int, ...]:
     return target.warm_up(torch.device("cuda", device))
 
@@ -120,7 +116,7 @@ HOOKS = Hooks(
     enter_stream=streams.enter,
     leave_stream=streams.leave,
     enter_capture=CapturedTarget.enter,
-    leave_capture=_leave_capture,
+    leave_capture=contextlib.ExitStack.close,
     warm_up=_warm_up,
     resolve=resolve,
     check_output=check_output,
