@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from .. import _compat
 from .._base.dtypes import ROWS
 from .._base.errors import CommandBufferError, T2jError, describe
+from .._infer.failures import first_line
 from .call_site import BufferSpec
 from .comparing import has_same_bits
 from .lending import Handover, Lending
@@ -74,7 +75,7 @@ class CapturedTarget:
             raise
         except Exception as error:
             raise self._error(
-                f"fails on zeros, on which it runs once before: {_first_line(error)}",
+                f"fails on zeros, on which it runs once before: {first_line(error)}",
                 expected="a function that also runs on arguments of zeros, with `command_buffer=True`",
             ) from error
 
@@ -115,7 +116,7 @@ class CapturedTarget:
             except Exception as error:
                 if not _is_of_capture(error):
                     raise
-                raise self._error(f"cannot be captured: {_first_line(error)}") from error
+                raise self._error(f"cannot be captured: {first_line(error)}") from error
         memory.note_used(results)
         self._used[threading.get_ident()] = {
             key: storage if storage.device.type == "cpu" else StorageWeakRef(storage)
@@ -153,8 +154,4 @@ def _zeros(spec: BufferSpec, device: torch.device) -> torch.Tensor:
 
 def _is_of_capture(error: Exception) -> bool:
     """Whether an error says what a capture forbids; `cudaErrorStreamCapture...` are 900 to 907."""
-    return "captur" in str(error) or 900 <= getattr(error, "error_code", 0) <= 907
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().partition("\n")[0][:200]
+    return "captur" in first_line(error) or 900 <= getattr(error, "error_code", 0) <= 907
