@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import pytest
 import torch
 from t2j_autodiff import clear_residuals
+from t2j_core.testing import assert_nothing_escaped
 
 from . import runtime
 
@@ -18,7 +19,7 @@ if runtime.library() is None:
 
 @pytest.fixture(autouse=True)
 def _a_runtime_as_new():
-    """Torch uses both devices, the log is empty, and nothing is out of order."""
+    """Torch uses both devices, the log is empty, nothing is out of order, and at the end nothing has escaped."""
     torch.cuda.init()
     for device in range(2):
         torch.empty(1, device=f"cuda:{device}")
@@ -26,6 +27,7 @@ def _a_runtime_as_new():
     runtime.take()
     yield
     clear_residuals()
+    assert_nothing_escaped()
     assert torch.cuda.current_device() == 0
     assert torch.cuda.current_stream(0).cuda_stream == torch.cuda.current_stream(1).cuda_stream == 0
     runtime.compares_as(True)

@@ -10,25 +10,14 @@ from t2j_autodiff import torch2jax
 from t2j_autodiff._base.config import residual_limit
 from t2j_autodiff._residuals.store import kept_graphs
 from t2j_core import last_error
-from t2j_core.testing import assert_nothing_escaped
 
 from . import runtime
-from .executables import STREAM, XlaError, device_memory, executable, ones
+from .executables import STREAM, XlaError, copy, device_memory, executable, ones
 from .programs import Program, new_run
 
 INTERNAL, RESOURCE_EXHAUSTED = 13, 8
 X = ones(2, 3)
 UNIT = 64 << 20  # bytes of a large operand
-
-
-def copy(t):
-    return (t.clone(),)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_escapes():
-    yield
-    assert_nothing_escaped()
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

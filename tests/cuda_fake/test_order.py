@@ -9,7 +9,7 @@ import torch
 from t2j_autodiff import torch2jax
 
 from . import runtime
-from .executables import OTHER, STREAM, XlaError, executable, ones
+from .executables import OTHER, STREAM, XlaError, copy, executable, ones
 from .programs import Program, new_run
 
 pytestmark = pytest.mark.filterwarnings("error::t2j_core.T2jWarning")
@@ -17,10 +17,6 @@ pytestmark = pytest.mark.filterwarnings("error::t2j_core.T2jWarning")
 X = ones(2, 3)
 MANY = ones(64, 256)  # t2j keeps no graph of a function of small tensors
 WAIT = ["cudaEventRecord", "cudaStreamWaitEvent"]
-
-
-def copy(t):
-    return (t.clone(),)
 
 
 def called(function, stream=STREAM, device=0, operands=(X,)):

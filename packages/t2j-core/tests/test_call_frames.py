@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core._run.call_options import CallOptions
 from t2j_core._run.torch_fn import TorchFn
 from t2j_core._signature.signature import Leaf, flat_signature
+from t2j_core.extend import Options
 from t2j_core.testing import assert_nothing_escaped
 
 F32 = (np.dtype("float32"), torch.float32)
@@ -29,15 +29,7 @@ class Site:
 
     def __init__(self) -> None:
         self.calls = 0
-        options = CallOptions(
-            outputs="copy",
-            arguments="auto",
-            has_side_effect=False,
-            name=None,
-            rng=False,
-            compile=False,
-            command_buffer=False,
-        )
+        options = Options(outputs="copy").for_calls()
         self.fn = TorchFn(self.run, flat_signature("site", OPERANDS, RESULTS), options, takes_operands=True)
 
     def run(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:

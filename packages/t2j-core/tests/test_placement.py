@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core._run.call_options import CallOptions
 from t2j_core._run.lending import Handover
 from t2j_core._run.torch_fn import TorchFn
 from t2j_core._signature.signature import Leaf, flat_signature
+from t2j_core.extend import Options
 from t2j_core.testing import assert_nothing_escaped
 
 N = 1 << 20  # elements: with `outputs="auto"`, operations write results of this size where XLA wants them
@@ -32,15 +32,7 @@ class Program:
 
     def __init__(self, function, n, *, in_place, outputs="copy", is_mutable=False):
         leaf = Leaf((n,), np.dtype("float32"), torch.float32)
-        options = CallOptions(
-            outputs=outputs,
-            arguments="auto",
-            has_side_effect=False,
-            name=None,
-            rng=False,
-            compile=False,
-            command_buffer=False,
-        )
+        options = Options(outputs=outputs).for_calls()
         mutable = {"handovers": (Handover.MUTABLE,), "aliases": {0: 0}} if is_mutable else {}
         signature = flat_signature("f", (leaf,), (leaf,))
         self.fn = TorchFn(function, signature, options, takes_operands=True, **mutable)
