@@ -351,6 +351,19 @@ def test_an_operation_that_cannot_be_captured_is_named(capturing):
         target(torch.ones(1))
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise AssertionError("it has no text")
+
+
+def test_an_exception_without_a_text_stays_what_it_is(capturing):
+    def fail(x):
+        raise Speechless
+
+    with pytest.raises(Speechless):
+        CapturedTarget(fail, Named(), (), ())(torch.ones(1))
+
+
 def test_exceptions_of_the_user_stay_what_they_are(capturing):
     def fail(x):
         raise KeyError("mine")
