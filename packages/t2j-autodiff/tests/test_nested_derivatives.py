@@ -50,6 +50,11 @@ def standard(x, axes):
     return (x - mean) / jnp.sqrt(((x - mean) ** 2).mean(axes, keepdims=True) + 1e-5)
 
 
+def with_statistics(x):
+    scale = 1 / jnp.sqrt(x.var(-1) + 1e-5)
+    return standard(x, -1), x.mean(-1), scale
+
+
 def weight_norm(w):
     return w * (jnp.exp(w[:, :1]) / jnp.sqrt((w**2).sum(1, keepdims=True)))
 
@@ -63,6 +68,10 @@ NORMS = {
     "group_norm": (
         lambda x: F.group_norm(x.reshape(2, 6), 2, x[:2].reshape(6)),
         lambda x: standard(x.reshape(2, 2, 3), -1).reshape(2, 6) * x[:2].reshape(1, 6),
+    ),
+    "native_group_norm": (
+        lambda x: torch.cat([y.flatten() for y in torch.native_group_norm(x[None], None, None, 1, 4, 3, 2, 1e-5)]),
+        lambda x: jnp.concatenate([y.flatten() for y in with_statistics(x.reshape(2, 6))]),
     ),
     "instance_norm": (
         lambda x: F.instance_norm(x.reshape(2, 2, 3), weight=x[0, :2]),

@@ -3,7 +3,7 @@
 The formulas are those of torch's documentation: y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias with the biased
 variance, in https://docs.pytorch.org/docs/stable/generated/torch.nn.LayerNorm.html and, beside it, the pages of
 `GroupNorm`, `BatchNorm1d` and `InstanceNorm1d`, which differ in the axes; and w = g v / |v| on the page of
-`torch.nn.utils.weight_norm`. Statistics that an operator returns have no derivatives.
+`torch.nn.utils.weight_norm`. Statistics that an operator returns have no derivatives, but for `native_group_norm`.
 """
 
 from __future__ import annotations
@@ -57,9 +57,16 @@ def group_norm(
 def native_group_norm(
     input: torch.Tensor, weight: Parameter, bias: Parameter, N: int, C: int, HxW: int, group: int, eps: float
 ) -> _WithStatistics:
-    """As `torch.native_group_norm`."""
+    """As `torch.native_group_norm`, whose statistics have derivatives (`output_differentiability` in derivatives.yaml).
+
+    torch 2.13 adds them to the gradient only where `y`, mean and scale all have a cotangent.
+    """
     with torch.no_grad():
-        _, mean, scale = torch.native_group_norm(input.detach(), weight, bias, N, C, HxW, group, eps)
+        _, *like = torch.native_group_norm(input.detach(), weight, bias, N, C, HxW, group, eps)
+    _, mean, scale = _standardised(input.reshape(N, group, C // group * HxW), [-1], eps)
+    mean, scale = (
+        t.reshape(as_torch.shape).to(as_torch.dtype) for t, as_torch in zip((mean, scale), like, strict=True)
+    )
     return group_norm(input, group, weight, bias, eps), mean, scale
 
 
