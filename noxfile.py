@@ -173,15 +173,29 @@ def towncrier(session: nox.Session, package: str, *options: str, **how: Any) -> 
 def opdb(session: nox.Session) -> None:
     """Run PyTorch's operator database through t2j, three samples per operator; takes a few minutes per dtype.
 
-    `nox -s opdb -- compiled` runs one sample per operator with `compile=True`, which takes half an hour at first.
+    `nox -s opdb -- second` runs second derivatives. `nox -s opdb -- compiled` runs one sample per operator with
+    `compile=True`, which takes an hour at first; a run that was interrupted goes on from `build/opdb.jsonl`.
     """
     install(session, CORE, AUTODIFF, "expecttest", "scipy")
-    output = ("--output", "benchmarks/results/opdb.json")
-    for kind in session.posargs or ("float32", "float64", "bfloat16", "complex64"):
-        is_compiled = kind == "compiled"
-        options = ("--compile", "--samples", "1") if is_compiled else ("--samples", "3", "--check")
-        dtype = "float32" if is_compiled else kind
-        session.run("python", "tests/contract/opdb.py", "--dtype", dtype, *options, *output)
+    kinds = {
+        "compiled": ("--compile", "--samples", "1", "--journal", "build/opdb.jsonl"),
+        "second": ("--suite", "second", "--dtype", "float64", "--samples", "2", "--check"),
+    }
+    for kind in session.posargs or ("float32", "float64", "bfloat16", "complex64", *FLOAT8, "second"):
+        options = kinds.get(kind, ("--dtype", kind, "--samples", "3", "--check"))
+        session.run("python", "tests/contract/opdb.py", *options, "--output", "benchmarks/results/opdb.json")
+
+
+FLOAT8 = tuple(f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu"))
+
+
+@nox.session
+def module_db(session: nox.Session) -> None:
+    """Run PyTorch's module database through t2j, in training and in evaluation; takes five minutes."""
+    install(session, CORE, AUTODIFF, "expecttest", "scipy")
+    for mode in session.posargs or ("train", "eval"):
+        options = ("--suite", mode, "--samples", "5", "--check", "--output", "benchmarks/results/module_db.json")
+        session.run("python", "tests/contract/opdb.py", *options)
 
 
 @nox.session

@@ -1,50 +1,53 @@
-"""`opdb.py`: what it records of operators that fail, and of processes that die."""
+"""The operator database: what is recorded of operators that fail, and of processes that die."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import opdb
 import pytest
+import report
+import runner
+from known import UNKNOWN, differences, key_of, load_known, record
 
 pytest.importorskip("expecttest", reason="torch's list of operators imports it")
 pytest.importorskip("scipy", reason="torch draws samples with it")
 
-KNOWN = opdb.load_known()
+KNOWN = load_known()
 
 
 def test_known_failures_are_classified_and_listed_once() -> None:
-    keys = [opdb.key_of(entry) for entry in KNOWN["failures"]]
+    keys = [key_of(entry) for entry in KNOWN["failures"]]
     assert len(keys) == len(set(keys))
-    assert all(entry["class"] != opdb.UNKNOWN and entry["reason"] for entry in KNOWN["failures"])
+    assert all(entry["class"] != UNKNOWN and entry["reason"] for entry in KNOWN["failures"])
 
 
-def result(outcome: str, sample: int = 0) -> opdb.Result:
-    return opdb.Result("sin", "float32", "vjp", sample, outcome, "Mismatch: output 0")
+def result(outcome: str, sample: int = 0) -> runner.Result:
+    return runner.Result("sin", "float32", "vjp", sample, outcome, "Mismatch: output 0")
 
 
 def test_a_failure_must_be_listed_and_a_listed_one_must_fail() -> None:
-    known = opdb.record([result("failed")], {"failures": []})
-    assert opdb.differences([result("failed")], known) == []
-    assert opdb.differences([result("not counted")], known) == []
-    (unlisted,) = opdb.differences([result("failed", 1)], known)
+    known = record([result("failed")], {"failures": []})
+    assert differences([result("failed")], known) == []
+    assert differences([result("not counted")], known) == []
+    (unlisted,) = differences([result("failed", 1)], known)
     assert unlisted.startswith("not listed: sin float32 vjp sample 1")
-    (passing,) = opdb.differences([result("passed")], known)
+    (passing,) = differences([result("passed")], known)
     assert passing.startswith("listed, but passes: sin float32 vjp sample 0")
 
 
 def test_recording_keeps_what_was_not_run_and_drops_what_passes() -> None:
-    known = opdb.record([result("failed"), result("failed", 1)], {"failures": []})
+    known = record([result("failed"), result("failed", 1)], {"failures": []})
     known["failures"][1]["class"] = "torch bug: written by hand"
-    again = opdb.record([result("passed"), result("failed", 1)], json.loads(json.dumps(known)))
+    again = record([result("passed"), result("failed", 1)], json.loads(json.dumps(known)))
     assert [(entry["sample"], entry["class"]) for entry in again["failures"]] == [(1, "torch bug: written by hand")]
-    assert opdb.record([], known) == known
+    assert record([], known) == known
 
 
 def test_a_check_that_kills_the_process_is_a_failure_and_the_run_goes_on(
-    tmp_path: opdb.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "worker.py"
     program.write_text(
@@ -58,8 +61,8 @@ def test_a_check_that_kills_the_process_is_a_failure_and_the_run_goes_on(
         "        say(sample=sample, check='forward', outcome='passed')\n"
         "    say(done=0)\n"
     )
-    monkeypatch.setattr(opdb, "WORKER", program)
-    worker = opdb.Worker("float32", samples=3)
+    monkeypatch.setattr(runner, "WORKER", program)
+    worker = runner.Worker("float32", samples=3)
     try:
         outcomes = [(r.sample, r.check, r.outcome, r.reason) for r in worker.run(0)]
     finally:
@@ -82,20 +85,20 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def serving(tmp_path: opdb.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], opdb.Worker]:
+def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], runner.Worker]:
     """A process in which a line of code replaces the checks of an operator."""
 
-    def make(reply: str) -> opdb.Worker:
+    def make(reply: str) -> runner.Worker:
         program = tmp_path / "worker.py"
         program.write_text(SERVES.replace("REPLY", reply))
-        monkeypatch.setattr(opdb, "WORKER", program)
-        return opdb.Worker("float32", samples=3, device="cuda")
+        monkeypatch.setattr(runner, "WORKER", program)
+        return runner.Worker("float32", samples=3, device="cuda")
 
     return make
 
 
 def test_a_check_that_loses_the_gpu_ends_its_process_and_keeps_its_outcome(
-    serving: Callable[[str], opdb.Worker],
+    serving: Callable[[str], runner.Worker],
 ) -> None:
     worker = serving("say(sample=sample, check='forward', outcome='not counted', lost=sample == 1)")
     try:
@@ -107,21 +110,21 @@ def test_a_check_that_loses_the_gpu_ends_its_process_and_keeps_its_outcome(
 
 
 def test_a_run_ends_in_time_without_the_operators_that_are_not_done(
-    serving: Callable[[str], opdb.Worker], monkeypatch: pytest.MonkeyPatch
+    serving: Callable[[str], runner.Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = serving("say(sample=sample, check='forward', outcome='passed')")
-    workers = opdb.started(worker, 2)
-    assert {r.op for r in opdb.run_all(workers, [0, 1, 2], progress=False)} == {"sin", "cos", "tan"}
-    workers = opdb.started(serving("time.sleep(600)"), 2)
+    workers = runner.started(worker, 2)
+    assert {r.op for r in runner.run_all(workers, [0, 1, 2])} == {"sin", "cos", "tan"}
+    workers = runner.started(serving("time.sleep(600)"), 2)
     for started in workers:
         started.end = time.monotonic() + 0.1
-    assert opdb.run_all(workers, [0, 1, 2], progress=False) == []
+    assert runner.run_all(workers, [0, 1, 2]) == []
 
 
-def test_runs_on_a_gpu_stand_beside_those_on_the_cpu(tmp_path: opdb.Path) -> None:
+def test_runs_on_a_gpu_stand_beside_those_on_the_cpu(tmp_path: Path) -> None:
     file = tmp_path / "opdb.json"
-    for worker in (opdb.Worker("float64", 1, device="cuda", device_name="Some GPU"), opdb.Worker("float32", 1)):
-        run = opdb.summary([result("passed")], {"failures": []}, worker, 1.0)
-        report = opdb.save(file, opdb.run_key(worker), run)
-    assert set(report) == {"float32", "float64 on Some GPU"}
-    assert opdb.table(report).startswith("|  | float32 (1 sample, jit) | float64 on Some GPU (1 sample, jit) |")
+    for worker in (runner.Worker("float64", 1, device="cuda", device_name="Some GPU"), runner.Worker("float32", 1)):
+        run = report.summary([result("passed")], {"failures": []}, worker, 1.0)
+        found = report.save(file, report.run_key(worker), run)
+    assert set(found) == {"float32", "float64 on Some GPU"}
+    assert report.table(found).startswith("|  | float32 (1 sample, jit) | float64 on Some GPU (1 sample, jit) |")
