@@ -84,8 +84,14 @@ def _alone(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tenso
             raise
         raise _neither(failure.reason, first_line(error)) from error
     if failure is not None:
+        if failure.tangents is not None and _are_finite(failure.tangents) and not _are_finite(dy):
+            return failure.tangents  # torch 2.13: derivatives of the double backward of `logcumsumexp` are NaN
         decision.use_reverse_mode(failure.reason)
     return dy
+
+
+def _are_finite(tangents: tuple[torch.Tensor, ...]) -> bool:
+    return all(bool(t.isfinite().all()) for t in tangents)
 
 
 def _by_forward_mode(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, ...] | _Failure:
