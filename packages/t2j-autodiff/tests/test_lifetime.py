@@ -94,6 +94,21 @@ def test_a_dropped_function_frees_the_graphs_that_wait_for_its_pullbacks():
     assert kept_graphs.nbytes(torch.device("cpu")) == 0
 
 
+def test_a_function_lives_until_a_program_that_was_started_has_run():
+    # The batch waits for its operand, which takes a while; if it does not, nothing is tested, and nothing fails.
+    slow = jax.jit(lambda a: jax.lax.fori_loop(0, 300, lambda _, b: b @ a, a))
+    identity = jnp.eye(300)
+
+    def start():
+        batch = jax.vmap(torch2jax(lambda t: t + 1))
+        jax.block_until_ready(batch(slow(identity)))
+        return batch(slow(identity))
+
+    y = start()
+    gc.collect()
+    np.testing.assert_array_equal(y, np.eye(300, dtype=np.float32) + 1)
+
+
 def test_a_pullback_outlives_its_wrapper():
     f = torch2jax(lambda t: torch.sin(t).sum())
     pullback = jax.vjp(f, X)[1]

@@ -193,6 +193,25 @@ def test_64_bit_inside_while_x64_is_off(residuals):
     )
 
 
+@pytest.mark.parametrize("residuals", MODES)
+def test_an_operand_that_is_64_bit_inside(residuals):
+    def wide(x):
+        assert x.dtype == torch.float64
+        return torch.sin(busy(x))
+
+    f = torch2jax(wide, torch.zeros(2, 3, dtype=torch.float64), residuals=residuals)
+    agree(jax.jvp(f, (X,), (Y,)), jax.jvp(jnp.sin, (X,), (Y,)))
+    assert "forward mode: torch.func.jvp" in f.explain()  # nothing had to take its place
+    same(
+        f,
+        jnp.sin,
+        lambda h: graded(h, X),
+        lambda h: jax.jvp(h, (X,), (Y,)),
+        lambda h: jax.hessian(lambda x: total(h(x)))(X),
+        tolerance=1e-4,
+    )
+
+
 def test_float64_with_x64():
     with jax.enable_x64(True):
         x = jnp.asarray(np.asarray(X, np.float64))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from t2j_core import _compat
+from t2j_core._run.backward_hooks import modes_at_nodes
 from t2j_core._run.backward_nodes import nodes_at, ways_to
 
 
@@ -67,3 +69,22 @@ def test_a_long_chain():
     (way,) = ways_to([last], roots).values()
     assert len(way) == 5001
     assert nodes_at([way], roots) == [last]
+
+
+class Counted(_compat.DispatchMode):
+    count = 0
+
+    def handle(self, func, args, kwargs):
+        self.count += 1
+        return self.operate(func, args, kwargs)
+
+
+def test_a_mode_is_on_for_its_node_and_within_the_context_alone():
+    x, mode = leaf(), Counted()
+    y = (x.exp() * x).sum()
+    ((product, _),) = y.grad_fn.next_functions
+    with modes_at_nodes({product: mode}):
+        torch.autograd.grad(y, x, retain_graph=True)
+    assert mode.count == 2  # the gradients of both factors
+    torch.autograd.grad(y, x)
+    assert mode.count == 2

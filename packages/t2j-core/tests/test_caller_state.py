@@ -27,6 +27,18 @@ class Counting(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class Named(TorchFunctionMode):
+    """Notes its name at each operation."""
+
+    def __init__(self, name, names):
+        super().__init__()
+        self.name, self.names = name, names
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(self.name)
+        return func(*args, **(kwargs or {}))
+
+
 class Dispatching(TorchDispatchMode):
     def __init__(self):
         super().__init__()
@@ -108,6 +120,15 @@ def test_the_callers_state_does_not_reach_the_function(name):
         np.testing.assert_array_equal(seen, np.ones(8))
         np.testing.assert_array_equal(grad, 2 * here)
         np.testing.assert_array_equal(product, here @ np.ones((3, 2), np.float32))
+
+
+def test_modes_of_the_caller_keep_their_order():
+    f, names = torch2jax(lambda t: t + 1), []
+    with Named("outer", names), Named("inner", names):
+        f(x)
+        names.clear()
+        torch.ones(1) + 1
+    assert names == ["inner", "outer"] * 2
 
 
 @pytest.mark.parametrize("name", CONTEXTS)

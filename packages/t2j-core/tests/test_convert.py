@@ -151,10 +151,14 @@ def test_donating_an_array_over_a_tensor_leaves_the_tensor_alone():
         lambda t: t.sum(),
         lambda t: torch.complex(t, t + 1).conj(),
         lambda t: torch.complex(t, t + 1).conj().imag,
+        lambda t: torch._neg_view(t),
         lambda t: torch.complex(t, t + 1).mH,
         lambda t: t.to(memory_format=torch.contiguous_format)[None, None].to(memory_format=torch.channels_last),
     ],
-    ids="T strided offset column item expand flip grad parameter result overlap empty scalar conj neg mH nhwc".split(),
+    ids=[
+        *("T", "strided", "offset", "column", "item", "expand", "flip", "grad", "parameter", "result", "overlap"),
+        *("empty", "scalar", "conj", "neg", "negative", "mH", "nhwc"),
+    ],
 )
 def test_any_dense_tensor_arrives_with_its_values(make):
     tensor = make(torch.arange(12.0).reshape(3, 4))

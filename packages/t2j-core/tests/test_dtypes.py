@@ -155,6 +155,25 @@ def test_a_wide_tensor_argument_is_seen_as_such_by_the_function():
     assert set(seen) == {torch.int64}
 
 
+def test_an_argument_of_another_kind_than_its_wide_example():
+    f = torch2jax(lambda t: t / 2, torch.zeros(2, dtype=torch.int64))
+    assert f(jnp.array([1.5, 3.0])).tolist() == [0.75, 1.5]
+    assert f(jnp.array([1, 3])).tolist() == [0.5, 1.5]
+
+
+@pytest.mark.parametrize("constants", [(), (2,)], ids=["arrays", "a-constant"])
+@pytest.mark.parametrize("dtypes", [("int64", "int32"), ("int32", "int64"), ("int64", "float64")])
+def test_each_tensor_argument_is_seen_in_its_own_dtype(dtypes, constants):
+    # Regression: a form that was compiled for int64 was used for int32, which JAX stores in the same way.
+    seen = []
+    f = torch2jax(lambda t, *_: (seen.append(t.dtype), t + 1)[1])
+    for name in (*dtypes, *dtypes):
+        t = torch.tensor([1, 2, 3], dtype=getattr(torch, name))
+        seen.clear()
+        assert f(t, *constants).tolist() == [2, 3, 4]
+        assert set(seen) == {t.dtype}
+
+
 @pytest.mark.parametrize("first", [False, True], ids=["off-then-on", "on-then-off"])
 def test_x64_may_change_between_calls_of_one_function(first):
     # Regression: the cached signature was inferred under the other setting.

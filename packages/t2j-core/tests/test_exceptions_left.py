@@ -83,6 +83,43 @@ def test_failed_calls_keep_no_arrays():
     assert sum(reference() is not None for reference in references) <= 1
 
 
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("is_handled", [False, True], ids=["raised", "in the context"])
+def test_an_exception_keeps_no_tensor_of_its_frames(is_handled, jitted):
+    references = []
+
+    def divide(t):
+        part = t[1:]
+        references.extend(map(weakref.ref, (t, part)))
+        return part / (1 / 0)
+
+    def function(t):
+        try:
+            return divide(t)
+        except ZeroDivisionError:
+            if is_handled:
+                raise ValueError("in place of the other") from None
+            raise
+
+    f = torch2jax(function, output_shapes=Size(2))
+    with pytest.raises(Exception) as caught:
+        jax.block_until_ready((jax.jit(f) if jitted else f)(jnp.ones(3)))
+    assert isinstance(caught.value.__context__, ZeroDivisionError) or jitted or not is_handled
+    assert [reference() for reference in references] == [None, None]
+
+
+def test_failed_calls_leave_no_memory():
+    f = torch2jax(raising(ValueError, "wrong"), output_shapes=Size(2, 3))
+    blocks = []
+    for _ in range(3):  # the first hundreds fill tables
+        for _ in range(300):
+            with pytest.raises(ValueError, match="wrong"):
+                f(x)
+        collect(passes=2)
+        blocks.append(sys.getallocatedblocks())
+    assert blocks[-1] - blocks[-2] < 100
+
+
 def test_failed_calls_keep_no_functions():
     collect(passes=2)
     before = live_functions()

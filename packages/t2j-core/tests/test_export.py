@@ -166,6 +166,17 @@ def test_wide_dtypes_of_the_signature_survive():
     assert again is not None
 
 
+@needs_flatbuffers
+def test_the_function_of_a_loaded_program_sees_wide_dtypes():
+    sizes = lambda n: n * n.element_size()
+    f = torch2jax(sizes, torch.zeros(4, dtype=torch.int64), name="sizes")
+    program = jax.export.deserialize(export(f, jnp.arange(4, dtype=jnp.int32)).serialize())
+    del f
+    again = torch2jax(sizes, name="sizes")
+    assert np.asarray(program.call(jnp.arange(4, dtype=jnp.int32))).tolist() == [0, 8, 16, 24]
+    assert again is not None
+
+
 # --- names in one process -----------------------------------------------------------------------------------------
 
 

@@ -280,6 +280,13 @@ def test_a_result_in_another_layout():
     run_branches((lambda a, b: a * a, lambda a, b: (across * across).flatten()[: SIDE * SIDE].view(SIDE, SIDE)), FLAGS)
 
 
+def test_a_result_in_another_layout_is_copied():
+    f = torch2jax(lambda a: (a * a).T)
+    for call in range(CALLS):
+        check(f.fn, f, inputs(call, (SIDE, SIDE)))
+    assert "output: copied (its layout in memory is not the one that aten.mul" in f.explain()
+
+
 @pytest.mark.parametrize(
     "branches",
     [

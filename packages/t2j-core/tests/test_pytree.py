@@ -205,10 +205,18 @@ def test_a_constant_output_may_be_nan():
     assert np.isnan(loss)
 
 
-@pytest.mark.parametrize(("values", "how"), [(range(10), "depends"), ((0, 0, 1, 2), "differs")], ids=["early", "late"])
-def test_a_constant_output_that_changes_is_refused(values, how):
+@pytest.mark.parametrize(
+    ("values", "how", "got"),
+    [
+        (range(10), "depends", "another int"),
+        ((0, 0, 1, 2), "differs", "another int"),
+        ((1, 1, True, True), "differs", "another bool"),
+    ],
+    ids=["early", "late", "late, by its type"],
+)
+def test_a_constant_output_that_changes_is_refused(values, how, got):
     rest = iter(values)
-    with raises(OutputError, what=("constant", how), got="another int", remedy="as tensors"):
+    with raises(OutputError, what=("constant", how), got=got, remedy="as tensors"):
         torch2jax(lambda t: (t, next(rest)))(jnp.ones(2))
 
 

@@ -323,6 +323,33 @@ def test_the_way_over_the_host_keeps_every_bit(name, shape):
     assert np.asarray(second).tobytes() == np.ascontiguousarray(np.asarray(x).T).tobytes()
 
 
+@pytest.mark.parametrize("over_host", [False, True], ids=["call", "host"])
+def test_a_dtype_that_torchs_dlpack_lacks_crosses_as_bytes(over_host, monkeypatch):
+    # As float8 does before torch 2.10.
+    monkeypatch.setattr(t2j_core._compat, "crosses_as_bytes", lambda dtype: dtype == torch.float8_e5m2)
+    x = jnp.asarray(np.arange(12).reshape(4, 3), jnp.float8_e5m2)
+    f = torch2jax(lambda t: (t.clone(), t.T))
+    fn = jax.make_jaxpr(f)(x).eqns[0].params["fn"]
+    call = functools.partial(t2j_core._run.host.host_call, fn) if over_host else f
+    first, second = jax.jit(call)(x)
+    assert first.dtype == second.dtype == x.dtype
+    assert np.asarray(first).tobytes() == np.asarray(x).tobytes()
+    assert np.asarray(second).tobytes() == np.ascontiguousarray(np.asarray(x).T).tobytes()
+
+
+@pytest.mark.parametrize("outputs", ["auto", "copy", "out"])
+def test_large_results_over_the_host(outputs):
+    def double(t, out=None):
+        return torch.mul(t, 2, out=out)
+
+    x = jnp.arange(float(1 << 18))  # 1 MB, from which on "auto" writes in place
+    f = torch2jax(double, outputs=outputs)
+    fn = jax.make_jaxpr(f)(x).eqns[0].params["fn"]
+    for _ in range(3):  # the first call learns what to write in place
+        (y,) = jax.jit(functools.partial(t2j_core._run.host.host_call, fn))(x)
+        assert np.asarray(y).tobytes() == np.asarray(2 * x).tobytes()
+
+
 def test_a_symbolic_shape_is_refused():
     struct = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 3"), jnp.float32)
     f = torch2jax(torch.sin, name="symbolic")
