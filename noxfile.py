@@ -381,6 +381,14 @@ def asan(session: nox.Session) -> None:
     session.run("pytest", *PARALLEL, CORE, *session.posargs, env={**QUIET, **sanitizers})
 
 
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Plant faults, one at a time, and see whether the tests fail; takes half an hour. `-- --only NAME` tries some."""
+    install(session, *(f"{package}[test]" for package in PACKAGES), "scipy", "lineax", "pybind11")
+    score = ("--output", "benchmarks/results/mutants.json")
+    session.run("python", "scripts/mutants", "--jobs", "2", *score, *session.posargs, env=QUIET)
+
+
 @nox.session(python=PYTHONS[0], venv_backend="uv")
 def cuda_fake(session: nox.Session) -> None:
     """Test the handler for CUDA over a fake CUDA runtime: order, waits, errors; on Linux, needs gcc and binutils.
