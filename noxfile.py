@@ -363,12 +363,15 @@ def changelog(session: nox.Session) -> None:
 
 @nox.session
 def asan(session: nox.Session) -> None:
-    """Run core's tests on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc."""
+    """Run core's and autodiff's tests, and the fuzzer, on an extension with AddressSanitizer and
+    UndefinedBehaviorSanitizer; needs gcc.
+    """
     flags = "-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
     session.env["CXXFLAGS"] = flags
     session.env["CXX"] = "g++"
     session.install(TORCH)
-    session.install("--reinstall-package", "t2j-core", "--no-cache", TORCH, JAX, f"{CORE}[test]", "pytest-xdist")
+    tested = (f"{CORE}[test]", f"{AUTODIFF}[test]", "pytest-xdist")
+    session.install("--reinstall-package", "t2j-core", "--no-cache", TORCH, JAX, *tested)
     # libstdc++ too: otherwise the sanitizer, which loads first, finds no `__cxa_throw` to forward an exception to.
     libraries = ("libasan.so", "libstdc++.so.6")
     found = [session.run("g++", f"-print-file-name={name}", external=True, silent=True) for name in libraries]
@@ -378,7 +381,35 @@ def asan(session: nox.Session) -> None:
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:quarantine_size_mb=16",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    session.run("pytest", *PARALLEL, CORE, *session.posargs, env={**QUIET, **sanitizers})
+    for folder in (CORE, AUTODIFF, "tests/fuzz"):
+        session.run("pytest", *PARALLEL, folder, *session.posargs, env={**QUIET, **sanitizers})
+
+
+@nox.session
+def properties(session: nox.Session) -> None:
+    """Try hundreds of random programs, and find planted faults of the past again; takes ten minutes."""
+    install(session, CORE, f"{AUTODIFF}[test]", "pytest-xdist")
+    env = {**QUIET, "T2J_EXAMPLES": "300"}
+    session.run("pytest", "-n", "2", "tests/random_programs", *session.posargs, env=env)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Call the handlers with 50,000 random frames, and return as many random objects from torch functions."""
+    install(session, f"{CORE}[test]", "pytest-xdist")
+    session.run("pytest", *PARALLEL, "tests/fuzz", *session.posargs, env={**QUIET, "T2J_FUZZ": "50000"})
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Run random programs, errors, drops, threads and devices for 20 minutes, or as `-- --minutes 2` says.
+
+    Also makes 10,000 calls of each kind that may leave something behind. Writes `benchmarks/results/soak.json`.
+    """
+    install(session, *PACKAGES, "hypothesis", "pytest")
+    session.run("pytest", "tests/process/test_leaks.py", env={**QUIET, "T2J_LEAK_CALLS": "10000"})
+    arguments = session.posargs or ("--minutes", "20", "--output", "benchmarks/results/soak.json")
+    session.run("python", "tests/random_programs/soak.py", *arguments, env=QUIET)
 
 
 @nox.session

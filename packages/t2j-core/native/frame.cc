@@ -46,8 +46,13 @@ std::string aval(int32_t dtype, const int64_t* dims, int64_t rank) {
   for (const auto& row : kNames)
     if (row.dtype == dtype) text = row.name;
   text += "[";
-  for (int64_t i = 0; i < rank; ++i) text += (i ? "," : "") + std::to_string(dims[i]);
+  for (int64_t i = 0; i < rank; ++i) text += (i ? "," : "") + (dims ? std::to_string(dims[i]) : "?");
   return text + "]";
+}
+
+std::string aval(const ffi::Buffer* buffer) {
+  if (!buffer) return "no buffer";
+  return aval(buffer->dtype, buffer->dims, buffer->rank) + (buffer->data ? "" : " without memory");
 }
 
 ffi::Error* mismatch(const ffi::Api* api, const std::string& what, const std::string& expected,
@@ -58,10 +63,11 @@ ffi::Error* mismatch(const ffi::Api* api, const std::string& what, const std::st
   return ffi::make_error(api, ffi::kInternal, message.c_str());
 }
 
-bool fits(const Operand& operand, const ffi::Buffer& buffer) {
+bool fits(const Operand& operand, const ffi::Buffer* buffer) {
   const dl::Tensor& tensor = operand.tensor;
-  return buffer.dtype == operand.dtype && buffer.rank == tensor.ndim &&
-         std::equal(tensor.shape, tensor.shape + tensor.ndim, buffer.dims);
+  return buffer && buffer->dtype == operand.dtype && buffer->rank == tensor.ndim &&
+         (buffer->dims || tensor.ndim == 0) && (buffer->data || operand.bytes == 0) &&
+         std::equal(tensor.shape, tensor.shape + tensor.ndim, buffer->dims);
 }
 
 ffi::Error* check_buffers(const ffi::Api* api, const char* kind, const std::vector<Operand>& wanted,
@@ -70,11 +76,11 @@ ffi::Error* check_buffers(const ffi::Api* api, const char* kind, const std::vect
     return mismatch(api, std::string("The number of ") + kind + "s", std::to_string(wanted.size()),
                     std::to_string(found.size));
   for (size_t i = 0; i < wanted.size(); ++i) {
-    const ffi::Buffer& buffer = *found.buffers[i];
+    const ffi::Buffer* buffer = found.buffers ? found.buffers[i] : nullptr;
     if (fits(wanted[i], buffer)) continue;
     const dl::Tensor& tensor = wanted[i].tensor;
     return mismatch(api, std::string(kind) + " " + std::to_string(i), aval(wanted[i].dtype, tensor.shape, tensor.ndim),
-                    aval(buffer.dtype, buffer.dims, buffer.rank));
+                    aval(buffer));
   }
   return nullptr;
 }

@@ -8,8 +8,9 @@
 
 namespace t2j {
 
-// Null if the counts of operands and results, and the dtype, rank and dimensions of each, are those of the site. Else
-// an error (INTERNAL) that names the first operand or result that differs.
+// Null if the counts of operands and results, and the dtype, rank and dimensions of each, are those of the site, and
+// each has memory unless it has no elements. Else an error (INTERNAL) that names the first operand or result that
+// differs.
 ffi::Error* check_frame(const Site& site, const ffi::CallFrame& frame);
 
 // XLA's number for a dtype by the short name that t2j prints, such as "f32"; -1 for a name that is not known.

@@ -77,9 +77,10 @@ bool read_site(PyObject* call_site, Site* out) {
 // The value of an attribute of a frame, if it is there and of this type.
 template <typename Value>
 const Value* find_attribute(const ffi::Attrs& attrs, const char* name, int32_t type) {
+  if (!attrs.names || !attrs.types || !attrs.values) return nullptr;
   for (int64_t i = 0; i < attrs.size; ++i) {
     const ffi::Span* key = attrs.names[i];
-    if (key->len == std::strlen(name) && std::memcmp(key->ptr, name, key->len) == 0)
+    if (key && key->ptr && key->len == std::strlen(name) && std::memcmp(key->ptr, name, key->len) == 0)
       return attrs.types[i] == type ? static_cast<const Value*>(attrs.values[i]) : nullptr;
   }
   return nullptr;
@@ -95,7 +96,7 @@ const int64_t* find_integer(const ffi::Attrs& attrs, const char* name) {
 std::unique_ptr<Site> Site::from_attributes(const ffi::Attrs& attrs, bool is_captured) {
   const int64_t* id = find_integer(attrs, "id");
   auto* call = find_attribute<ffi::Span>(attrs, "call", ffi::kAttrString);
-  if (!id || !call) {
+  if (!id || !call || (!call->ptr && call->len > 0)) {
     PyErr_SetString(PyExc_RuntimeError, "a t2j call without the attributes `id` (int64) and `call` (string)");
     return nullptr;
   }
