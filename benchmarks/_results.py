@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-JUDGED = {"opdb", "module_db", "mutants", "jax_suite", "corpus", "soak"}  # these count, and measure nothing
+COUNTS = {"opdb", "module_db", "mutants", "jax_suite", "corpus", "soak"}  # files that count tests, and have no rows
 BUSY = 2.0  # a load above which absolute times are too long; ratios are within a round
 
 
@@ -44,7 +44,7 @@ class Results(Mapping[str, list[Row]]):
         return [_row(row) for row in self._file(name)["rows"]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(path.stem for path in self.folder.glob("*.json") if path.stem not in JUDGED))
+        return iter(sorted(path.stem for path in self.folder.glob("*.json") if path.stem not in COUNTS))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
