@@ -214,6 +214,15 @@ def jax_suite(session: nox.Session) -> None:
     session.run("python", "tests/jax_suite/jax_suite.py", *options)
 
 
+@nox.session(python=PYTHONS[0])
+def corpus(session: nox.Session) -> None:
+    """Run real models and functions of other packages through t2j; half an hour, `nox -s corpus -- plain` a minute."""
+    install(session, CORE, AUTODIFF)
+    session.install("--no-deps", "-r", "tests/corpus/requirements.txt")
+    output = () if session.posargs else ("--output", "benchmarks/results/corpus.json")
+    session.run("python", "tests/corpus/run.py", "--check", *output, *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure against torch, JAX and the alternatives, and draw plots; `nox -s bench -- --quick` takes two minutes."""
