@@ -270,6 +270,22 @@ def test_an_operand_sharded_over_an_explicit_axis_is_refused_with_the_ways_out()
     np.testing.assert_allclose(np.asarray(out), np.asarray(jnp_step(X, Y)), rtol=1e-6)
 
 
+@pytest.mark.skipif(not hasattr(jax.core.ShapedArray, "mat"), reason="jax before 0.10 has no unreduced values")
+def test_an_operand_that_is_a_sum_not_computed_yet_is_refused():
+    def unreduced(x):
+        return step(jax.lax.pcast(x, "i", to="unreduced"), Y)
+
+    with jax.set_mesh(mesh("Explicit")):
+        inside = jax.jit(jax.shard_map(unreduced, in_specs=P("i"), out_specs=P(unreduced={"i"})))
+        with raises(ShardingError, what="args[0] of torch_step", got="f32[2,3]{U:i}", remedy="jax.lax.psum"):
+            inside(jax.reshard(X, P("i")))
+        for spec, mark in ((P(unreduced={"i"}), "U"), (P(reduced={"i"}), "R")):
+            x = jax.reshard(X, spec)
+            for attempt in (step, jax.jit(step)):
+                with raises(ShardingError, what="args[1] of torch_step", got=f"{{{mark}:i}}", remedy="jax.reshard"):
+                    attempt(Y, x)
+
+
 # --- platforms that are not here ----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+import t2j_autodiff
 import torch
 from helpers import W, X, agree, collectives, in_jnp, in_torch, mesh_of, put, use
 from jax.sharding import NamedSharding
@@ -192,3 +193,25 @@ def test_modules(check_vma):
     expected = torch.autograd.grad(loss, list(leaves.values()))
     agree(value, loss.detach().numpy())
     agree([gradient[name] for name in leaves], [g.numpy() for g in expected])
+
+
+@pytest.mark.skipif(not hasattr(jax.core.ShapedArray, "mat"), reason="jax before 0.10 has no reduced values")
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("wrap", [torch2jax, t2j_autodiff.torch2jax], ids=["dist", "autodiff"])
+def test_gradients_of_reduced_operands_are_not_summed_yet(wrap, jitted):
+    # Regression: JAX refused the gradient of a call whose operands are all reduced.
+    mesh, reduced = mesh_of("Explicit", data=8), P(None, None, reduced={"data"})
+
+    def of(f):
+        return lambda x, c, w: f(x, w) * f(c, w).sum()
+
+    def gradients(program):
+        found = jax.grad(lambda *args: (program(*args) ** 2).sum(), (0, 1, 2))
+        return jax.jit(found) if jitted else found
+
+    with use(mesh):
+        specs = P("data"), reduced, reduced
+        sharded = jax.shard_map(of(wrap(in_torch)), in_specs=specs, out_specs=P("data"))
+        ours = gradients(sharded)(*(jax.reshard(x, spec) for x, spec in zip((X, X[:2], W), specs, strict=True)))
+        assert ["U:data" in str(jax.typeof(x)) for x in ours] == [False, True, True]
+        agree([jax.reshard(x, P()) for x in ours], gradients(of(in_jnp))(X, X[:2], W))

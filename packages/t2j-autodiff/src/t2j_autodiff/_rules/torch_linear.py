@@ -23,7 +23,7 @@ from .conventions import batch_in_front, check_depth, moved_operands
 from .function_rules import FunctionRules
 from .linearized import Linearized, linearized
 
-torch_linear_p = call_primitive("torch_linear")
+torch_linear_p = call_primitive("torch_linear", is_linear=True)
 
 
 def torch_linear(*operands: jax.Array, fn: TorchFn) -> list[Any]:

@@ -42,6 +42,7 @@ from .jax_sharding import explicit_spec as explicit_spec
 from .jax_sharding import manual_axes as manual_axes
 from .jax_sharding import reshard as reshard
 from .jax_sharding import result_aval as result_aval
+from .jax_sharding import unsummed_axes as unsummed_axes
 from .jax_sharding import vary_alike as vary_alike
 from .jax_sharding import varying_axes as varying_axes
 from .jax_tracing import after_fork as after_fork

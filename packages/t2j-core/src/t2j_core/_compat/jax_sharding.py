@@ -19,28 +19,53 @@ def varying_axes(aval: AbstractValue) -> frozenset[str]:
     return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
 
 
+def unsummed_axes(aval: AbstractValue) -> frozenset[str]:
+    """The mesh axes over which a value is a sum that is not computed yet, or, outside `jax.shard_map`, its gradient."""
+    spec = getattr(getattr(aval, "sharding", None), "spec", None)
+    of_spec = (getattr(spec, kind, None) or () for kind in ("unreduced", "reduced"))
+    return _manual_axes(aval, "unreduced").union(*of_spec)
+
+
+def _manual_axes(aval: AbstractValue, kind: str) -> frozenset[str]:
+    """The manual mesh axes that are `unreduced`, or `reduced`: the gradient is unreduced (jax 0.10 and newer)."""
+    return frozenset(getattr(getattr(aval, "mat", None), kind, ()))
+
+
 def vary_alike(operands: Sequence[jax.Array]) -> list[jax.Array]:
     """Cast every operand to vary over the union of the operands' manual axes.
 
-    The transpose of the cast is the `psum` that the gradient of a replicated operand needs.
+    The transpose of the cast is the `psum` that the gradient of a replicated operand needs. An axis over which all
+    operands are reduced is left as it is: the pullback of such a call takes and returns what is unreduced.
     """
-    axes = [varying_axes(jax.typeof(x)) for x in operands]
-    union = frozenset().union(*axes)
-    return [
-        _cast_to_varying(x, tuple(sorted(union - own))) if union - own else x
-        for x, own in zip(operands, axes, strict=True)
-    ]
+    avals = [jax.typeof(x) for x in operands]
+    reduced = [_manual_axes(aval, "reduced") for aval in avals]
+    union = frozenset().union(*map(varying_axes, avals), *reduced)
+    if avals:
+        unsummed = (own | _manual_axes(aval, "unreduced") for own, aval in zip(reduced, avals, strict=True))
+        union -= frozenset.intersection(*unsummed)
+    return [_cast_to_varying(x, union - varying_axes(aval)) for x, aval in zip(operands, avals, strict=True)]
 
 
-def _cast_to_varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(x, axes, to="varying")
-    return jax.lax.pvary(x, axes)  # type: ignore[attr-defined]  # jax before 0.8
+def _cast_to_varying(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    reduced = axes & _manual_axes(jax.typeof(x), "reduced")
+    for part in (reduced, axes - reduced):  # one cast has one kind of axes
+        if part and hasattr(jax.lax, "pcast"):
+            x = jax.lax.pcast(x, tuple(sorted(part)), to="varying")
+        elif part:
+            x = jax.lax.pvary(x, tuple(sorted(part)))  # type: ignore[attr-defined]  # jax before 0.8
+    return x
 
 
 def result_aval(shape: tuple[int, ...], dtype: DTypeLike, operands: Sequence[Any]) -> ShapedArray:
-    """The abstract value of a result: replicated over the mesh, varying over the manual axes of the operands."""
-    template = max(operands, key=lambda aval: len(varying_axes(aval)), default=None)
+    """The abstract value of a result: replicated over the mesh, varying over the manual axes of the operands.
+
+    It is unreduced where the linear operands of a pullback are, whose other operands are then reduced.
+    """
+
+    def marks(aval: Any) -> tuple[int, int]:
+        return len(_manual_axes(aval, "unreduced")), len(varying_axes(aval))
+
+    template = max(operands, key=marks, default=None)
     if template is None:
         return ShapedArray(shape, dtype)
     sharding = ShapedArray(shape, dtype).sharding
@@ -53,7 +78,10 @@ def result_aval(shape: tuple[int, ...], dtype: DTypeLike, operands: Sequence[Any
 def explicit_spec(aval: AbstractValue) -> jax.sharding.PartitionSpec | None:
     """The partition spec in the type of `aval` if it shards a dimension over an Explicit mesh axis, else None."""
     spec = getattr(getattr(aval, "sharding", None), "spec", None)
-    return spec if spec is not None and any(part is not None for part in spec) else None
+    if spec is None:
+        return None
+    parts = getattr(spec, "partitions", spec)  # jax 0.10: a spec with `reduced` or `unreduced` refuses to be iterated
+    return spec if any(part is not None for part in parts) else None
 
 
 if hasattr(jax, "reshard"):

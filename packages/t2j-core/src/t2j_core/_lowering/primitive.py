@@ -24,7 +24,7 @@ from .._run.weak_fn import WeakFn, strong
 from .._signature.serialise import not_exportable
 from .joined import lowered_jointly
 from .native import CAPTURED_TARGET, TARGET, call_depth
-from .refusals import in_reducer, partly_manual, sharded_operand, warn_not_captured
+from .refusals import in_reducer, partly_manual, sharded_operand, unsummed_operand, warn_not_captured
 from .rules import register_rules
 
 _NATIVE = {"cpu", "cuda", "rocm"}  # platforms that have the handler; on others torch runs on the host
@@ -77,11 +77,15 @@ def _bind_weakly(weak: WeakFn, *operands: jax.Array) -> list[Any]:
 # --- results -------------------------------------------------------------------------------------------------------
 
 
-def _abstract(*operands: _compat.ShapedArray, fn: TorchFn | WeakFn) -> tuple[list[_compat.ShapedArray], frozenset[Any]]:
+def _abstract(
+    *operands: _compat.ShapedArray, fn: TorchFn | WeakFn, is_linear: bool
+) -> tuple[list[_compat.ShapedArray], frozenset[Any]]:
     fn = strong(fn)
     for index, operand in enumerate(operands):
         if (spec := _compat.explicit_spec(operand)) is not None:
             raise sharded_operand(fn, index, operand, spec)
+        if not is_linear and (axes := _compat.unsummed_axes(operand)):
+            raise unsummed_operand(fn, index, operand, axes)
     results = [_compat.result_aval(leaf.shape, leaf.dtype, operands) for leaf in fn.signature.outputs.leaves]
     return results, _compat.side_effects if fn.options.has_side_effect else frozenset()
 
@@ -156,12 +160,15 @@ def _attributes(
 # --- the primitive -------------------------------------------------------------------------------------------------
 
 
-def call_primitive(name: str) -> _compat.Primitive:
-    """A primitive whose parameter `fn` is the `TorchFn` that it runs. It is transformed by `fn.rules`."""
+def call_primitive(name: str, *, is_linear: bool = False) -> _compat.Primitive:
+    """A primitive whose parameter `fn` is the `TorchFn` that it runs. It is transformed by `fn.rules`.
+
+    A linear one may run on the terms of a sum that is not computed yet.
+    """
     primitive = _compat.Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(_impl)
-    primitive.def_effectful_abstract_eval(_abstract)
+    primitive.def_effectful_abstract_eval(functools.partial(_abstract, is_linear=is_linear))
     _compat.register_lowering(primitive, _lower)
     register_rules(primitive)
     return primitive

@@ -21,6 +21,20 @@ def sharded_operand(fn: TorchFn, index: int, operand: _compat.ShapedArray, spec:
     )
 
 
+def unsummed_operand(fn: TorchFn, index: int, operand: _compat.ShapedArray, axes: frozenset[str]) -> ShardingError:
+    """The error for an operand that is a sum over mesh axes which is not computed yet, or has such a gradient."""
+    over = ", ".join(sorted(axes))
+    return ShardingError(
+        describe(
+            f"{fn.lending.path(index)} of {fn.lending.name} is a sum over mesh axes ({over}) that is not computed yet, "
+            "or has such a gradient. A torch call cannot run on the terms.",
+            expected="an operand without `unreduced`, and outside of `jax.shard_map` without `reduced`",
+            got=operand.str_short(True),
+            remedy="Sum it first: with `jax.lax.psum` inside `jax.shard_map`, with `jax.reshard` elsewhere.",
+        )
+    )
+
+
 def partly_manual(fn: TorchFn) -> ShardingError:
     """The error for a call with a side effect inside a `jax.shard_map` over some of the mesh axes."""
     return ShardingError(
