@@ -104,20 +104,23 @@ class SecondOrder(Operators):
 
 
 class Float8(Operators):
-    """Values and batches in float8, of samples in float32 that are rounded.
+    """Values, gradients and batches in float8.
 
-    The operator database declares only a few operators, but torch also copies, views, joins and casts such tensors.
-    Whatever native torch can run counts.
+    The operator database declares only a few operators, but torch also copies, views, joins and casts such tensors. So
+    other operators get samples in float32 that are rounded, and whatever native torch can run counts.
     """
 
     def checks(self, how: How) -> tuple[str, ...]:
         return "forward", "vjp", "vmap"
 
     def cases(self, op: Any, how: How) -> list[Case]:
+        if getattr(torch, how.dtype) in op.supported_dtypes(how.device):
+            return super().cases(op, how)
         return [self.rounded(case, how) for case in super().cases(op, replace(how, dtype="float32"))]
 
     def rounded(self, case: Case, how: How) -> Case:
         """The same sample in float8."""
         dtype = getattr(torch, how.dtype)
         tensors = [t.to(dtype) if t.dtype == torch.float32 else t for t in case.tensors]
-        return replace(case, tensors=tensors, how=how)
+        has_any = any(t.dtype == dtype for t in tensors)
+        return replace(case, tensors=tensors, how=how, unfair=case.unfair if has_any else "no float8 input")

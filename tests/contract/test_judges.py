@@ -80,6 +80,19 @@ def test_wrong_second_derivatives_are_found(fault: Callable[..., Any]) -> None:
     assert passing(case_with(fault, SecondDerivatives), SECOND) == set()
 
 
+def turned(x: torch.Tensor) -> torch.Tensor:
+    return x.roll(1)
+
+
+def test_wrong_values_and_gradients_in_float8_are_found() -> None:
+    how = replace(HOW, dtype="float8_e4m3fn")
+    case, other = (Case(turned, [torch.tensor([1.0, 2.0, 0.5]).to(torch.float8_e4m3fn)], how) for _ in range(2))
+    check_is_fair(case)
+    assert passing(case, ("forward", "vjp", "vmap")) == {"forward", "vjp", "vmap"}
+    other.wrapped = torch2jax(lambda x: x.clone())
+    assert passing(other, ("forward", "vjp", "vmap")) == set()
+
+
 class DetachedBackward(torch.autograd.Function):
     """`x**3`, whose second derivative is silently zero."""
 
