@@ -1,6 +1,6 @@
 """What a case of the corpus is: code of some package, with the arguments of one call.
 
-A file `cases/PACKAGE.py` has a function `cases()` that yields `TorchCase` or `JaxCase`, and needs its package installed.
+A file `cases/PACKAGE.py`, which needs its package, has a function `cases()` that yields `TorchCase` or `JaxCase`.
 """
 
 from __future__ import annotations

@@ -104,6 +104,15 @@ def report(results: Sequence[Result], known: Iterable[dict[str, str]]) -> dict[s
     return {"versions": versions(), "commit": commit(), "cpus": os.cpu_count(), "cases": cases}
 
 
+def save(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Add a run to the results file, which also has other cases."""
+    old = json.loads(path.read_text())["cases"] if path.exists() else {}
+    cases = old | report["cases"]
+    report = report | {"cases": {name: cases[name] for name in sorted(cases)}}
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
 def _summary(results: Sequence[Result], classes: dict[Key, str]) -> dict[str, Any]:
     passed = [r for r in results if r.outcome == "passed"]
     failed = [r for r in results if r.outcome == "failed"]

@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--check", action="store_true", help="fail where the list of known failures is wrong")
     parser.add_argument("--record", action="store_true", help="rewrite the list of known failures")
-    parser.add_argument("--output", type=Path, help="results file, from which the page is made")
+    parser.add_argument("--output", type=Path, help="results file, to which these cases are added")
     options = parser.parse_args()
     found = run_all(selected(options.packages, options.only), options.jobs)
     known = results.load_known()
@@ -114,7 +114,7 @@ def main() -> int:
         results.write_known(known)
     report = results.report(found, known)
     if options.output:
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        report = results.save(options.output, report)
         PAGE.write_text(page.rendered(report))
     print(page.totals(report))
     if options.check:

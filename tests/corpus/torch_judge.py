@@ -43,8 +43,17 @@ class Native:
         return torch_tree.tree_unflatten(leaves, self._spec)
 
     def examples(self) -> list[Tensors]:
-        """Two examples of a batch: the inputs, and scaled ones."""
-        return [self.inputs, [t * SHRINK if is_inexact(t) else t for t in self.inputs]]
+        """Two examples of a batch: the inputs, and scaled ones, or the same ones if torch refuses the scaled."""
+        return [self.inputs, self._scaled]
+
+    @cached_property
+    def _scaled(self) -> Tensors:
+        scaled = [t * SHRINK if is_inexact(t) else t for t in self.inputs]
+        try:
+            shapes = [y.shape for y in self.values(scaled)]
+        except Exception:
+            return self.inputs
+        return scaled if shapes == [y.shape for y in self.expected] else self.inputs
 
     def run(self, inputs: Tensors, fn: Any = None) -> Tensors:
         """The outputs, with the buffers that a mutable module has afterwards."""

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import cases._torchvision_operators  # noqa: F401
 import torch
 from case import Case, TorchCase, TorchTask
 from torch import Tensor, nn
-
-
-def define_operators() -> None:
-    """Declare what torchvision's Python part asks for where its C++ part cannot be loaded.
-
-    The wheels on PyPI need torch's CUDA libraries, which a torch for the CPU does not have. torchvision then lacks its
-    compiled operators, but registers shape rules for two of them (torchvision 0.28, `_meta_registrations`).
-    """
-    spec = importlib.util.find_spec("torchvision")
-    assert spec is not None
-    assert spec.origin is not None
-    try:
-        ctypes.CDLL(str(Path(spec.origin).with_name("_C.so")))
-    except OSError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-define_operators()
-from torchvision import models, ops  # noqa: E402
-from torchvision.models import detection, optical_flow, segmentation, swin_transformer, video  # noqa: E402
-from torchvision.transforms.v2 import functional as transforms  # noqa: E402
+from torchvision import models, ops
+from torchvision.models import detection, optical_flow, segmentation, swin_transformer, video
+from torchvision.transforms.v2 import functional as transforms
 
 
 def image(size: int = 32, count: int = 2) -> Tensor:
