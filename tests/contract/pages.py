@@ -11,7 +11,9 @@ from report import table
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "pytorch_tests.md"
-_PLACE = re.compile(r"(<!-- results: (?P<file>\w+), (?P<part>[\w ]+) -->\n).*?(<!-- end of results -->)", flags=re.S)
+_PLACE = re.compile(
+    r"(<!-- results: (?P<file>\w+), (?P<part>[\w ]+) -->\n).*?(?P<end><!-- end of results -->)", flags=re.S
+)
 PARTS = {
     "first derivatives": lambda key: key in ("float32", "float64", "bfloat16", "complex64"),
     "second derivatives": lambda key: "second" in key,
@@ -24,7 +26,7 @@ PARTS = {
 
 def filled(text: str) -> str:
     """The page with the tables of the committed results."""
-    return _PLACE.sub(lambda match: f"{match[1]}{_block(match['file'], match['part'])}\n{match[3]}", text)
+    return _PLACE.sub(lambda match: f"{match[1]}{_block(match['file'], match['part'])}\n{match['end']}", text)
 
 
 def _block(file: str, part: str) -> str:
@@ -39,7 +41,10 @@ def failures(runs: dict[str, Any]) -> list[str]:
     for run in runs.values():
         for name, count in run["failures_by_class"].items():
             counts[name] = counts.get(name, 0) + count
-    return [f"- {count} checks fail: {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1])]
+    return [
+        f"- {count} check{'s' * (count > 1)} failed: {name}"
+        for name, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
 
 
 def main() -> None:

@@ -118,6 +118,13 @@ def test_a_second_derivative_of_torch_that_contradicts_its_gradients_is_not_coun
         case.vjp_vjp()
 
 
+def test_a_gradient_that_jumps_contradicts_nothing() -> None:
+    numbers = [torch.tensor([1.5, -0.5], dtype=torch.float64), torch.ones(2, dtype=torch.float64)]
+    fn = lambda x, label: torch.where(label == 1, x**3, 0 * label)
+    case = SecondDerivatives(fn, numbers, replace(HOW, dtype="float64"))
+    assert [t.any().item() for t in case.product] == [True, False]
+
+
 # --- modules ---
 
 
