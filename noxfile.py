@@ -174,7 +174,7 @@ def opdb(session: nox.Session) -> None:
     """Run PyTorch's operator database through t2j, three samples per operator; takes a few minutes per dtype.
 
     `nox -s opdb -- second` runs second derivatives. `nox -s opdb -- compiled` runs one sample per operator with
-    `compile=True`, which takes an hour at first; a run that was interrupted goes on from `build/opdb.jsonl`.
+    `compile=True`, which takes hours at first; a run that was interrupted goes on from `build/opdb.jsonl`.
     """
     install(session, CORE, AUTODIFF, "expecttest", "scipy")
     kinds = {

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from known import versions
+from report import commit
 from runner import Result, Worker
 
 
@@ -16,7 +17,8 @@ class Journal:
     def __init__(self, path: Path | None, worker: Worker) -> None:
         self.path = path
         self.results: list[Result] = []
-        head = {"column": worker.column, "samples": worker.samples, "eager": worker.eager, "versions": versions()}
+        head = {"column": worker.column, "samples": worker.samples, "eager": worker.eager}
+        head |= {"versions": versions(), "commit": commit()}
         if path is None:
             return
         if not path.exists():

@@ -11,7 +11,8 @@ modules of PyTorch's module database in that mode (`module_samples.py`).
 
 `--device cuda` does the same on a GPU, with samples and native torch on the GPU. The list of known failures applies to
 the CPU only. `--seconds` limits the run; the operators then come in a different order, so that an interrupted run has
-some operators of every family. `--journal` keeps results, so that the next run with this journal goes on from there.
+some operators of every family. `--journal` keeps results, so that the next run with this journal goes on from there:
+`--part 1/4`, `2/4` and so on with one journal are the whole.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="with `compile=True`: all but forward mode")
     parser.add_argument("--only", default="", help="operators whose name matches this regular expression")
     parser.add_argument("--every", type=int, default=1, help="only every n-th operator")
+    parser.add_argument("--part", type=part, default=(1, 1), help="only a part of the operators, such as 1/4")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=math.inf, help="end after that long, with what is known then")
@@ -56,6 +58,14 @@ def arguments() -> argparse.Namespace:
     if options.device != "cpu" and (options.check or options.record):
         parser.error("the list of known failures is that of the CPU")
     return options
+
+
+def part(text: str) -> tuple[int, int]:
+    """The number of a part, and how many there are."""
+    number, _, parts = text.partition("/")
+    if not 1 <= int(number) <= int(parts):
+        raise ValueError(text)
+    return int(number), int(parts)
 
 
 def worker_for(options: argparse.Namespace, start: float) -> Worker:
@@ -75,6 +85,8 @@ def worker_for(options: argparse.Namespace, start: float) -> Worker:
 def chosen(names: list[str], options: argparse.Namespace) -> list[int]:
     """The operators to run, in their order."""
     indices = [i for i, name in enumerate(names) if re.search(options.only, name)][:: options.every]
+    number, parts = options.part
+    indices = indices[number - 1 :: parts]
     if options.seconds < math.inf:
         random.Random(0).shuffle(indices)
     return indices
@@ -89,6 +101,8 @@ def main() -> int:
     indices = chosen(worker.names, options)
     journal = Journal(options.journal, worker)
     left = [i for i in indices if worker.names[i] not in journal.done]
+    if journal.done:
+        print(f"{len(journal.done)} {worker.kind} are in {options.journal}; {len(left)} are left.", file=sys.stderr)
     results = journal.results + run_all(workers, left, lambda found: (journal.add(found), report_failures(found)))
     known = load_known() if options.device == "cpu" else {"failures": []}
     lines = differences(results, known)
@@ -100,6 +114,8 @@ def main() -> int:
         run["not_reached"] = len(indices) - run[worker.kind]
     if options.every > 1:
         run["every"] = options.every
+    if options.part[1] > 1:
+        run["not_reached"] = len(worker.names) - run[worker.kind]
     key = run_key(worker)
     report = save(options.output, key, run) if options.output else {key: run}
     print(table(report))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import opdb
 import pages
 import pytest
 import report
@@ -30,6 +31,18 @@ def test_a_run_goes_on_from_its_journal_and_no_other(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match="different run"):
             Journal(path, other)
     Journal(None, worker).add([result("tan")])
+
+
+def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["sin", "cos", "tan", "exp", "log"]
+    found = []
+    for number in (1, 2):
+        monkeypatch.setattr("sys.argv", ["opdb.py", "--part", f"{number}/2"])
+        found.append(opdb.chosen(names, opdb.arguments()))
+    assert found == [[0, 2, 4], [1, 3]]
+    monkeypatch.setattr("sys.argv", ["opdb.py", "--part", "3/2"])
+    with pytest.raises(SystemExit):
+        opdb.arguments()
 
 
 def test_a_column_says_what_is_not_as_usual() -> None:
