@@ -178,7 +178,7 @@ def opdb(session: nox.Session) -> None:
     """
     install(session, CORE, AUTODIFF, "expecttest", "scipy")
     kinds = {
-        "compiled": ("--compile", "--samples", "1", "--journal", "build/opdb.jsonl"),
+        "compiled": ("--compile", "--samples", "1", "--check", "--journal", "build/opdb.jsonl"),
         "second": ("--suite", "second", "--dtype", "float64", "--samples", "2", "--check"),
     }
     for kind in session.posargs or ("float32", "float64", "bfloat16", "complex64", *FLOAT8, "second"):
