@@ -90,9 +90,11 @@ def run_case(case: Any, say: Callable[..., None]) -> None:
     """Run one case; a check that takes too long ends the process."""
     import jax
     import torch
+    from case import JaxCase
 
     torch.set_num_threads(1)
     jax.config.update("jax_enable_x64", case.x64)
+    jax.config.update("jax_disable_most_optimizations", isinstance(case, JaxCase))  # LLVM would take most of the time
     for line in results_of(case):
         signal.alarm(LIMIT)
         say(**line)
@@ -112,9 +114,12 @@ def main() -> None:
     import torch._dynamo  # noqa: F401
     import torch_checks  # noqa: F401
     from case import cases_of
+    from jax._src import xla_bridge
 
     package, *names = sys.argv[1:]
     cases = {case.name: case for case in cases_of(package)}
+    if xla_bridge.backends_are_initialized():
+        raise SystemExit(f"importing {package} starts JAX, after which a fork hangs: import it in `make`")
     for name in names:
         say(case=name)
         child = os.fork()

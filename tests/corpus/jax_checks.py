@@ -22,7 +22,7 @@ class JaxChecks:
         self.watch, self.tolerance = watch, case.tolerance
         task = case.make()
         with watch.as_library():
-            self.library = task.program(torch2jax(task.torch_fn))
+            self.library = task.program(torch2jax(task.torch_fn, depth=None))  # a solver may differentiate too
         self.judge = task.program(task.jnp_fn)
         self.args = tuple(jax.tree.map(jnp.asarray, arg) for arg in task.args)
 

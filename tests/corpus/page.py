@@ -18,7 +18,8 @@ with native torch. Those of JAX libraries call a torch function inside a solver,
 compared with the same function in `jnp`. The checks of each case are the values, a second call and an eager one,
 gradients of parameters and inputs, a batch, a batch of gradients, forward mode, and a Hessian-vector product; then that
 no module and no argument has changed, and that no warning and no output is stray. A check that the judge itself cannot
-do (no derivative in torch, random numbers) is not counted.
+do (no derivative in torch, random numbers) is not counted. `tests/corpus/test_torch_defects.py` shows what torch itself
+gets wrong.
 
 `nox -s corpus` repeats the run, and fails where a failure is not listed in `tests/corpus/known_failures.json` or a
 listed one passes.
@@ -71,7 +72,9 @@ def slow(report: Mapping[str, Any]) -> str:
     measured = sum("ratio" in case for case in report["cases"].values())
     text = (
         f"A step is the value and its gradient with respect to parameters and inputs. Of {measured} steps these take "
-        f"more than {SLOW} times as long as in native torch (one thread, medians of interleaved runs):"
+        f"more than {SLOW} times as long as in native torch (one thread, medians of interleaved runs, on a machine with "
+        f"{report['cpus']} CPUs and other work). The models are tiny, so that the cost of a call itself weighs more than in "
+        "practice:"
     )
     rows = [
         f"| {name} | {case['ratio']:.2f} | {case['native_ms']:.2f} | {case['t2j_ms']:.2f} |"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,13 @@ import torch
 from case import Case, JaxCase, JaxTask
 
 START = np.array([0.3, -0.2], np.float32)
+
+
+def library() -> Any:
+    """The package, which makes JAX arrays when it is imported; after that a process cannot be forked."""
+    import blackjax
+
+    return blackjax
 
 
 def log_density_torch(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -40,14 +46,14 @@ def chain(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def dynamic(f: Any) -> Any:
-    return blackjax.dynamic_hmc(f, step_size=0.1, inverse_mass_matrix=jnp.ones(2))
+    return library().dynamic_hmc(f, step_size=0.1, inverse_mass_matrix=jnp.ones(2))
 
 
 def adaptation(f: Any) -> Any:
     """The warm-up of a sampler, which adapts its step."""
 
     def run(x: Any, scale: Any) -> Any:
-        warm_up = blackjax.window_adaptation(blackjax.hmc, lambda z: f(z, scale), num_integration_steps=2)
+        warm_up = library().window_adaptation(library().hmc, lambda z: f(z, scale), num_integration_steps=2)
         (state, parameters), _ = warm_up.run(jax.random.key(0), x, num_steps=10)
         return state.position, parameters["step_size"]
 
@@ -56,7 +62,7 @@ def adaptation(f: Any) -> Any:
 
 def pathfinder(f: Any) -> Any:
     def run(x: Any, scale: Any) -> Any:
-        state, _ = blackjax.vi.pathfinder.approximate(jax.random.key(0), lambda z: f(z, scale), x, 20, maxiter=5)
+        state, _ = library().vi.pathfinder.approximate(jax.random.key(0), lambda z: f(z, scale), x, 20, maxiter=5)
         return state.elbo, state.position
 
     return run
@@ -69,9 +75,9 @@ def case(name: str, program: Any, tolerance: float = 1e-3) -> JaxCase:
 
 def cases() -> Iterator[Case]:
     mass = np.ones(2, np.float32)
-    yield case("hmc", chain(lambda f: blackjax.hmc(f, 0.1, mass, 4)))
-    yield case("nuts", chain(lambda f: blackjax.nuts(f, 0.1, mass, max_num_doublings=3)))
-    yield case("mala", chain(lambda f: blackjax.mala(f, 0.05)))
+    yield case("hmc", chain(lambda f: library().hmc(f, 0.1, mass, 4)))
+    yield case("nuts", chain(lambda f: library().nuts(f, 0.1, mass, max_num_doublings=3)))
+    yield case("mala", chain(lambda f: library().mala(f, 0.05)))
     yield case("dynamic hmc", chain(dynamic))
     yield case("window adaptation", adaptation)
     yield case("pathfinder", pathfinder)

@@ -55,7 +55,7 @@ TASKS = {
     "wigner matrices": wigner,
     "gate": gate,
     "norm activation": lambda: TorchTask(
-        layers.NormActivation("1x0e+1x1o", torch.sigmoid, bias=True), (torch.randn(3, 4),)
+        layers.NormActivation(o3.Irreps("1x0e+1x1o"), torch.sigmoid, bias=True), (torch.randn(3, 4),)
     ),
     "batch norm": lambda: TorchTask(layers.BatchNorm("1x0e+1x1o").eval(), (torch.randn(5, 4),)),
     "convolution": lambda: TorchTask(Convolution(), (torch.randn(4, 5), torch.randn(4, 3))),

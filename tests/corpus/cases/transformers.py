@@ -60,7 +60,7 @@ def bart() -> TorchTask:
 
 def mamba() -> TorchTask:
     config = hf.MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, use_cache=False, **TOKENS)
-    return model(hf.MambaForCausalLM, config, input_ids=text()["input_ids"])
+    return model(hf.MambaForCausalLM, config, attention="eager", input_ids=text()["input_ids"])
 
 
 def fnet() -> TorchTask:
