@@ -106,7 +106,14 @@ def test_what_is_saved_may_lie_in_memory_in_any_way():
     def f(x, w):
         h = torch.tanh(x @ w)
         image = torch.sin(w.reshape(1, 3, 2, 2)).contiguous(memory_format=torch.channels_last)
-        return torch.sin(h[:, ::2]), torch.cos(h.mT), torch.exp(image) * image, torch.sin(h[0]).expand(3, 4)
+        convolved = torch.nn.functional.conv2d(image, torch.ones(2, 3, 1, 1))  # is saved as it lies
+        return (
+            torch.sin(h[:, ::2]),
+            torch.cos(h.mT),
+            torch.exp(image) * image,
+            torch.sin(h[0]).expand(3, 4),
+            convolved**3,
+        )
 
     same(USES["grad"], f, X, W)
 

@@ -344,6 +344,18 @@ def test_masks_that_match():
         np.testing.assert_allclose(gx, expected[1])
 
 
+@pytest.mark.parametrize(
+    ("mask", "constant"),
+    [((False, False, True), 1), ((True, False, False), 0), (False, None)],
+    ids=["last", "first", "-"],
+)
+def test_masks_beside_constants(mask, constant):
+    f = torch2jax(lambda x, scale, y: (x * scale * y).sum(), nondiff_mask=mask)
+    y = X + 1
+    for i, (got, expected) in enumerate(zip(jax.grad(lambda x, y: f(x, 2.0, y), (0, 1))(X, y), (2 * y, 2 * X))):
+        np.testing.assert_allclose(got, np.zeros(3) if i == constant else expected)
+
+
 @pytest.mark.parametrize("number", [1, 7, (0, 2)])
 def test_positions_without_arrays(number):
     f = torch2jax(lambda x, *, k: (x * k).sum(), nondiff_argnums=number)

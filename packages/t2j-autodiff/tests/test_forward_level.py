@@ -124,6 +124,7 @@ def test_another_thread_that_stays_in_its_own_forward_mode():
 def test_another_thread_that_closes_the_level_meanwhile():
     """The tangents are gone then, so the function runs again."""
     runs, inside, leave, closed = [], threading.Event(), threading.Event(), threading.Event()
+    is_settled = []
 
     def work():
         with forward_ad.dual_level():
@@ -132,19 +133,30 @@ def test_another_thread_that_closes_the_level_meanwhile():
         closed.set()
 
     def cube(t):
-        if not t.is_meta:
+        if is_settled:
             runs.append(1)
             leave.set()
             closed.wait(60)
         return t**3
 
     f = torch2jax(cube, output_shapes=jax.ShapeDtypeStruct((4,), jnp.float32))
+    check(f)  # from now on tangents are not compared with reverse mode, which would find that they are gone
+    is_settled.append(True)
     thread = threading.Thread(target=work)
     thread.start()
     inside.wait(60)
     check(f)
     thread.join()
     assert len(runs) >= 2
+
+
+def test_the_level_is_closed_after_every_call(caplog):
+    f = torch2jax(lambda t: t**3)
+    push = jax.jit(lambda x: jax.jvp(f, (x,), (jnp.ones(4),))[1])
+    for _ in range(3):  # the first call of a program is in torch's default state, whatever it was before
+        np.testing.assert_allclose(push(X), 3 * X**2, rtol=1e-5)
+        assert not _compat.forward_level_is_open()
+    assert caplog.text == ""
 
 
 def test_a_signal_handler_in_the_middle_of_forward_mode():

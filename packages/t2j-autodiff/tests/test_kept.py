@@ -51,6 +51,13 @@ def test_each_device_has_a_limit_of_its_own():
     assert [kept.nbytes(device) for device in (CPU, *GPUS)] == [60, 60, 60]
 
 
+def test_the_oldest_graphs_are_freed_first():
+    kept = GraphStore(lambda device: 130)
+    shelf = Shelf(kept)
+    numbers = [keep(kept, shelf, cpu=60) for _ in range(4)]
+    assert list(shelf) == numbers[2:]
+
+
 def test_a_graph_on_two_devices_counts_on_both():
     kept = GraphStore(lambda device: 100)
     shelf = Shelf(kept)

@@ -105,6 +105,27 @@ def test_all_ways_agree(residuals):
     np.testing.assert_allclose(got, leaf.grad.numpy(), rtol=1e-4, atol=1e-6)
 
 
+PARTS = {
+    "a part": (lambda x: x[1:] * x[:-1], lambda x: x[1:] * x[:-1]),
+    "a conjugate": (lambda x: x.conj() * x**2, lambda x: x.conj() * x**2),
+    "numbers of another dtype": (
+        lambda x: torch.view_as_real(x)[:, 1] ** 2 * torch.view_as_real(x)[:, 0],
+        lambda x: x.imag**2 * x.real,
+    ),
+}
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_an_operand_that_are_saved(name, residuals):
+    function, wanted = PARTS[name]
+    f, x = torch2jax(function, residuals=residuals), jax.lax.complex(X, X[::-1] ** 2)
+    loss = lambda f: lambda x: f(x).real.sum()
+    expected = jax.grad(loss(wanted))(x)
+    for _ in range(3):  # what is saved by hooks, on copies and on windows
+        np.testing.assert_allclose(jax.grad(loss(f))(x), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_traced_graph_runs_where_its_operands_are():
     def f(x):
         return ((x * torch.arange(6.0, device=x.device)).sin().sum() + torch.zeros((), device=x.device),)

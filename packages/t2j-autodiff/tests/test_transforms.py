@@ -499,6 +499,32 @@ def test_without_jit(mode):
 # --- high orders --------------------------------------------------------------------------------------------------
 
 
+WAYS = {
+    "by the first": lambda f: jax.grad(lambda x, y: f(x, y).sum(), 0),
+    "by the second": lambda f: jax.grad(lambda x, y: f(x, y).sum(), 1),
+    "along the first": lambda f: lambda x, y: jax.jvp(lambda x: f(x, y), (x,), (y,)),
+    "along the second": lambda f: lambda x, y: jax.jvp(lambda y: f(x, y), (y,), (x,)),
+    "a batch of the first": lambda f: lambda x, y: jax.vmap(f, (0, None))(jnp.stack([x, y, x + y]), y),
+    "a batch of the second": lambda f: lambda x, y: jax.vmap(f, (None, 0))(x, jnp.stack([x, y, x + y])),
+    "gradients of a batch of the first": lambda f: (
+        lambda x, y: jax.vmap(jax.grad(lambda x, y: f(x, y).sum(), (0, 1)), (0, None))(jnp.stack([x, y, x + y]), y)
+    ),
+    "gradients of a batch of the second": lambda f: (
+        lambda x, y: jax.vmap(jax.grad(lambda x, y: f(x, y).sum(), (0, 1)), (None, 0))(x, jnp.stack([x, y, x + y]))
+    ),
+    "jacobians of a batch": lambda f: lambda x, y: jax.vmap(jax.jacrev(f), (0, None))(jnp.stack([x, y]), y),
+    "by one of two tangents": lambda f: lambda x, y: jax.grad(lambda t: jax.jvp(f, (x, y), (y, t))[1].sum())(x),
+}
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
+def test_one_function_is_transformed_in_all_ways(residuals):
+    f = torch2jax(torch_busy, residuals=residuals)
+    x, y = jnp.linspace(0.1, 1, 3), jnp.linspace(-1, 0.5, 3)
+    for way in WAYS.values():
+        agree_with_types(way(f)(x, y), way(jnp_f)(x, y))
+
+
 @pytest.mark.parametrize(
     ("residuals", "jitted"), [("auto", True), ("auto", False), ("recompute", True), ("graph", True)]
 )

@@ -125,10 +125,11 @@ def test_the_callers_state_does_not_reach_the_function(name):
 def test_modes_of_the_caller_keep_their_order():
     f, names = torch2jax(lambda t: t + 1), []
     with Named("outer", names), Named("inner", names):
-        f(x)
-        names.clear()
-        torch.ones(1) + 1
-    assert names == ["inner", "outer"] * 2
+        for _ in range(3):  # the first call also infers
+            f(x)
+            names.clear()
+            torch.ones(1) + 1
+            assert names == ["inner", "outer"] * 2
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
@@ -215,6 +216,19 @@ def test_the_callers_gradient_mode_is_restored_after_every_call():
     finally:
         torch.set_grad_enabled(True)
     assert after == [True] * 5
+
+
+def test_a_level_of_forward_mode_that_a_failing_function_leaves_open(caplog):
+    def function(t):
+        torch.autograd.forward_ad.enter_dual_level()
+        raise ValueError("after it has entered the level")
+
+    f = torch2jax(function, output_shapes=Size(2, 3))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="entered the level"):
+            f(x)
+        assert torch.autograd.forward_ad._current_level == -1
+    assert "function left a level of forward mode open" in caplog.text
 
 
 def test_a_function_that_leaves_a_mode_behind():

@@ -143,6 +143,15 @@ def test_a_cache_that_is_full_when_the_module_is_wrapped(grad):
         np.testing.assert_array_equal(apply(variables, X), np.arange(3) + 5)
 
 
+def test_a_table_in_a_dict_that_is_not_empty():
+    def forward(module, t):
+        if "table" not in module.held:
+            module.held["table"] = module.scale.cumsum(0)
+        return t + module.held["table"]
+
+    assert_every_call_is_the_first(lambda: Scaled({"name": "positions"}, forward))
+
+
 def test_a_lazily_built_table():
     def forward(module, t):
         if module.held is None:

@@ -44,6 +44,43 @@ def test_an_argument_too_large_to_be_copied_is_compared_by_a_digest():
     """)
 
 
+def test_memory_that_the_function_gives_the_argument_hides_no_write():
+    run_with_little_room("""
+        import jax.numpy as jnp
+        from t2j_core import Size, TensorMutationError, torch2jax
+
+        def function(t):
+            before = t.clone()
+            t.numpy()[0] = 5
+            t.data = before
+            return t + 1
+
+        try:
+            torch2jax(function, output_shapes=Size(1000))(jnp.zeros(1000))
+        except TensorMutationError as error:
+            assert "HAS BEEN CHANGED" in str(error)
+        else:
+            raise SystemExit("not noticed")
+    """)
+
+
+def test_room_for_copies_is_given_back():
+    run_python(
+        """
+        import jax.numpy as jnp
+        from t2j_core import Size, torch2jax
+
+        addresses = []
+        f = torch2jax(lambda t: addresses.append(t.data_ptr()) or t + 1, output_shapes=Size(1000), arguments="check")
+        x = jnp.zeros(1000)
+        for _ in range(5):  # of which two have room at a time
+            f(x)
+        assert x.unsafe_buffer_pointer() not in addresses, "it got no copy"
+        """,
+        T2J_CHECKED_BYTES="8000",
+    )
+
+
 @pytest.mark.parametrize("size", [1, 7, 8, 9, (1 << 24) + 5])
 def test_a_digest_shows_every_bit_and_every_move(size):
     numbers = lambda tensor: tuple(digest(tensor).tolist())

@@ -164,7 +164,7 @@ def test_an_argument_of_another_kind_than_its_wide_example():
 @pytest.mark.parametrize("constants", [(), (2,)], ids=["arrays", "a-constant"])
 @pytest.mark.parametrize("dtypes", [("int64", "int32"), ("int32", "int64"), ("int64", "float64")])
 def test_each_tensor_argument_is_seen_in_its_own_dtype(dtypes, constants):
-    # Regression: a form that was compiled for int64 was used for int32, which JAX stores in the same way.
+    # The form that is compiled for int64 is not that for int32, which JAX stores in the same way.
     seen = []
     f = torch2jax(lambda t, *_: (seen.append(t.dtype), t + 1)[1])
     for name in (*dtypes, *dtypes):

@@ -368,18 +368,26 @@ def test_several_arguments_of_which_one_is_kept():
     assert box[0].eq(1).all()
 
 
-def test_an_argument_kept_by_a_call_that_also_raises():
-    box = []
+@pytest.mark.parametrize("begins", [0, UNCHECKED])
+def test_an_argument_kept_by_a_call_that_also_raises(begins):
+    box, calls = [], []
 
     def function(t):
+        calls.append(1)
+        if len(calls) <= begins:
+            return t + 1
         box.append(t)
         raise KeyError("kept and raised")
 
     for jitted in (False, True):
         f = torch2jax(function, output_shapes=Size(N))
+        call = jax.jit(f) if jitted else f
         a = jnp.arange(float(N))
+        calls.clear()
+        for _ in range(begins):
+            call(a)
         with pytest.raises((KeyError, *JaxError)):
-            jax.block_until_ready((jax.jit(f) if jitted else f)(a))
+            jax.block_until_ready(call(a))
         assert isinstance(last_error(), KeyError)
         a.delete()
     churn()

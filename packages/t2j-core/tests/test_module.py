@@ -426,6 +426,35 @@ def test_a_module_that_fails_leaves_the_skeleton_usable():
     assert_close(apply(variables, jnp.ones((4, 6))), reference(module, np.ones((4, 6), np.float32)))
 
 
+def test_two_calls_at_the_same_time():
+    both, waits = threading.Barrier(2), []
+
+    class Waits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+
+        def forward(self, t):
+            if waits:
+                both.wait(60)  # until both calls have begun
+            return t + self.weight
+
+    apply, _ = module2jax(Waits())
+    outputs = {}
+
+    def work(value):
+        outputs[value] = apply({"params": {"weight": jnp.full(2, value)}, "buffers": {}}, jnp.ones(2)).tolist()
+
+    work(0.0)  # compiles, for which threads take turns
+    waits.append(True)
+    threads = [threading.Thread(target=work, args=(value,)) for value in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outputs == {0.0: [1, 1], 1.0: [2, 2], 2.0: [3, 3]}
+
+
 def test_several_threads_with_variables_of_their_own():
     module = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.BatchNorm1d(64), nn.Linear(64, 8)).eval()
     apply, variables = module2jax(module)

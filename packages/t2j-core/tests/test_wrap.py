@@ -296,6 +296,21 @@ def test_the_name_of_a_function_without_one():
     assert torch2jax(lambda t: t).__name__ == "<lambda>"
 
 
+def test_names_with_a_lone_surrogate():
+    # Regression: C++ took none of them. UTF-8 has no lone surrogates, so messages show an escape.
+    def function(t, mode="\udc80"):
+        return {"\udc80": t + 1}
+
+    function.__name__ = "f\udc80"
+    f, x = torch2jax(function), f32(3)
+    assert f.__name__ == r"f\udc80"
+    for call in (f, jax.jit(f), functools.partial(f, mode="\udc81")):
+        close(call(x)["\udc80"], x + 1)
+    close(torch2jax(lambda t: t["\udc80"] + 1)({"\udc80": x}), x + 1)
+    with raises(ArgumentError, what="`name`", got=r"\udc80"):
+        torch2jax(function, name="\udc80")
+
+
 def test_the_compiled_text_is_the_same_for_every_instance_but_the_number():
     import re
 

@@ -157,6 +157,24 @@ def test_such_a_change_that_begins_later_ends_at_the_next_check(name):
     np.testing.assert_array_equal(array, here)
 
 
+@pytest.mark.parametrize(("begins", "kind"), [(2, PerformanceWarning), (4, T2jWarning)])
+def test_the_third_call_is_the_first_that_is_lent_its_arguments(begins, kind):
+    calls = []
+
+    def function(t):
+        calls.append(1)
+        if len(calls) == begins:
+            SILENT["data"](t)
+        return t + 1
+
+    f = torch2jax(function, output_shapes=Size(2, 3))
+    for _ in range(begins - 1):
+        f(x * 1)
+    with warns(kind, times=1, what="function changes args[0]") as told:
+        f(x * 1)
+    assert ("EARLIER CALLS" in str(told[0].message)) == (begins == 4)
+
+
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "bfloat16", "complex64", "float8_e5m2"])
 def test_a_change_of_other_dtypes(dtype):
     array = jnp.ones(5, dtype)

@@ -13,7 +13,7 @@ from common import raises
 from helpers import TRANSFORMS, W, X, agree, collectives, in_jnp, in_torch, mesh_of, put, use
 from jax.sharding import PartitionSpec as P
 from t2j_core.testing import collect, live_functions
-from t2j_dist import ShardingError, torch2jax
+from t2j_dist import ShardingError, Size, torch2jax
 
 both_kinds = pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 with_and_without_context = pytest.mark.parametrize("in_context", [False, True])
@@ -72,6 +72,15 @@ def test_eager_calls_with_other_shardings_are_split_otherwise():
     assert spy.seen == {(2, 3), (4, 3)}
     agree(g(X), jnp.cos(X))  # on one device there is no mesh
     assert (16, 3) in spy.seen
+
+
+def test_eager_calls_differ_by_the_sharding_of_any_argument():
+    mesh = mesh_of("Auto")
+    f = torch2jax(torch.add, out_specs=P("data"))
+    x, y = put(X, mesh, "data"), X[:4]
+    agree(f(x, x), 2 * X)
+    agree(f(x, put(y, mesh)), X + jnp.tile(y, (4, 1)))  # each shard gets the whole of it
+    agree(f(x, x), 2 * X)
 
 
 @with_and_without_context
@@ -361,6 +370,28 @@ def test_randomness_is_of_each_shard():
     gradient = jax.jit(jax.grad(lambda x: (f(key, x)).sum()))(x)
     np.testing.assert_array_equal(gradient, y.reshape(16, 64))
     agree(jax.jit(f)(jax.random.key_data(key), x), y.reshape(16, 64))
+
+
+def test_declared_outputs_on_another_mesh():
+    f = torch2jax(torch.cos, out_specs=P("data"), output_shapes=Size(16, 3))
+    for devices in (8, 4, 8):
+        agree(f(put(X, mesh_of("Auto", data=devices), "data")), jnp.cos(X))
+
+
+def test_a_constant_in_front_of_a_sharded_array():
+    f = torch2jax(lambda w, scale, x: scale * (x @ w), in_specs=(P(), P(), P("data")), out_specs=P("data"))
+    mesh = mesh_of("Auto")
+    with use(mesh):
+        y = f(put(W, mesh), 2.0, put(X, mesh, "data"))
+    agree(y, 2 * (X @ W))
+    assert y.sharding.spec[0] == "data"
+
+
+def test_randomness_over_two_axes():
+    spec = P(("data", "model"))
+    f = torch2jax(torch.rand_like, in_specs=(P(), spec), out_specs=spec, mesh=mesh_of("Auto"), rng=True)
+    shards = np.asarray(f(jax.random.key(0), jnp.ones((16, 64)))).reshape(8, -1)
+    assert len({shard.tobytes() for shard in shards}) == 8
 
 
 @pytest.mark.parametrize("devices", [2, 4])

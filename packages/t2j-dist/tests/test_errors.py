@@ -17,6 +17,11 @@ WRONG = {
         (X[:6], W),
         dict(what="args[0]", expected="multiple of 4", got="[6, 3]"),
     ),
+    "does not divide over two axes": (
+        dict(in_specs=(P(("data", "model")), P()), out_specs=P(("data", "model"))),
+        (X[:12], W),
+        dict(what="args[0]", expected="multiple of 8", got="[12, 3]"),
+    ),
     "unknown axis": (
         dict(in_specs=(P("rows"), P()), out_specs=P("rows")),
         (X, W),
