@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from . import frames
+
 COUNT = int(os.environ.get("T2J_FUZZ", "1000"))
 SEED = os.environ.get("T2J_FUZZ_SEED", "0")
 
@@ -33,8 +35,6 @@ def test_nothing_wrong_is_served_and_nothing_crashes(module):
 
 
 def test_every_mutation_makes_a_frame_that_does_not_fit():
-    from fuzz import frames
-
     site = frames.Site(frames.SIGNATURES[0], "copy")
     for mutation in (frames.with_other_buffer, frames.with_other_count):
         changed = [mutation(random.Random(seed), site.frame) for seed in range(200)]

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import t2j_autodiff
 from operations import OPERATIONS
-from programs import Program, description, draw_program, is_array, is_inexact, variants
+from programs import DTYPES, Program, description, draw_program, is_array, is_inexact, variants
 from transformations import Arrays, Function, draw_names, transformed
 
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # jax before 0.8
 TOLERANCES = {"bfloat16": 8e-2, "float16": 1e-2}
 
 
@@ -29,6 +31,8 @@ class Case:
     seed: int
     declares: bool
     """Whether the outputs are declared, by `output_shapes`."""
+    is_wide: bool
+    """Whether 64-bit numbers are enabled."""
 
     @functools.cached_property
     def tolerance(self) -> float:
@@ -39,15 +43,17 @@ class Case:
 
 def draw_case(r: random.Random) -> Case:
     """A program and its transformations."""
-    program = draw_program(r)
+    is_wide = r.random() < 0.15
+    with enable_x64(is_wide):
+        program = draw_program(r, dtypes=("float64", "complex128") if is_wide else DTYPES)
     inexact = [leaf for leaf in program.leaves if is_inexact(leaf)]
-    are_real = not any(leaf.dtype == jnp.complex64 for leaf in inexact)
+    are_real = not any(map(jnp.iscomplexobj, inexact))
     is_coarse = any(leaf.dtype.itemsize == 2 for leaf in inexact)
     is_once = is_coarse or any(OPERATIONS[step.operation].is_once for step in program.steps)
     names = draw_names(r, most_derivatives=1 if is_once else 2, are_real=are_real)
     if r.random() < 0.7:  # else every operation of JAX is compiled alone, which takes longer
         names = [*(name for name in names if name != "jit"), "jit"]
-    return Case(program, tuple(names), r.randrange(100), r.random() < 0.25)
+    return Case(program, tuple(names), r.randrange(100), r.random() < 0.25, is_wide)
 
 
 def check(case: Case) -> None:
@@ -55,7 +61,7 @@ def check(case: Case) -> None:
     program = case.program
     arrays = [leaf for leaf in program.leaves if is_array(leaf)]
     before = [np.array(x) for x in arrays]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), enable_x64(case.is_wide):
         # What a program may be warned of: it writes into an argument, it has only constants, its batch loops.
         warnings.simplefilter("ignore")
         expected = Expected(program)
@@ -87,11 +93,12 @@ class Expected:
 
     def __call__(self, leaves: list[Any]) -> Any:
         """The outputs for arguments with these leaves."""
-        constants = tuple(description(leaf) for leaf in leaves if not is_array(leaf))
-        if constants not in self._found:
+        as_jax = [jnp.asarray(leaf) if is_array(leaf) else leaf for leaf in leaves]
+        key = tuple(map(description, as_jax))
+        if key not in self._found:
             run = of_arrays(self._program, self._program, leaves)
-            self._found[constants] = jax.jit(run)([jnp.asarray(leaf) for leaf in leaves if is_array(leaf)])
-        return self._found[constants]
+            self._found[key] = jax.jit(run)([leaf for leaf in as_jax if is_array(leaf)])
+        return self._found[key]
 
 
 def check_plain(case: Case, wrapped: Any, expected: Callable[[list[Any]], Any]) -> None:

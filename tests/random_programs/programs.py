@@ -154,7 +154,7 @@ def draw_array(r: random.Random, dtype: str) -> jax.Array:
     shape = r.choice(SHAPES)
     generator = np.random.default_rng(r.randrange(8))
     values = generator.uniform(0.2, 2, shape) * generator.choice([-1, 1], shape)
-    if dtype == "complex64":
+    if dtype.startswith("complex"):
         values = values + 1j * generator.normal(size=shape)
     if dtype in ("uint8", "bool"):
         values = np.abs(values) * (values > 0)
