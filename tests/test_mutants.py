@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def test_a_mutant_fits_the_code(mutant):
 def test_every_mutant_has_a_name_of_its_own():
     names = [mutant.name for mutant in MUTANTS]
     assert len(set(names)) == len(names) >= 60
+
+
+def test_the_committed_score_is_of_these_mutants():
+    outcomes = json.loads((ROOT / "benchmarks" / "results" / "mutants.json").read_text())["outcomes"]
+    wanted = {mutant.name: "equivalent" if mutant.equivalent else "caught" for mutant in MUTANTS}
+    assert outcomes == wanted, "run `nox -s mutants`, or `nox -s mutants -- --only NAME` for new ones"
 
 
 def mutant(before: str, after: str = "pass", file: str = "some.py") -> Mutant:

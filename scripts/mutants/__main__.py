@@ -24,7 +24,7 @@ from pathlib import Path
 
 from _copies import make_copy, make_first_copy
 from _mutants import Mutant, MutantError, read_mutants
-from _tests import NoTestsError, failure
+from _tests import NoTestsError, by_package, failure
 
 Verdicts = dict[str, str | None]
 """By the name of a mutant how its tests failed; None if they passed."""
@@ -36,15 +36,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="only mutants whose name or area (name of the file) has one of these")
     parser.add_argument("--jobs", type=int, default=1, help="how many are tried at a time")
     parser.add_argument("--limit", type=float, default=240, help="seconds for the tests of one mutant")
-    parser.add_argument("--output", type=Path, help="a JSON file for the score, of a run without `--only`")
+    parser.add_argument("--output", type=Path, help="a JSON file for the score; with `--only` its other lines stay")
     options = parser.parse_args()
     try:
         mutants = chosen(read_mutants(), options.only)
         verdicts = try_all(mutants, options.jobs, options.limit)
     except (MutantError, NoTestsError) as error:
         sys.exit(str(error))
-    if options.output is not None and options.only is None:
-        options.output.write_text(f"{json.dumps(score(mutants, verdicts), indent=1)}\n")
+    if options.output is not None:
+        record(options.output, mutants, verdicts)
     sys.exit(report(mutants, verdicts))
 
 
@@ -58,15 +58,16 @@ def chosen(mutants: Sequence[Mutant], only: Sequence[str] | None) -> list[Mutant
 
 def try_all(mutants: Sequence[Mutant], jobs: int, limit: float) -> Verdicts:
     """How the tests of each mutant fail. Raises if they fail without a fault."""
-    compiling = ThreadPoolExecutor(jobs)
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(jobs) as trying:
+    pools = ThreadPoolExecutor(jobs), ThreadPoolExecutor(jobs)
+    with tempfile.TemporaryDirectory() as scratch, pools[0] as trying, pools[1] as compiling:
         folder = Path(scratch)
         first = folder / "first"
         make_first_copy(first, compiling)
         tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
         show(f"{len(tests)} tests without a fault ...")
-        if (found := failure(first, tests, limit * len(mutants))) is not None:
-            raise NoTestsError(f"The tests fail without a fault: {found}.")
+        without_fault = functools.partial(failure, first, limit=limit * len(mutants))
+        if found := list(filter(None, trying.map(without_fault, by_package(tests)))):
+            raise NoTestsError(f"The tests fail without a fault: {'; '.join(found)}.")
         attempt = functools.partial(try_one, folder, first, compiling, limit)
         return dict(zip([mutant.name for mutant in mutants], trying.map(attempt, mutants), strict=True))
 
@@ -100,15 +101,19 @@ def outcome(mutant: Mutant, verdicts: Verdicts) -> str:
     return "equivalent" if mutant.equivalent else "survived"
 
 
-def score(mutants: Sequence[Mutant], verdicts: Verdicts) -> dict[str, object]:
-    """How many were caught in each area, and by name those that were not."""
+def record(path: Path, mutants: Sequence[Mutant], verdicts: Verdicts) -> None:
+    """Write what became of each mutant; of those that were not tried now, what became of them before."""
+    before = json.loads(path.read_text())["outcomes"] if path.exists() else {}
+    now = {mutant.name: outcome(mutant, verdicts) for mutant in mutants}
+    every = read_mutants()
+    outcomes = {mutant.name: now.get(mutant.name, before.get(mutant.name, "not tried")) for mutant in every}
     areas: dict[str, collections.Counter[str]] = {}
-    for mutant in mutants:
-        areas.setdefault(mutant.area, collections.Counter())[outcome(mutant, verdicts)] += 1
-    names = {kind: [m.name for m in mutants if outcome(m, verdicts) == kind] for kind in ("equivalent", "survived")}
+    for mutant in every:
+        areas.setdefault(mutant.area, collections.Counter())[outcomes[mutant.name]] += 1
     versions = {"python": ".".join(map(str, sys.version_info[:3])), "jax": version("jax"), "torch": version("torch")}
-    caught = sum(verdict is not None for verdict in verdicts.values())
-    return {"mutants": len(mutants), "caught": caught, **names, "areas": areas, "versions": versions}
+    counts = collections.Counter(outcomes.values())
+    content = {"mutants": len(every), **counts, "areas": areas, "outcomes": outcomes, "versions": versions}
+    path.write_text(f"{json.dumps(content, indent=1)}\n")
 
 
 def report(mutants: Sequence[Mutant], verdicts: Verdicts) -> bool:

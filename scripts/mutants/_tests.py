@@ -19,13 +19,13 @@ class NoTestsError(Exception):
 
 def failure(folder: Path, tests: Iterable[str], limit: float) -> str | None:
     """How the tests fail in the copy at `folder`; None if they pass. More than `limit` seconds count as a failure."""
-    for group in _by_package(tests):
+    for group in by_package(tests):
         if (found := _failure_of(folder, group, limit)) is not None:
             return found
     return None
 
 
-def _by_package(tests: Iterable[str]) -> list[list[str]]:
+def by_package(tests: Iterable[str]) -> list[list[str]]:
     """The tests in groups that one process can run: the packages have files of the same names."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for test in tests:
@@ -43,6 +43,7 @@ def _failure_of(folder: Path, tests: list[str], limit: float) -> str | None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,
     )
     try:
