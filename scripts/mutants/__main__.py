@@ -79,8 +79,7 @@ def try_one(folder: Path, first: Path, compiling: ThreadPoolExecutor, limit: flo
         copy = Path(own, "copy")
         make_copy(first, copy, mutant, compiling)
         found = failure(copy, mutant.tests, limit)
-    verdict = "survived" if found is None else "caught"
-    show(f"{time.monotonic() - begin:5.0f} s  {verdict:8}  {mutant.name}  {found or ''}")
+    show(f"{time.monotonic() - begin:5.0f} s  {outcome(mutant, found):10}  {mutant.name}  {found or ''}")
     return found
 
 
@@ -94,9 +93,9 @@ def show(line: str) -> None:
         sys.stdout.flush()
 
 
-def outcome(mutant: Mutant, verdicts: Verdicts) -> str:
-    """What became of a mutant."""
-    if verdicts[mutant.name] is not None:
+def outcome(mutant: Mutant, found: str | None) -> str:
+    """What became of a mutant whose tests fail in this way."""
+    if found is not None:
         return "caught"
     return "equivalent" if mutant.equivalent else "survived"
 
@@ -104,7 +103,7 @@ def outcome(mutant: Mutant, verdicts: Verdicts) -> str:
 def record(path: Path, mutants: Sequence[Mutant], verdicts: Verdicts) -> None:
     """Write what became of each mutant; of those that were not tried now, what became of them before."""
     before = json.loads(path.read_text())["outcomes"] if path.exists() else {}
-    now = {mutant.name: outcome(mutant, verdicts) for mutant in mutants}
+    now = {mutant.name: outcome(mutant, verdicts[mutant.name]) for mutant in mutants}
     every = read_mutants()
     outcomes = {mutant.name: now.get(mutant.name, before.get(mutant.name, "not tried")) for mutant in every}
     areas: dict[str, collections.Counter[str]] = {}
@@ -118,13 +117,13 @@ def record(path: Path, mutants: Sequence[Mutant], verdicts: Verdicts) -> None:
 
 def report(mutants: Sequence[Mutant], verdicts: Verdicts) -> bool:
     """Print what is to be mended. Whether something is."""
-    survivors = [mutant for mutant in mutants if outcome(mutant, verdicts) == "survived"]
+    survivors = [mutant for mutant in mutants if outcome(mutant, verdicts[mutant.name]) == "survived"]
     visible = [mutant for mutant in mutants if mutant.equivalent and verdicts[mutant.name] is not None]
     for mutant in survivors:
         show(f"survived: {mutant.name} ({mutant.area}.toml): {mutant.why}")
     for mutant in visible:
         show(f"caught, though it is said to be equivalent: {mutant.name} ({mutant.area}.toml)")
-    counts = collections.Counter(outcome(mutant, verdicts) for mutant in mutants)
+    counts = collections.Counter(outcome(mutant, verdicts[mutant.name]) for mutant in mutants)
     show(f"{len(mutants)} mutants: {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}")
     return bool(survivors or visible)
 
