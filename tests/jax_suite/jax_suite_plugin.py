@@ -110,7 +110,7 @@ class Log:
     def __init__(self, file: Path, seconds: float, source: Path | None) -> None:
         self.file, self.seconds = file, seconds
         self.reach = None if source is None else names_that_reach(ast.parse(source.read_text()))
-        self.seen = {line["test"] for line in lines_of(file)}
+        self.seen = {line["test"] for line in lines_of(file) if "outcome" in line}
         self.outcome, self.reason = "passed", ""
 
     def write(self, **line: Any) -> None:

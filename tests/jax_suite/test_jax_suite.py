@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -191,7 +192,7 @@ def test_every_test_has_the_outcome_that_judges_the_bridge(checkout: Path, monke
     results = jax_suite.Suite(checkout, checkout / "logs", start=start_here).run("tiny_test")
     assert {r.test.removeprefix("tiny_test::Tests::test_"): r.outcome for r in results} == OUTCOMES
     assert not any(isinstance(finder, Finder) for finder in sys.meta_path)
-    run = jax_suite.summary(results, {"exceptions": []}, 1.0)
+    run = jax_suite.summary(results, {"exceptions": []})
     assert run["modules"] == {"tiny_test": run["all"]}
     names = ("tests", "skipped", "fail_without_torch", "never_call_torch", "passed", "failed")
     assert [run["all"][name] for name in names] == [7, 1, 1, 2, 2, 1]
@@ -271,3 +272,12 @@ def test_every_exception_has_a_reason_that_is_described() -> None:
     assert {entry["reason"] for entry in LISTED["exceptions"]} == set(LISTED["reasons"])
     assert all(entry["error"] for entry in LISTED["exceptions"])
     assert {test.partition("::")[0] for test in tests} <= set(jax_suite.MODULES)
+
+
+def test_the_committed_results_are_of_all_modules_and_of_the_list() -> None:
+    run = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "jax_suite.json").read_text())
+    assert sorted(run["modules"]) == sorted(jax_suite.MODULES)
+    assert all(of["passed"] for of in run["modules"].values()), "a module without a test that calls torch is useless"
+    failed = {name: of["failed"] for name, of in run["modules"].items() if of["failed"]}
+    assert failed == collections.Counter(entry["test"].partition("::")[0] for entry in LISTED["exceptions"])
+    assert run["failures_by_reason"] == collections.Counter(entry["reason"] for entry in LISTED["exceptions"])

@@ -19,6 +19,7 @@ import torch
 from jax import lax
 from jax._src.lax.lax import _convert_element_type as convert_element_type
 from jax._src.numpy.util import promote_dtypes, promote_dtypes_inexact
+from jax.sharding import PartitionSpec
 from t2j_autodiff import torch2jax
 
 UNARY = ("sin", "cos", "tan", "exp", "log", "tanh", "sinh", "cosh", "log1p", "expm1")
@@ -61,6 +62,8 @@ def check(args: tuple[Any, ...], kwargs: dict[str, Any], dtypes: set[str], count
             raise NotTorch(LACKS)
         if not all(isinstance(size, int) for size in aval.shape):
             raise NotTorch("a symbolic shape")
+        if aval.sharding.spec != PartitionSpec(*(None for _ in aval.shape)):
+            raise NotTorch("an array that is sharded over Explicit mesh axes")  # which `t2j_dist` takes
 
 
 def of_unary(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands:
