@@ -14,6 +14,7 @@ from case import Case, How
 from fair import check_is_fair
 from judge import Mismatch, NotCounted
 from module_samples import Arguments, ModuleCase, RandomModule
+from operators import same_torch
 from second_derivatives import SecondDerivatives
 from t2j_autodiff import torch2jax
 
@@ -84,6 +85,7 @@ def turned(x: torch.Tensor) -> torch.Tensor:
     return x.roll(1)
 
 
+@same_torch
 def test_wrong_values_and_gradients_in_float8_are_found() -> None:
     how = replace(HOW, dtype="float8_e4m3fn")
     case, other = (Case(turned, [torch.tensor([1.0, 2.0, 0.5]).to(torch.float8_e4m3fn)], how) for _ in range(2))
