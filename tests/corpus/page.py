@@ -72,8 +72,8 @@ def slow(report: Mapping[str, Any]) -> str:
     measured = sum("ratio" in case for case in report["cases"].values())
     text = (
         f"A step is the value and its gradient with respect to parameters and inputs. Of {measured} steps these take "
-        f"more than {SLOW} times as long as in native torch: one thread, medians of interleaved runs, while other work ran "
-        "on the machine. The models are tiny, so the cost of a call weighs more than in practice."
+        f"more than {SLOW} times as long as in native torch: one thread, medians of interleaved runs, while other "
+        "work ran on the machine. The models are tiny, so the cost of a call weighs more than in practice."
     )
     rows = [
         f"| {name} | {case['ratio']:.2f} | {case['native_ms']:.2f} | {case['t2j_ms']:.2f} |"

@@ -51,10 +51,12 @@ def key_of(entry: dict[str, str]) -> Key:
 
 
 def differences(results: Sequence[Result], known: Iterable[dict[str, str]]) -> list[str]:
-    """Unlisted failures, and listed ones that pass, as lines of text."""
+    """Unlisted failures, listed ones that pass, and cases that show nothing, as lines of text."""
     listed = {key_of(entry): entry for entry in known}
     lines = []
     for r in results:
+        if r.outcome == "not counted" and r.check == "forward":
+            lines.append(f"the case shows nothing: {r.case}: {r.reason}")
         if r.outcome == "failed" and r.key not in listed:
             lines.append(f"not listed: {r.case}, {r.check}: {r.reason}")
         if r.outcome in ("passed", "not counted") and r.key in listed:

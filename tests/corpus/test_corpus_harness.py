@@ -150,6 +150,11 @@ def test_a_failure_must_be_listed_and_a_listed_one_must_fail():
     assert passing.startswith("listed, but passed: plain/mlp, vjp")
 
 
+def test_a_case_whose_judge_has_no_value_is_told():
+    (line,) = results.differences([Result("plain/mlp", "forward", "not counted", "random output")], [])
+    assert line == "the case shows nothing: plain/mlp: random output"
+
+
 def test_recording_keeps_classes_and_what_was_not_run():
     known = [{"case": "plain/mlp", "check": "vjp", "class": "by hand", "reason": "old"}]
     assert results.record([FAILED], known) == [{**known[0], "reason": FAILED.reason}]

@@ -35,8 +35,8 @@ def transformed(net: Any) -> Any:
 
 def recurrent(f: Any, x: Any) -> Any:
     """A scan over time of a cell in torch."""
-    step = lambda h, x: ((h := f(hk.Linear(3)(x), h)), h)
-    return hk.scan(step, jnp.zeros(3), x)
+    step = lambda h, x: ((h := f(x, h)), h)
+    return hk.scan(step, jnp.zeros(3), hk.Linear(3)(x))
 
 
 def normalised(f: Any, x: Any) -> Any:
