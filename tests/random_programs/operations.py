@@ -181,7 +181,7 @@ OPERATIONS = {
         needs_real=True,
     ),
     "distances": Operation(distances, distances_by_jax, needs_real=True, is_once=True),
-    "looked up": Operation(looked_up, looked_up_by_jax),
+    "looked up": Operation(looked_up, looked_up_by_jax, needs_real=True),
     # of shapes
     "flat": both(lambda x: x.reshape(-1)),
     "reversed axes": Operation(lambda x: x.permute(tuple(range(x.ndim))[::-1]), jnp.transpose),
