@@ -412,9 +412,9 @@ def asan(session: nox.Session) -> None:
 
 @nox.session
 def properties(session: nox.Session) -> None:
-    """Try hundreds of random programs, and find planted faults of the past again; takes ten minutes."""
+    """Try hundreds of random programs, and find planted faults of the past again; takes half an hour."""
     install(session, CORE, f"{AUTODIFF}[test]", "pytest-xdist")
-    env = {**QUIET, "T2J_EXAMPLES": "300"}
+    env = {**QUIET, "T2J_EXAMPLES": "600"}
     session.run("pytest", "-n", "2", "tests/random_programs", *session.posargs, env=env)
 
 

@@ -1,6 +1,6 @@
 """Silent faults that t2j has had, each planted again. The property must find every one within its budget.
 
-    python tests/random_programs/planted_faults.py --examples 300
+    python tests/random_programs/planted_faults.py --examples 600
 
 prints after how many examples each was found, and fails if one was not.
 """
@@ -155,7 +155,7 @@ def main() -> None:
     """Plant the faults one at a time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("faults", nargs="*", metavar="fault", help=", ".join(FAULTS))
-    parser.add_argument("--examples", type=int, default=300)
+    parser.add_argument("--examples", type=int, default=600)
     options = parser.parse_args()
     missed = []
     for name in options.faults or FAULTS:

@@ -18,7 +18,7 @@ from programs import is_array
 from transformations import TRANSFORMATIONS
 
 EXAMPLES = int(os.environ.get("T2J_EXAMPLES", "15"))
-BUDGET = 300  # examples, within which each fault of the past must be found
+BUDGET = 600  # examples, within which each fault of the past must be found
 
 
 # No deadline, because compilations take long; the same examples in every run, so that failures repeat.
