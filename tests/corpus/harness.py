@@ -25,7 +25,7 @@ LIMIT = 300  # seconds for one check; a machine may be busy
 
 def results_of(case: Any) -> Iterator[dict[str, Any]]:
     """Yield one result per check, and before it a line that names the check."""
-    from case import TorchCase
+    from corpus_case import TorchCase
     from jax_checks import JaxChecks
     from torch_checks import TorchChecks
     from watch import Watch
@@ -90,7 +90,7 @@ def run_case(case: Any, say: Callable[..., None]) -> None:
     """Run one case; a check that takes too long ends the process."""
     import jax
     import torch
-    from case import JaxCase
+    from corpus_case import JaxCase
 
     torch.set_num_threads(1)
     jax.config.update("jax_enable_x64", case.x64)
@@ -113,7 +113,7 @@ def main() -> None:
     import jax_checks  # noqa: F401
     import torch._dynamo  # noqa: F401
     import torch_checks  # noqa: F401
-    from case import cases_of
+    from corpus_case import cases_of
     from jax._src import xla_bridge
 
     package, *names = sys.argv[1:]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from agreement import NotCounted, compare, inexact, is_inexact, leaves_of, native
-from case import JaxCase
+from corpus_case import JaxCase
 from t2j_autodiff import torch2jax
 from watch import Watch
 

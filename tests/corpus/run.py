@@ -23,7 +23,7 @@ from typing import IO
 
 import page
 import results
-from case import cases_of, packages
+from corpus_case import cases_of, packages
 from harness import CHECKS, LIMIT
 from results import Result
 

@@ -15,7 +15,7 @@ from results import Result
 
 PLANTED = """
 import os, traceback, torch
-from case import JaxCase, JaxTask, TorchCase, TorchTask
+from corpus_case import JaxCase, JaxTask, TorchCase, TorchTask
 
 
 class Counter(torch.nn.Module):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import torch
 from agreement import Mismatch, NotCounted, compare, inexact, is_inexact, leaves_of, native
-from case import TorchCase
+from corpus_case import TorchCase
 from t2j_autodiff import NonDifferentiableError, module2jax, t2j, torch2jax
 from torch_judge import Native, Tensors, in_double, noise
 from watch import Snapshot, Watch

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as torch_tree
 from agreement import inexact, is_inexact, leaves_of
-from case import TorchTask
+from corpus_case import TorchTask
 
 Tensors = list[torch.Tensor]
 STEP = 1e-6  # of central differences in float64

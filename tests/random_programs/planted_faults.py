@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from judge import check, draw_case
+from judged_programs import check, draw_case
 from t2j_autodiff._residuals import backward, store
 from t2j_autodiff._workarounds import norms, wrong_batching_rules
 from t2j_autodiff._wrap import nondiff

@@ -16,7 +16,7 @@ import t2j_autodiff
 import t2j_dist
 import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from judge import agree, check, draw_case
+from judged_programs import agree, check, draw_case
 from operations import OPERATIONS
 
 Function = Callable[..., Any]

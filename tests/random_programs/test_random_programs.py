@@ -12,7 +12,7 @@ import planted_faults
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from judge import check, draw_case
+from judged_programs import check, draw_case
 from operations import OPERATIONS
 from programs import is_array
 from transformations import TRANSFORMATIONS

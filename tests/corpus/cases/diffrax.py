@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from case import Case, JaxCase, JaxTask
+from corpus_case import Case, JaxCase, JaxTask
 
 
 def field_torch(y: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import cases._torchvision_operators  # noqa: F401
 import diffusers
 import torch
-from case import Case, TorchCase, TorchTask
+from corpus_case import Case, TorchCase, TorchTask
 
 
 def unet() -> TorchTask:

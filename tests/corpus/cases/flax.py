@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from case import Case, JaxCase, JaxTask
+from corpus_case import Case, JaxCase, JaxTask
 from flax import linen, nnx
 
 

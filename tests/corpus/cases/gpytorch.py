@@ -7,7 +7,7 @@ from typing import Any
 
 import gpytorch
 import torch
-from case import Case, TorchCase, TorchTask
+from corpus_case import Case, TorchCase, TorchTask
 from gpytorch import kernels
 from torch import Tensor, nn
 

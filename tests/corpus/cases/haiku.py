@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from case import Case, JaxCase, JaxTask
+from corpus_case import Case, JaxCase, JaxTask
 
 
 def cell_torch(x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:

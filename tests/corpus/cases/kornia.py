@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import kornia
 import torch
-from case import Case, TorchCase, TorchTask
+from corpus_case import Case, TorchCase, TorchTask
 from torch import Tensor
 
 

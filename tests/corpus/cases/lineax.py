@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import torch
-from case import Case, JaxCase, JaxTask
+from corpus_case import Case, JaxCase, JaxTask
 
 STRUCTURE = jax.ShapeDtypeStruct((3,), np.float32)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from case import Case, JaxCase, JaxTask
+from corpus_case import Case, JaxCase, JaxTask
 
 
 def loss_torch(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

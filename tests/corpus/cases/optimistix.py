@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import torch
-from case import Case, JaxCase, JaxTask
+from corpus_case import Case, JaxCase, JaxTask
 
 
 def residuals_torch(y: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from case import Case, TorchCase, TorchTask
+from corpus_case import Case, TorchCase, TorchTask
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, rnn
 from torch.utils.checkpoint import checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch_geometric.nn as gnn
-from case import Case, TorchCase, TorchTask
+from corpus_case import Case, TorchCase, TorchTask
 from torch import Tensor, nn
 
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 0, 2], [1, 2, 3, 4, 0, 2, 0]])

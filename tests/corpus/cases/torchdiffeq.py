@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torchdiffeq
-from case import Case, TorchCase, TorchTask
+from corpus_case import Case, TorchCase, TorchTask
 from torch import Tensor, nn
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import cases._torchvision_operators  # noqa: F401
 import torch
-from case import Case, TorchCase, TorchTask
+from corpus_case import Case, TorchCase, TorchTask
 from torch import Tensor, nn
 from torchvision import models, ops
 from torchvision.models import detection, optical_flow, segmentation, swin_transformer, video

@@ -8,7 +8,7 @@ from typing import Any
 import cases._torchvision_operators  # noqa: F401
 import torch
 import transformers as hf
-from case import Case, TorchCase, TorchTask
+from corpus_case import Case, TorchCase, TorchTask
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 TOKENS = {"vocab_size": 31, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
