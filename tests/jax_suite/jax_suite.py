@@ -33,8 +33,9 @@ EXCEPTIONS = HERE / "exceptions.json"
 UNKNOWN = "unclassified"
 PACKAGES = ("torch", "jax", "jaxlib", "numpy", "t2j-core", "t2j-autodiff")
 MODULES = (
-    *("api_test", "custom_api_test", "mutable_array_test", "python_callback_test"),
-    *("custom_root_test", "checkify_test"),
+    *("api_test", "custom_api_test", "lax_control_flow_test", "batching_test"),
+    *("custom_linear_solve_test", "mutable_array_test", "python_callback_test", "custom_root_test"),
+    *("checkify_test",),
 )
 ENVIRONMENT = {
     "NPROC": "64",  # 8 virtual devices need more threads than a small machine has cores
