@@ -20,6 +20,7 @@ from .._signature.containers import as_pytree
 from .._signature.signature import Leaf, Outputs, output_leaf
 from .call import Call
 from .indices import LongIndices, are_narrow
+from .quiet import quiet
 
 
 def one_run(call: Call, tensors: list[torch.Tensor]) -> Outputs:
@@ -27,6 +28,7 @@ def one_run(call: Call, tensors: list[torch.Tensor]) -> Outputs:
     args, kwargs = call.call_tree.merger()(tensors)
     versions = [t._version for t in tensors]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
         long = stack.enter_context(LongIndices(misread=False)) if are_narrow(t.dtype for t in tensors) else None
         returned = call.fn(*args, **kwargs)
     _check_containers(call.name, returned, ())
