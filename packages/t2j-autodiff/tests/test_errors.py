@@ -537,3 +537,14 @@ def test_weights_of_a_loss_have_no_derivative():
     jax.grad(f)(BATCH, jnp.ones(3))
     with raises(NonDifferentiableError, what=("`nll_loss_forward`", "`weight`")):
         jax.grad(f, 1)(BATCH, jnp.ones(3))
+
+
+@pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
+def test_a_declared_function_that_writes_into_what_is_differentiated(residuals):
+    write = lambda x: torch.sin(x.mul_(0.5)).sum()
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    with pytest.raises(RuntimeError, match="leaf Variable") as caught:
+        jax.grad(torch2jax(write, output_shapes=scalar, residuals=residuals))(X)
+    assert any('`arguments="copy"`' in note for note in caught.value.__notes__)
+    f = torch2jax(write, output_shapes=scalar, residuals=residuals, arguments="copy")
+    np.testing.assert_allclose(jax.grad(f)(X), 0.5 * jnp.cos(0.5 * X), rtol=1e-6)

@@ -97,6 +97,18 @@ def note_jax_dtypes(error: BaseException) -> None:
             )
 
 
+def note_written_leaf(error: BaseException) -> None:
+    """Note what to do if a function with declared outputs writes into an argument that is differentiated."""
+    with contextlib.suppress(Exception):  # `__str__` of a user's exception may raise
+        if type(error) is RuntimeError and "leaf Variable that requires grad" in str(error):
+            add_note(
+                error,
+                "Where t2j infers the outputs, it sees which arguments the function writes into, and copies them. If "
+                'they are declared with `output_shapes=`, wrap the function with `arguments="copy"`, or write into '
+                "`tensor.clone()`.",
+            )
+
+
 def note_cuda_graphs(error: BaseException) -> None:
     """Note why CUDA graphs of `torch.compile` fail on a thread.
 

@@ -20,6 +20,7 @@ from .._infer.notes import (
     note_missing_width,
     note_mixed_dtypes,
     note_numbers,
+    note_written_leaf,
 )
 from .._signature.signature import Signature
 from .originals import keep, tag
@@ -71,6 +72,7 @@ def report(signature: Signature | None, error: BaseException, depth: int = 1) ->
         note_mixed_dtypes(error, signature.call_tree, signature.operands)
     note_missing_width(error)
     note_jax_dtypes(error)
+    note_written_leaf(error)
     note_cuda_graphs(error)
     _clear_frames(error)
     hide_own_frames(error)
