@@ -97,7 +97,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run each package's tests, then those across packages. Arguments go to pytest: `nox -s tests -- -k export`."""
+    """Run each package's tests, then those across packages. Arguments go to pytest: `nox -s tests -- -k export`.
+
+    Of some long lists of slow cases, each second or third is run; with T2J_ALL=1 all are.
+    """
     pytest = ("pytest", *PARALLEL, *session.posargs)
     install(session, f"{CORE}[test]", "pytest-xdist")
     session.run(*pytest, CORE, env=QUIET)  # before the others are installed: core must work alone
@@ -297,7 +300,9 @@ def run_on_wheels(session: nox.Session, jax: str, torch: str, *others: str, is_n
     install_torch(session, torch, jax, *others, *TEST_TOOLS)
     session.install("--no-deps", "--reinstall", *map(str, sorted(folder.glob("*.whl"))))
     dry = () if is_noted else ("--dry",)
-    session.run("python", "scripts/matrix.py", "--wheels", str(folder), *dry, "--", *PARALLEL, env=QUIET)
+    session.run(
+        "python", "scripts/matrix.py", "--wheels", str(folder), *dry, "--", *PARALLEL, env={**QUIET, "T2J_ALL": "1"}
+    )
 
 
 TEST_TOOLS = ("pytest>=8", "pytest-xdist", "hypothesis", "flatbuffers", "expecttest", "scipy")
@@ -442,7 +447,7 @@ def mutants(session: nox.Session) -> None:
     """Plant faults, one at a time, and see whether the tests fail; takes half an hour. `-- --only NAME` tries some."""
     install(session, *(f"{package}[test]" for package in PACKAGES), "scipy", "lineax", "pybind11")
     score = ("--output", "benchmarks/results/mutants.json")
-    session.run("python", "scripts/mutants", "--jobs", "2", *score, *session.posargs, env=QUIET)
+    session.run("python", "scripts/mutants", "--jobs", "2", *score, *session.posargs, env={**QUIET, "T2J_ALL": "1"})
 
 
 @nox.session(python=PYTHONS[0], venv_backend="uv")

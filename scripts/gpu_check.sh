@@ -76,7 +76,7 @@ values() { # many tests that measure no times and share nothing
 export -f install info tests values
 export site PYTHONUNBUFFERED=1 PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PATH="$site/bin:$PATH"
 # Two allocators share the GPU, so JAX must not reserve most of it at start.
-export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 T2J_TEST_LOG="$results/tests.jsonl"
+export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 T2J_ALL=1 T2J_TEST_LOG="$results/tests.jsonl"
 
 failed=0
 part install 120 bash -c install || exit

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+ALL = bool(os.environ.get("T2J_ALL"))  # whether all tests are to run, or only the most telling of the slow ones
 
 # Sums rows. At step 3 a row on the last device of the last process is negative.
 FAULTY = """
@@ -111,7 +112,7 @@ ONE_PROCESS = {
 }
 
 
-@pytest.mark.parametrize("example", ONE_PROCESS)
+@pytest.mark.parametrize("example", list(ONE_PROCESS)[:: 1 if ALL else 2])
 def test_one_process_agrees_with_one_device(start: Start, example: str):
     process = start(EXAMPLES / f"{example}.py")
     output = finish(process)
@@ -122,7 +123,8 @@ def test_one_process_agrees_with_one_device(start: Start, example: str):
 
 
 @pytest.mark.parametrize(
-    ("example", "processes"), [("data_parallel", 2), ("data_parallel", 4), ("fsdp", 2), ("tensor_parallel", 2)]
+    ("example", "processes"),
+    [("fsdp", 2), ("data_parallel", 2), ("data_parallel", 4), ("tensor_parallel", 2)][: None if ALL else 1],
 )
 def test_several_processes_agree_with_one_device(start: Start, example: str, processes: int):
     process = start(EXAMPLES / f"{example}.py", "--processes", str(processes), "--devices", "4")

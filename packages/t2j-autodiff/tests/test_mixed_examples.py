@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import thinned
 from jax import lax
 from t2j_autodiff import checkpoint_policy, clear_residuals, torch2jax
 from t2j_autodiff._residuals.store import kept_graphs
@@ -95,7 +96,7 @@ SELECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("jit", [lambda g: g, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("jit", thinned([pytest.param(jax.jit, id="jit"), pytest.param(lambda g: g, id="eager")], 2))
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_gradient_of_a_selection(selection, jit):
     def gradients(f):
@@ -268,7 +269,7 @@ MIXES = {
 }
 
 
-@pytest.mark.parametrize("jit", [lambda g: g, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("jit", thinned([pytest.param(jax.jit, id="jit"), pytest.param(lambda g: g, id="eager")], 2))
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_pullback_of_mixed_examples(mix, jit):
     f = in_torch()

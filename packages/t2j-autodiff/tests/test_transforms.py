@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import t2j_autodiff
 import torch
-from common import agree_with_types
+from common import agree_with_types, thinned
 from t2j_autodiff import clear_residuals, torch2jax
 
 lax = jax.lax
@@ -416,7 +416,7 @@ def expected_of(name):
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [(name, mode) for name in TRANSFORMS for mode in ("auto", "recompute", "graph")],
+    thinned(((name, mode) for name in TRANSFORMS for mode in ("auto", "recompute", "graph")), 2),
 )
 def test_what_jnp_gives_in_one_program(name, mode):
     # The arrays are closed over, so they are constants of the program. XLA folds what it can, but no torch call.

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.experimental
@@ -23,6 +24,14 @@ import jax.export
 import numpy as np
 import pytest
 import torch
+
+T = TypeVar("T")
+
+
+def thinned(cases: Iterable[T], step: int) -> list[T]:
+    """Every `step`-th of many slow cases; all of them where T2J_ALL is set, as in the cells of versions."""
+    found = list(cases)
+    return found if os.environ.get("T2J_ALL") else found[::step]
 
 
 def be_strict() -> None:

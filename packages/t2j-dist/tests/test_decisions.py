@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from common import raises
+from common import raises, thinned
 from helpers import TRANSFORMS, W, X, agree, collectives, in_jnp, in_torch, mesh_of, put, use
 from jax.sharding import PartitionSpec as P
 from t2j_core.testing import collect, live_functions
@@ -241,9 +242,12 @@ def test_the_mesh_may_change_between_calls():
     assert spy.seen == {(2, 3), (4, 3), (8, 3)}
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize(("kind", "specs"), [("Auto", "both"), ("Explicit", "both"), ("Explicit", "out")])
-def test_every_transformation(kind, name, specs):
+WAYS = [("Auto", "both"), ("Explicit", "both"), ("Explicit", "out")]
+
+
+@pytest.mark.parametrize(("way", "name"), thinned(itertools.product(WAYS, TRANSFORMS), 2), ids=str)
+def test_every_transformation(way, name):
+    kind, specs = way
     if name == "jacrev" and (0, 8) <= jax.__version_info__ < (0, 9):
         pytest.skip("jax 0.8 has no jacrev of its own shard_map either: it cannot batch psum_invariant")
     mesh = mesh_of(kind)
