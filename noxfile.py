@@ -88,10 +88,9 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check the types of the packages, the completeness of the public types, and calls as users write them."""
     install(session, "mypy==2.4.1", "pyright[nodejs]==1.1.414", *PACKAGES)
+    session.run("mypy", *(f"{package}/src" for package in PACKAGES), "tests/static")
     for package in PACKAGES:
-        session.run("mypy", f"{package}/src")
         session.run("pyright", "--verifytypes", Path(package).name.replace("-", "_"), "--ignoreexternal")
-    session.run("mypy", "tests/static")
     session.run("pyright", "tests/static")
 
 
