@@ -539,6 +539,7 @@ def test_weights_of_a_loss_have_no_derivative():
         jax.grad(f, 1)(BATCH, jnp.ones(3))
 
 
+@pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
 @pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
 def test_a_declared_function_that_writes_into_what_is_differentiated(residuals):
     write = lambda x: torch.sin(x.mul_(0.5)).sum()

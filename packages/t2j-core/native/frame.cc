@@ -52,7 +52,9 @@ std::string aval(int32_t dtype, const int64_t* dims, int64_t rank) {
 
 std::string aval(const ffi::Buffer* buffer) {
   if (!buffer) return "no buffer";
-  return aval(buffer->dtype, buffer->dims, buffer->rank) + (buffer->data ? "" : " without memory");
+  bool is_empty = false;
+  for (int64_t i = 0; buffer->dims && i < buffer->rank; ++i) is_empty |= buffer->dims[i] == 0;
+  return aval(buffer->dtype, buffer->dims, buffer->rank) + (buffer->data || is_empty ? "" : " without memory");
 }
 
 ffi::Error* mismatch(const ffi::Api* api, const std::string& what, const std::string& expected,

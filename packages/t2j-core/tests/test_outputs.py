@@ -280,6 +280,7 @@ def test_a_result_in_another_layout():
     run_branches((lambda a, b: a * a, lambda a, b: (across * across).flatten()[: SIDE * SIDE].view(SIDE, SIDE)), FLAGS)
 
 
+@swaps
 def test_a_result_in_another_layout_is_copied():
     f = torch2jax(lambda a: (a * a).T)
     for call in range(CALLS):
