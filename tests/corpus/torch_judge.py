@@ -11,6 +11,7 @@ import torch
 import torch.utils._pytree as torch_tree
 from agreement import inexact, is_inexact, leaves_of
 from corpus_case import TorchTask
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Tensors = list[torch.Tensor]
 STEP = 1e-6  # of central differences in float64
@@ -106,7 +107,8 @@ class Native:
 
     def hvp(self, cotangents: Tensors, vectors: Tensors) -> Tensors:
         """The product of the Hessian of the weighted sum of the outputs with a vector."""
-        moving, grads = self.vjp(self.inputs, cotangents, create_graph=True)
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
+            moving, grads = self.vjp(self.inputs, cotangents, create_graph=True)
         pairs = [(g, v) for g, v in zip(grads, vectors, strict=True) if g.requires_grad]
         if not pairs:
             return [torch.zeros_like(t) for t in moving]
