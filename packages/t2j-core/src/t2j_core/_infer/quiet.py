@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import types
 import warnings
 from collections.abc import Iterator
-
-
-class _AnyText:
-    """Stands for the regular expression of a filter, and matches every text on one thread."""
-
-    def __init__(self) -> None:
-        self._thread: int | None = threading.get_ident()
-
-    def match(self, text: str) -> bool:
-        return self._thread == threading.get_ident()
-
-    def turn_off(self) -> None:
-        self._thread = None
 
 
 @contextlib.contextmanager
@@ -28,13 +16,14 @@ def quiet() -> Iterator[None]:
     `warnings.catch_warnings` would replace the filters of all threads, and if two threads do so at the same time, may
     leave the wrong ones. A filter that another thread has copied meanwhile matches nothing any more.
     """
-    text = _AnyText()
+    thread: int | None = threading.get_ident()
+    text = types.SimpleNamespace(match=lambda _: threading.get_ident() == thread)  # as a compiled regular expression
     own = ("ignore", text, Warning, None, 0)
     filters = warnings.filters
     filters.insert(0, own)  # type: ignore[attr-defined]  # typeshed declares a Sequence
     try:
         yield
     finally:
-        text.turn_off()
+        thread = None
         with contextlib.suppress(ValueError):  # somebody has reset the filters
             filters.remove(own)  # type: ignore[attr-defined]
