@@ -40,9 +40,9 @@ def run_round(seed: int, number: int) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what a round does on purpose: it keeps tensors, or its batch loops
             ROUNDS[name][0](r)
-    except BaseException as error:
+    except BaseException:
         print(f"round {number} ({name}): --seed {seed} --round {number} repeats it", file=sys.stderr)
-        raise error
+        raise
     return name
 
 

@@ -10,16 +10,21 @@ import diffusers
 import torch
 from corpus_case import Case, TorchCase, TorchTask
 
+SMALL = {
+    "sample_size": 8,
+    "in_channels": 2,
+    "out_channels": 2,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+}
+"""Options of both U-Nets."""
+
 
 def unet() -> TorchTask:
     net = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        attention_head_dim=4,
+        **SMALL,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
@@ -28,13 +33,7 @@ def unet() -> TorchTask:
 
 def conditional_unet() -> TorchTask:
     net = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        attention_head_dim=4,
+        **SMALL,
         cross_attention_dim=6,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

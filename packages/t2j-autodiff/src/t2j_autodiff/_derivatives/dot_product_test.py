@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from .flat_functions import Tensors
+from .flat_functions import Tensors, are_finite
 
 Sides = tuple[Tensors, Tensors, Tensors, Tensors]
 """(g, t, r, dy) as above."""
@@ -67,7 +67,7 @@ def is_proportional(g: Tensors, larger: Tensors, factor: float) -> bool:
 
 def is_telling(g: Tensors, dy: Tensors) -> bool:
     """Whether there was something to compare: finite numbers that are not all zero."""
-    return any(bool(x.any()) for x in (*g, *dy)) and all(bool(x.isfinite().all()) for x in (*g, *dy))
+    return any(bool(x.any()) for x in (*g, *dy)) and are_finite((*g, *dy))
 
 
 def _products(a: Tensors, b: Tensors) -> torch.Tensor:

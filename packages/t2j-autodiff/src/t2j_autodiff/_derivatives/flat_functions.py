@@ -14,6 +14,11 @@ Direction = Literal["jvp", "vjp"]
 """Of a linear map at a point: a pushforward, of tangents to tangents, or a pullback, of cotangents to cotangents."""
 
 
+def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no element is NaN or infinite."""
+    return all(bool(t.isfinite().all()) for t in tensors)
+
+
 def restricted(f: FlatFunction, x: Tensors, ins: Sequence[int], outs: Sequence[int] | None = None) -> FlatFunction:
     """`f` at `x` as a function of the operands `ins` to the results `outs`, or to all."""
 

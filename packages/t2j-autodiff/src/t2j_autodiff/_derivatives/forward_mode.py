@@ -14,7 +14,7 @@ import torch
 from .. import _compat
 from .._base.errors import OUT_OF_MEMORY, NonDifferentiableError, first_line
 from .decompositions import one_at_a_time
-from .flat_functions import Tensors
+from .flat_functions import Tensors, are_finite
 from .jvp_by_reverse_mode import JvpByReverseMode
 from .jvp_checks import ContradictionError, checked_jvp, checked_transpose, has_own_jvp
 from .jvp_decision import JvpDecision
@@ -84,14 +84,10 @@ def _alone(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tenso
             raise
         raise _neither(failure.reason, first_line(error)) from error
     if failure is not None:
-        if failure.tangents is not None and _are_finite(failure.tangents) and not _are_finite(dy):
+        if failure.tangents is not None and are_finite(failure.tangents) and not are_finite(dy):
             return failure.tangents  # torch 2.13: derivatives of the double backward of `logcumsumexp` are NaN
         decision.use_reverse_mode(failure.reason)
     return dy
-
-
-def _are_finite(tangents: tuple[torch.Tensor, ...]) -> bool:
-    return all(bool(t.isfinite().all()) for t in tangents)
 
 
 def _by_forward_mode(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, ...] | _Failure:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from t2j_core.extend import FlatFunction, Leaf
 
-from .._derivatives.flat_functions import Tensors
+from .._derivatives.flat_functions import Tensors, are_finite
 from .._derivatives.made_up_numbers import generator, normal, points
 from .._derivatives.reverse_mode import vjp
 from .equations import Precision, are_adjoint, are_alike, are_alike_where_finite, are_in_proportion, only
@@ -50,7 +50,7 @@ def reason_not_linear(
         with Precision() as precision:
             y, grads = _value_and_pullback(f, x, ins, point, cotangents)
         tolerance = max(math.sqrt(precision.relative_error), least)
-        if not all(bool(g.isfinite().all()) for g in grads):
+        if not are_finite(grads):
             return NOT_FINITE
         if number == 0 and any(bool((yi != 0).any()) for yi in y):
             return NOT_ZERO

@@ -12,7 +12,7 @@ import torch
 from t2j_core.extend import FlatFunction
 
 from .. import _compat
-from .._derivatives.flat_functions import Tensors, requiring_grad
+from .._derivatives.flat_functions import Tensors, are_finite, requiring_grad
 from .._derivatives.made_up_numbers import generator, points
 from .equations import Precision, adds_up, are_in_proportion
 from .reasons import NOT_ADDITIVE, NOT_FINITE, NOT_IN_PROPORTION, NOT_REPEATABLE, NOT_ZERO
@@ -56,4 +56,4 @@ def reason_values_are_not_linear(
     tolerance = max(math.sqrt(max(precision.relative_error, torch.finfo(torch.float32).eps)), least)
     if not all(adds_up(*values, tolerance) for values in zip(a, b, both, strict=True)):
         return NOT_ADDITIVE
-    return None if all(bool(y.isfinite().all()) for y in (*nothing, *a)) else NOT_FINITE
+    return None if are_finite((*nothing, *a)) else NOT_FINITE
