@@ -157,7 +157,7 @@ def brief(info: pytest.ExceptionInfo[BaseException] | None) -> str:
     if info is None:
         return ""
     text = " ".join(f"{info.type.__name__}: {info.value}".split())
-    return re.sub(r"0x[0-9a-f]+", "0x", re.sub(r"(/[\w.+-]+)+/", "", text))[:300]
+    return re.sub(r"0x[0-9a-f]+|\bid=\d+", "...", re.sub(r"(/[\w.+-]+)+/", "", text))[:300]
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:

@@ -122,6 +122,20 @@ def normalised(x: jax.Array) -> jax.Array:
     return ((y - y.mean()) / jnp.sqrt(variance + 1e-1)).astype(x.dtype)
 
 
+def weight_normalised(x: torch.Tensor) -> torch.Tensor:
+    """`torch.nn.utils.weight_norm`: all elements as one direction, and their sum as its length."""
+    direction = with_one(x)[None]
+    return torch._weight_norm(direction, direction.sum(1, keepdim=True), 0)
+
+
+def weight_normalised_by_jax(x: jax.Array) -> jax.Array:
+    """As `weight_normalised`."""
+    direction = with_one(x)[None]
+    wide = direction.astype(jnp.promote_types(x.dtype, jnp.float32))
+    length = direction.sum(1, keepdims=True).astype(wide.dtype)
+    return (wide * length / jnp.sqrt((wide * wide).sum())).astype(x.dtype)
+
+
 class Doubled(torch.autograd.Function):
     """A function of the user's own, whose derivative he writes himself."""
 
@@ -180,6 +194,7 @@ OPERATIONS = {
         lambda x: normalised(with_one(x)),
         needs_real=True,
     ),
+    "weight norm": Operation(weight_normalised, weight_normalised_by_jax, needs_real=True),
     "distances": Operation(distances, distances_by_jax, needs_real=True, is_once=True),
     "looked up": Operation(looked_up, looked_up_by_jax, needs_real=True),
     # of shapes

@@ -17,8 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from judged_programs import check, draw_case
+from judged_programs import RANDOMS, check, draw_case
 from t2j_autodiff._residuals import backward, store
 from t2j_autodiff._workarounds import norms, wrong_batching_rules
 from t2j_autodiff._wrap import nondiff
@@ -86,7 +85,7 @@ def wrong_batches_of_distances() -> AbstractContextManager[Any]:
 
 
 def wrong_second_derivatives_of_norms() -> AbstractContextManager[Any]:
-    """Torch differentiates its own layer norm twice."""
+    """Torch differentiates its own weight norm twice."""
     return patch.object(norms, "_FORMULAS", {})
 
 
@@ -132,7 +131,7 @@ def examples_until_found(fault: Fault, most: int) -> int | None:
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.randoms(use_true_random=False))
+    @given(RANDOMS)
     def search(r: Any) -> None:
         nonlocal tried, found
         tried += 1

@@ -23,7 +23,7 @@ Pair = namedtuple("Pair", ["left", "right"])
 SHAPES = ((3,), (), (2, 3), (1,), (0,), (1, 2), (2, 0))
 DTYPES = ("float32", "float32", "float32", "int32", "bfloat16", "complex64", "bool", "float16", "uint8")
 CONSTANTS = (2, 2.0, True, 1, 1.0, 0.0, -0.0, "sum", "keep", 3)
-OFTEN = ("distances", "layer norm") * 4  # torch's own derivatives or batches of them are wrong
+OFTEN = ("distances", "weight norm") * 4  # torch's own derivatives or batches of them are wrong
 LARGEST = 64  # elements of one value: a step that makes more is left out
 
 

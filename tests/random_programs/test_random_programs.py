@@ -11,8 +11,7 @@ import random
 import planted_faults
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from judged_programs import check, draw_case
+from judged_programs import RANDOMS, check, draw_case
 from operations import OPERATIONS
 from programs import is_array
 from transformations import TRANSFORMATIONS
@@ -29,7 +28,7 @@ BUDGET = 600  # examples, within which each fault of the past must be found
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(st.randoms(use_true_random=False))
+@given(RANDOMS)
 def test_a_program_equals_the_same_in_jnp(r):
     check(draw_case(r))
 

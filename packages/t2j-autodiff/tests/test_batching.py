@@ -55,6 +55,7 @@ def checkpoints(x):
 LOOKING = [asks_requires_grad, registers_a_hook, differentiates_inside, checkpoints]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("residuals", ["auto", "recompute"])
 @pytest.mark.parametrize("fn", LOOKING)
 def test_a_batch_sees_what_one_example_sees(fn, residuals):
@@ -121,6 +122,7 @@ def test_second_derivatives_of_a_batch_with_hooks():
     agree(jax.grad(lambda x: jax.vmap(jax.grad(f))(x).sum())(X), expected)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
 def test_a_jacobian_of_distances(p, residuals):

@@ -51,6 +51,7 @@ USES = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("use", USES)
 def test_transformations(use):
     compiled = same(USES[use], layer, X, W)
@@ -225,6 +226,7 @@ def test_what_a_function_asks_about_torch(use):
     same(use, lambda x: x * (2 if torch.compiler.is_compiling() else 3), X)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(
     "f",
     [

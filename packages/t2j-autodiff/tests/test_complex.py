@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import t2j_autodiff
 import torch
-from common import agree_with_types, thinned
+from common import agree_with_types
 from jax.test_util import check_grads
 from t2j_autodiff import torch2jax
 
@@ -217,24 +217,28 @@ def cases(modes, looped=(), every=1):
     return found
 
 
-@pytest.mark.parametrize(("name", "residuals"), thinned(cases(["auto", "graph"], every=2), 2))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize(("name", "residuals"), cases(["auto", "graph"], every=2))
 def test_first_derivatives(name, residuals):
     got = jax.jit(lambda: first_order(wrapped(name, residuals), FUNCTIONS[name][2]))()
     agree(got, expected_of(first_order, name))
 
 
-@pytest.mark.parametrize(("name", "residuals"), thinned(cases(("graph", "recompute", "auto")), 2))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize(("name", "residuals"), cases(("graph", "recompute", "auto")))
 def test_batches(name, residuals):
     got = jax.jit(lambda: batched(wrapped(name, residuals), FUNCTIONS[name][2]))()
     agree(got, expected_of(batched, name))
 
 
-@pytest.mark.parametrize(("name", "residuals"), thinned(cases(("auto", "recompute", "graph"), looped=("conj",)), 2))
+@pytest.mark.thinned(4)
+@pytest.mark.parametrize(("name", "residuals"), cases(("auto", "recompute", "graph"), looped=("conj",)))
 def test_second_derivatives(name, residuals):
     got = jax.jit(lambda: second_order(wrapped(name, residuals), FUNCTIONS[name][2]))()
     agree(got, expected_of(second_order, name), 2e-4)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", HOLOMORPHIC)
 def test_holomorphic_functions(name):
     residuals = ("auto", "recompute", "graph")[HOLOMORPHIC.index(name) % 3]

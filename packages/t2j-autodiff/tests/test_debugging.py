@@ -118,6 +118,7 @@ CHECKED = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", CHECKED)
 def test_checkify_sees_what_it_sees_of_jnp(name):
     (error, got), (of_jnp, want) = CHECKED[name](TORCH), CHECKED[name](JNP)

@@ -46,6 +46,7 @@ def writes_when_it_evaluates(module):
     return before != [b._version for b in module.buffers()]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NORMS)
 def test_normalisation(name, train):

@@ -188,6 +188,7 @@ def force(x):
     return torch.autograd.grad(torch.cos(x).prod() + (x**4).sum(), x, create_graph=True)[0]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "transform",
     [
@@ -224,6 +225,7 @@ OF_FLOAT = {  # torch's tangent of the result has the dtype of the weight
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", OF_FLOAT)
 def test_a_norm_under_autocast_may_be_the_result(name):
     def norm(x):

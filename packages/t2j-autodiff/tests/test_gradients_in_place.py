@@ -154,6 +154,7 @@ BRANCHES = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", BRANCHES)
 def test_control_flow_that_changes_between_calls(name):
     branches = BRANCHES[name]

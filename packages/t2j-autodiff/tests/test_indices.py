@@ -17,6 +17,7 @@ CASES = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("residuals", ["auto", "recompute"])
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_64_bit_indices(name, residuals):

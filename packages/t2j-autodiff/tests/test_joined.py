@@ -205,6 +205,7 @@ BATCHES = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", BATCHES)
 def test_with_other_transformations(name):
     x, v = jnp.stack([X, 2 * X]), jnp.stack([V, X])

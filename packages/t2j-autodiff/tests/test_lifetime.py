@@ -68,6 +68,7 @@ def cases():
         yield pytest.param(transform, id=name, marks=marks)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("transform", list(cases()))
 def test_eager_transformations_let_go_of_a_module_and_its_weights(transform):
     collect(passes=2)
@@ -133,6 +134,7 @@ CONTROL_FLOW = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("control_flow", CONTROL_FLOW.values(), ids=CONTROL_FLOW)
 def test_of_functions_in_eager_control_flow_only_a_few_stay(control_flow, monkeypatch):
     """JAX keeps their programs in a cache of 4,096."""

@@ -145,6 +145,7 @@ def adjoint(f, x, ct):
     return along(1) - 1j * along(1j) if jnp.iscomplexobj(x) else along(1)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_linear_function_has_the_transpose_of_its_matrix(name):
     f, x = LINEAR[name]
@@ -398,6 +399,7 @@ CUT_OFF = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", CUT_OFF)
 def test_the_values_of_solvers_take_no_transpose(name, recwarn):
     f = torch2jax(CUT_OFF[name])
@@ -407,6 +409,7 @@ def test_the_values_of_solvers_take_no_transpose(name, recwarn):
     assert not [w for w in recwarn if issubclass(w.category, PerformanceWarning)]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
 @pytest.mark.parametrize("name", CUT_OFF)
 def test_a_transpose_without_a_derivative(name):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from common import thinned
 from jax import lax
 from t2j_autodiff import checkpoint_policy, clear_residuals, torch2jax
 from t2j_autodiff._residuals.store import kept_graphs
@@ -96,7 +95,8 @@ SELECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("jit", thinned([pytest.param(jax.jit, id="jit"), pytest.param(lambda g: g, id="eager")], 2))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("jit", [pytest.param(jax.jit, id="jit"), pytest.param(lambda g: g, id="eager")])
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_gradient_of_a_selection(selection, jit):
     def gradients(f):
@@ -120,6 +120,7 @@ WRAPS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_derivatives_of_a_selection(wrap):
     derivative = lambda f: jax.jit(jax.vmap(WRAPS[wrap](functools.partial(cond, f))))
@@ -269,7 +270,8 @@ MIXES = {
 }
 
 
-@pytest.mark.parametrize("jit", thinned([pytest.param(jax.jit, id="jit"), pytest.param(lambda g: g, id="eager")], 2))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("jit", [pytest.param(jax.jit, id="jit"), pytest.param(lambda g: g, id="eager")])
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_pullback_of_mixed_examples(mix, jit):
     f = in_torch()

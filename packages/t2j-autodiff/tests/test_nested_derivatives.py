@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import thinned
 from t2j_autodiff import NonDifferentiableError, module2jax, torch2jax
 from t2j_autodiff._workarounds.norms import DecomposedNorms
 from torch.utils.checkpoint import checkpoint
@@ -88,7 +85,9 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize(("name", "nesting"), thinned(itertools.product(NORMS, NESTINGS), 3))
+@pytest.mark.thinned(5)
+@pytest.mark.parametrize("nesting", NESTINGS)
+@pytest.mark.parametrize("name", NORMS)
 def test_normalisation(name, nesting):
     check(*NORMS[name], nesting)
 
@@ -147,7 +146,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "nesting"), thinned(itertools.product(OTHERS, NESTINGS), 3))
+@pytest.mark.thinned(5)
+@pytest.mark.parametrize("nesting", NESTINGS)
+@pytest.mark.parametrize("name", OTHERS)
 def test_what_forward_mode_of_torch_gets_wrong(name, nesting):
     check(*OTHERS[name], nesting)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from common import agree, thinned
+from common import agree
 from t2j_autodiff import torch2jax
 from torch import nn
 
@@ -181,9 +181,8 @@ def close(found, wanted, tolerance=1e-5):
 
 
 @pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
-@pytest.mark.parametrize(
-    ("name", "route", "residuals"), thinned((c for c in COMBINATIONS if not is_no_leaf(*c[:2])), 5)
-)
+@pytest.mark.thinned(7)
+@pytest.mark.parametrize(("name", "route", "residuals"), [c for c in COMBINATIONS if not is_no_leaf(*c[:2])])
 def test_value_and_gradient_belong_together(name, route, residuals):
     wanted = native(ASKING[name], X)
     f = torch2jax(ASKING[name], residuals=residuals)
@@ -258,7 +257,8 @@ XS = np.random.default_rng(2).standard_normal((3, LENGTH, WIDTH)).astype(np.floa
 
 @pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-@pytest.mark.parametrize(("name", "route", "residuals"), thinned(ATTENTION_COMBINATIONS, 2))
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize(("name", "route", "residuals"), ATTENTION_COMBINATIONS)
 def test_values_and_gradients_of_attention(name, route, residuals):
     wanted = native(ATTENDING[name], XS)
     f = torch2jax(ATTENDING[name], residuals=residuals)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from common import agree_with_types, thinned, warns
+from common import agree_with_types, warns
 from t2j_autodiff import ArgumentError, PerformanceWarning, torch2jax
 
 MODES = ["auto", "recompute", "graph"]
@@ -310,6 +310,7 @@ def test_constant_outputs():
 # --- shapes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("residuals", MODES)
 @pytest.mark.parametrize("shape", [(), (1,), (3, 1, 2), (0,), (2, 0)], ids=str)
 def test_shapes(shape, residuals):
@@ -361,6 +362,7 @@ CONSTANT = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("residuals", MODES)
 @pytest.mark.parametrize("name", CONSTANT)
 def test_constants_have_zero_gradients(name, residuals):
@@ -425,10 +427,9 @@ ALIASES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "residuals"),
-    thinned(((name, residuals) for name in ALIASES for residuals in MODES), 2),
-)
+@pytest.mark.thinned(4)
+@pytest.mark.parametrize("residuals", MODES)
+@pytest.mark.parametrize("name", ALIASES)
 def test_outputs_that_share_memory(name, residuals):
     fn, g = ALIASES[name]
     f = torch2jax(fn, residuals=residuals)

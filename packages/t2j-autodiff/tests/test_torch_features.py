@@ -385,6 +385,7 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12):  # no rule for a
     UNBATCHED.add(("checkpoint", "jacfwd"))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.filterwarnings("ignore::t2j_autodiff.PerformanceWarning")
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("name", INSIDE)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import t2j_autodiff
 import torch
-from common import agree_with_types, thinned
+from common import agree_with_types
 from t2j_autodiff import clear_residuals, torch2jax
 
 lax = jax.lax
@@ -414,10 +414,9 @@ def expected_of(name):
     return jax.jit(lambda: TRANSFORMS[name](jnp_f))()
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    thinned(((name, mode) for name in TRANSFORMS for mode in ("auto", "recompute", "graph")), 2),
-)
+@pytest.mark.thinned(5)
+@pytest.mark.parametrize("mode", ["auto", "recompute", "graph"])
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_what_jnp_gives_in_one_program(name, mode):
     # The arrays are closed over, so they are constants of the program. XLA folds what it can, but no torch call.
     got = jax.jit(lambda: TRANSFORMS[name](wrapped(mode)))()
@@ -448,6 +447,7 @@ EAGER = [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", EAGER)
 def test_what_jnp_gives_call_by_call(name):
     mode = ("auto", "quick")[EAGER.index(name) % 2]
@@ -517,6 +517,7 @@ WAYS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("residuals", ["auto", "recompute", "graph"])
 def test_one_function_is_transformed_in_all_ways(residuals):
     f = torch2jax(torch_busy, residuals=residuals)
@@ -525,6 +526,7 @@ def test_one_function_is_transformed_in_all_ways(residuals):
         agree_with_types(way(f)(x, y), way(jnp_f)(x, y))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("residuals", "jitted"), [("auto", True), ("auto", False), ("recompute", True), ("graph", True)]
 )
@@ -543,6 +545,7 @@ def test_six_gradients(residuals, jitted):
         agree(run(f)(x), jax.jit(run(h(jnp.sin, jnp.exp)))(x), 1e-9)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("residuals", ["auto", "graph"])
 @pytest.mark.parametrize(
     "transform",
@@ -773,6 +776,7 @@ def test_donation(mode):
 # --- solvers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("transform", "residuals"),
     [

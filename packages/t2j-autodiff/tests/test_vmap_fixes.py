@@ -46,6 +46,7 @@ def along(gradient, x):
     return (gradient * np.array(x)).sum(1)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_derivatives_of_batches_and_batches_of_derivatives(name):
     fn = FUNCTIONS[name]

@@ -136,6 +136,7 @@ BATCHES = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize("method", METHODS)
 def test_derivatives_of_batches(method, name):

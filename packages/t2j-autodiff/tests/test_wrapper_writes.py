@@ -75,6 +75,7 @@ SECOND = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("way", [*WAYS, *PUSHES, *SECOND])
 @pytest.mark.parametrize("fn", FUNCTIONS)
 def test_derivatives(fn, way):

@@ -5,6 +5,7 @@ The file is the same in each package, because the tests of a package run without
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -15,8 +16,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.experimental
@@ -25,13 +25,22 @@ import numpy as np
 import pytest
 import torch
 
-T = TypeVar("T")
+ALL = bool(os.environ.get("T2J_ALL"))
+"""Whether all tests are to run, as in the cells of versions."""
 
 
-def thinned(cases: Iterable[T], step: int) -> list[T]:
-    """Every `step`-th of many slow cases; all of them where T2J_ALL is set, as in the cells of versions."""
-    found = list(cases)
-    return found if os.environ.get("T2J_ALL") else found[::step]
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the cases of a test that is marked `thinned(step)`, run every `step`-th, unless all are to run."""
+    if ALL:
+        return
+    seen: collections.Counter[str] = collections.Counter()
+    kept, left_out = [], []
+    for item in items:
+        mark, test = item.get_closest_marker("thinned"), item.nodeid.partition("[")[0]
+        (left_out if mark and seen[test] % mark.args[0] else kept).append(item)
+        seen[test] += 1
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
 
 
 def be_strict() -> None:

@@ -14,6 +14,7 @@ import common
 import jax
 import jax.numpy as jnp
 from common import frozen as frozen
+from common import pytest_collection_modifyitems as pytest_collection_modifyitems
 from helpers import check_intact
 from t2j_core import Size, torch2jax
 from t2j_core.testing import assert_nothing_escaped

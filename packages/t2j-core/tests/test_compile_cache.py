@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 
 import pytest
-from common import run_python
+from common import ALL, run_python
 from t2j_core import _compat
 
-pytestmark = pytest.mark.skipif(not _compat.can_compile, reason="torch before 2.9 does not compile functions")
+pytestmark = [
+    pytest.mark.skipif(not _compat.can_compile, reason="torch before 2.9 does not compile functions"),
+    pytest.mark.skipif(not ALL, reason="starts the compiler three times, which takes half a minute: T2J_ALL=1 runs it"),
+]
 
 COMPILE = """
     import os, signal, sys

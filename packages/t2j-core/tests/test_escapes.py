@@ -137,6 +137,7 @@ def check_kept(box, name):
         np.testing.assert_array_equal(KEPT[name][1](kept).detach().numpy(), want)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("begins", [0, UNCHECKED])
 @pytest.mark.parametrize("name", KEPT)

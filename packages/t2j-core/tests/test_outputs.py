@@ -129,6 +129,7 @@ def _gradient(a, b):
     return torch.autograd.grad((leaf.sin() * b).sum(), leaf)[0]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("outputs", ["copy", "auto"])
 @pytest.mark.parametrize("name", OPS)
 def test_every_call_gives_what_torch_gives(name, outputs):

@@ -14,5 +14,6 @@ pytest.register_assert_rewrite("common", "helpers")
 
 import common
 from common import frozen as frozen
+from common import pytest_collection_modifyitems as pytest_collection_modifyitems
 
 common.be_strict()

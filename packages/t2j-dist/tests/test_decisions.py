@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from common import raises, thinned
+from common import raises
 from helpers import TRANSFORMS, W, X, agree, collectives, in_jnp, in_torch, mesh_of, put, use
 from jax.sharding import PartitionSpec as P
 from t2j_core.testing import collect, live_functions
@@ -140,6 +139,7 @@ def test_operands_that_arrive_otherwise_are_moved(kind):
             agree(f(x, W), in_jnp(X, W))
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("kinds", [("Explicit", "Auto"), ("Auto", "Explicit")])
 @with_and_without_context
 @pytest.mark.parametrize("rows", ["data", "model", ("data", "model")])
@@ -245,7 +245,9 @@ def test_the_mesh_may_change_between_calls():
 WAYS = [("Auto", "both"), ("Explicit", "both"), ("Explicit", "out")]
 
 
-@pytest.mark.parametrize(("way", "name"), thinned(itertools.product(WAYS, TRANSFORMS), 2), ids=str)
+@pytest.mark.thinned(4)
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_every_transformation(way, name):
     kind, specs = way
     if name == "jacrev" and (0, 8) <= jax.__version_info__ < (0, 9):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import pytest
 import t2j_autodiff
 import torch
-from common import thinned
 from helpers import W, X, agree, collectives, in_jnp, in_torch, mesh_of, put, use
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -33,9 +31,10 @@ def of_shards(f, name, check_vma, mesh):
     return jax.shard_map(program, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), check_vma=check_vma)
 
 
-@pytest.mark.parametrize(
-    ("name", "check_vma", "specs"), thinned(itertools.product(PROGRAMS, (True, False), (None, P("data"))), 3)
-)
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("specs", [None, P("data")])
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_programs(name, check_vma, specs):
     mesh = mesh_of("Auto", data=8)
     f = torch2jax(in_torch, depth=3, out_specs=specs)
@@ -148,6 +147,7 @@ BATCHES = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("in_context", [False, True])
 @pytest.mark.parametrize("options", [{}, {"residuals": "recompute"}, {"vmap_method": "sequential"}], ids=str)
 @pytest.mark.parametrize("name", BATCHES)
