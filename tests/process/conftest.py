@@ -25,7 +25,7 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run_program(program: str, *, devices: int = 1, seconds: float = 240) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
             "NPROC": "64",  # calls in flight need more threads than a small machine has cores
             "JAX_PLATFORMS": "cpu",
         }

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-REPEATS = int(os.environ.get("T2J_EXIT_REPEATS", "2"))
+REPEATS = int(os.environ.get("T2J_EXIT_REPEATS", "1"))
 
 ONE_DEVICE = """
     def slow(x):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 
-WRAPS = int(os.environ.get("T2J_LEAK_WRAPS", "500"))
+WRAPS = int(os.environ.get("T2J_LEAK_WRAPS", "200"))
 
 
 def test_wraps_leave_no_function_behind(run):

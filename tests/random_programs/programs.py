@@ -125,7 +125,10 @@ def draw_program(r: random.Random, *, dtypes: tuple[str, ...] = DTYPES) -> Progr
     places = [count + len(steps) - 1, *(r.randrange(count + len(steps)) for _ in range(r.randint(0, 2)))]
     written = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
     writes = frozenset(r.sample(written, 1) if r.random() < 0.15 else ())
-    return Program(args, kwargs, steps, draw_container(r, places), writes, draw_options(r, args, written))
+    options = draw_options(r, args, written)
+    if options.get("vmap_method") == "vmap" and any(OPERATIONS[step.operation].is_once for step in steps):
+        options["vmap_method"] = "auto"  # "vmap" raises where torch has no forward mode to batch
+    return Program(args, kwargs, steps, draw_container(r, places), writes, options)
 
 
 def draw_tree(r: random.Random, dtype: str, depth: int) -> Any:

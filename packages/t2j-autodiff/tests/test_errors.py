@@ -152,6 +152,13 @@ def test_what_vmap_cannot_batch_is_an_error_on_request():
         jax.vmap(f)(jnp.ones((2, 3)))
 
 
+@pytest.mark.parametrize("transform", [jax.jacfwd, lambda f: jax.jit(jax.jacfwd(f))])
+def test_a_batch_of_pushforwards_that_torch_lacks_is_an_error_on_request(transform):
+    f = torch2jax(lambda x: torch.cdist(x[:, None], torch.tensor([[-3.0], [4.0]])).sum(), vmap_method="vmap")
+    with raises(Exception, what="no forward mode", remedy='`vmap_method="auto"`'):
+        jax.block_until_ready(transform(f)(X))
+
+
 @pytest.mark.parametrize("mask", [(True,), ({"a": True}, False), (True, (True, False))], ids=str)
 def test_a_mask_that_does_not_match(mask):
     f = torch2jax(lambda p, x: (p["w"] * x).sum(), nondiff_mask=mask)

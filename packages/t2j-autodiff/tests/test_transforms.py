@@ -897,7 +897,8 @@ SHARDED = """
 @pytest.fixture(scope="module")
 def elsewhere():
     """What a process of its own prints that has two devices and takes every warning for an error."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(SHARDED)],
         env={**environment, "NPROC": "64"},

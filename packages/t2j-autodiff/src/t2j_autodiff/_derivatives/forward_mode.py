@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from t2j_core.extend import describe
 
 from .. import _compat
 from .._base.errors import OUT_OF_MEMORY, NonDifferentiableError, first_line
@@ -53,7 +54,9 @@ def rehearse(pushforward: Pushforward, decision: JvpDecision) -> None:
 
 def _in_transform(pushforward: Pushforward, decision: JvpDecision) -> tuple[torch.Tensor, ...]:
     if decision.rows_because is not None:
-        raise NonDifferentiableError(f"PyTorch has no forward mode here ({decision.failure}).")
+        what = f"PyTorch has no forward mode here ({decision.failure})."
+        remedy = 'Use `vmap_method="auto"` or `"sequential"`: these examples cannot be batched.'
+        raise NonDifferentiableError(describe(what, remedy=remedy))
     return torch_jvp(pushforward).tangents if decision.failure is None else pushforward.transposed()
 
 
