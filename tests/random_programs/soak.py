@@ -9,6 +9,7 @@ The second line repeats one round, whose seed and number are in the message of a
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -62,6 +63,7 @@ def soak(seed: int, rounds: int | None, minutes: float) -> dict[str, Any]:
         kinds[run_round(seed, number)] += 1
         if number % EVERY == EVERY - 1:
             samples.append(held())
+            print(f"{number + 1} rounds", file=sys.stderr, flush=True)  # so that a crash tells after how many it came
     assert samples, f"there were fewer than {EVERY} rounds"
     too_much = grown_too_much(samples)
     assert not too_much, f"grown from the second quarter to the last: {too_much}, in {samples}"
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--round", type=int, help="repeat this one")
     parser.add_argument("--output", type=Path, help="write the counts to a file")
     options = parser.parse_args()
+    faulthandler.enable()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits an ignored SIGINT
     print(f"seed {options.seed}", flush=True)

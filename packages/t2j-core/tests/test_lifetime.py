@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from common import run_python
 from t2j_core import _compat, module2jax, torch2jax
+from t2j_core._run.nbytes_behind import nbytes_behind
 from t2j_core.testing import assert_nothing_escaped, collect, counters, live_functions
 
 X = jnp.ones(4)
@@ -48,6 +51,43 @@ def test_hundreds_of_functions_leave_nothing(jitted, n):
     assert sum(reference() is not None for reference in functions) == 0
     assert baseline() == before
     assert_nothing_escaped()
+
+
+HALF_CLEARED = """
+    import gc, weakref
+    import numpy as np, torch
+    from t2j_core._run.nbytes_behind import nbytes_behind
+
+    class Part:
+        pass
+
+    class Finalized:
+        def __del__(self):
+            references.append(weakref.ref(self.part))
+
+    references, measured = [], []
+    part = Part()
+    part.tensor, part.array, part.finalized = torch.ones(3), np.zeros(1), Finalized()
+    part.finalized.part = part
+    # The collector does not know NumPy's arrays, so this runs when it has taken away the tensor, and not yet the rest.
+    watch = weakref.ref(part.array, lambda _: measured.append(nbytes_behind(references[0]())))
+    del part
+    gc.collect()
+    print(measured)
+"""
+
+
+def test_what_the_collector_takes_apart_can_be_measured():
+    """Regression: beside a thread whose collector freed programs, a call that was traced crashed on Python 3.11."""
+    assert run_python(HALF_CLEARED).stdout == "[0]\n"
+
+
+HOLDERS = (lambda t: lambda: t, lambda t: functools.partial(max, t), lambda t: Scale(t).__call__)
+
+
+@pytest.mark.parametrize("hold", HOLDERS)
+def test_tensors_behind_a_function_are_measured(hold):
+    assert nbytes_behind(hold([{"a": torch.ones(3)}])) == 12
 
 
 def test_wrapping_alone_leaves_nothing():

@@ -1,16 +1,22 @@
-"""How much memory of tensors a function refers to."""
+"""How much memory of tensors a function refers to.
+
+The garbage collector of another thread may be taking the function apart: a finalizer has made the reference to it, and
+JAX lets go of the GIL where it frees a program. Python 3.11 crashes where it iterates over the attributes of an object
+that has lost some of them (`dictiter_iternextvalue` in Objects/dictobject.c). So the collector tells what they are.
+"""
 
 from __future__ import annotations
 
+import gc
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from .._modules.parts import inside
-
 _MOST_PARTS = 10_000
+_LEADS_ASTRAY = (type, types.ModuleType, types.FrameType)
+"""They refer to much that is not the function's."""
 
 
 def nbytes_behind(call: Callable[..., Any]) -> int:
@@ -20,7 +26,7 @@ def nbytes_behind(call: Callable[..., Any]) -> int:
     rest: list[object] = [call]
     while rest and len(seen) < _MOST_PARTS:
         part = rest.pop()
-        if id(part) in seen or isinstance(part, (type, types.ModuleType, str, int, float)):
+        if id(part) in seen or isinstance(part, _LEADS_ASTRAY) or _is_of_jax(part):
             continue
         seen.add(id(part))
         if isinstance(part, torch.Tensor):
@@ -42,9 +48,12 @@ def _leads_to(part: object) -> Iterable[object]:
     if isinstance(part, types.FunctionType):  # not its globals, which it shares with its module
         cells = [cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell)]
         return [*cells, *(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
-    if isinstance(part, types.MethodType):
-        return [part.__func__, *inside(part)]
-    return inside(part)
+    return gc.get_referents(part)
+
+
+def _is_of_jax(part: object) -> bool:
+    """Whether it is an object of JAX, whose caches lead to all other functions."""
+    return str(type(part).__module__).partition(".")[0] in ("jax", "jaxlib")
 
 
 def _is_filled(cell: types.CellType) -> bool:
