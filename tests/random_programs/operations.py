@@ -79,7 +79,7 @@ def with_one(x: Array) -> Array:
 
 def written(x: torch.Tensor) -> torch.Tensor:
     """`1 - 2 x`, and the first element once more, in place on a tensor of its own."""
-    y = x.clone()
+    y = x.clone(memory_format=torch.contiguous_format)  # of a transposed tensor there is no flat view
     y.mul_(-2).add_(1)
     y.view(-1)[:1] += y.view(-1)[:1]
     return y
