@@ -126,8 +126,8 @@ def draw_program(r: random.Random, *, dtypes: tuple[str, ...] = DTYPES) -> Progr
     written = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
     writes = frozenset(r.sample(written, 1) if r.random() < 0.15 else ())
     options = draw_options(r, args, written)
-    if options.get("vmap_method") == "vmap" and any(OPERATIONS[step.operation].is_once for step in steps):
-        options["vmap_method"] = "auto"  # "vmap" raises where torch has no forward mode to batch
+    if options.get("vmap_method") == "vmap" and (writes or any(OPERATIONS[step.operation].is_once for step in steps)):
+        options["vmap_method"] = "auto"  # "vmap" raises where torch batches no writes, and has no forward mode to batch
     return Program(args, kwargs, steps, draw_container(r, places), writes, options)
 
 
