@@ -96,7 +96,7 @@ SELECTIONS = [
 
 
 @pytest.mark.thinned(3)
-@pytest.mark.parametrize("jit", [pytest.param(jax.jit, id="jit"), pytest.param(lambda g: g, id="eager")])
+@pytest.mark.parametrize("jit", [lambda g: g, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_gradient_of_a_selection(selection, jit):
     def gradients(f):
@@ -271,7 +271,7 @@ MIXES = {
 
 
 @pytest.mark.thinned(3)
-@pytest.mark.parametrize("jit", [pytest.param(jax.jit, id="jit"), pytest.param(lambda g: g, id="eager")])
+@pytest.mark.parametrize("jit", [lambda g: g, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_pullback_of_mixed_examples(mix, jit):
     f = in_torch()

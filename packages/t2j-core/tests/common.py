@@ -30,14 +30,18 @@ ALL = bool(os.environ.get("T2J_ALL"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the cases of a test that is marked `thinned(step)`, run every `step`-th, unless all are to run."""
+    """Of the cases of a test that is marked `thinned(step)`, run one of `step`, unless all are to run.
+
+    The place of that one moves along, so that every value of each parameter comes up.
+    """
     if ALL:
         return
     seen: collections.Counter[str] = collections.Counter()
     kept, left_out = [], []
     for item in items:
         mark, test = item.get_closest_marker("thinned"), item.nodeid.partition("[")[0]
-        (left_out if mark and seen[test] % mark.args[0] else kept).append(item)
+        group, place = divmod(seen[test], mark.args[0] if mark else 1)
+        (left_out if mark and place != group % mark.args[0] else kept).append(item)
         seen[test] += 1
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)

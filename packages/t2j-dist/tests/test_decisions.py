@@ -242,14 +242,10 @@ def test_the_mesh_may_change_between_calls():
     assert spy.seen == {(2, 3), (4, 3), (8, 3)}
 
 
-WAYS = [("Auto", "both"), ("Explicit", "both"), ("Explicit", "out")]
-
-
 @pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_every_transformation(way, name):
-    kind, specs = way
+@pytest.mark.parametrize(("kind", "specs"), [("Auto", "both"), ("Explicit", "both"), ("Explicit", "out")])
+def test_every_transformation(kind, name, specs):
     if name == "jacrev" and (0, 8) <= jax.__version_info__ < (0, 9):
         pytest.skip("jax 0.8 has no jacrev of its own shard_map either: it cannot batch psum_invariant")
     mesh = mesh_of(kind)

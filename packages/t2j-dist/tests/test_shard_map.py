@@ -32,8 +32,8 @@ def of_shards(f, name, check_vma, mesh):
 
 
 @pytest.mark.thinned(3)
+@both
 @pytest.mark.parametrize("specs", [None, P("data")])
-@pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs(name, check_vma, specs):
     mesh = mesh_of("Auto", data=8)

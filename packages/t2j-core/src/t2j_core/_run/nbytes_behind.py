@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 _MOST_PARTS = 10_000
-_LEADS_ASTRAY = (type, types.ModuleType, types.FrameType)
-"""They refer to much that is not the function's."""
+_NOT_PARTS = (type, types.ModuleType, types.FrameType, str, int, float)
+"""They refer to much that is not the function's, or to nothing."""
 
 
 def nbytes_behind(call: Callable[..., Any]) -> int:
@@ -26,7 +26,7 @@ def nbytes_behind(call: Callable[..., Any]) -> int:
     rest: list[object] = [call]
     while rest and len(seen) < _MOST_PARTS:
         part = rest.pop()
-        if id(part) in seen or isinstance(part, _LEADS_ASTRAY) or _is_of_jax(part):
+        if id(part) in seen or isinstance(part, _NOT_PARTS) or _is_of_jax(part):
             continue
         seen.add(id(part))
         if isinstance(part, torch.Tensor):
