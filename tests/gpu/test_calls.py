@@ -168,6 +168,7 @@ def parameters(width=16, depth=3):
     return [(normal(width, width, seed=i) / 4, normal(width, seed=100 + i)) for i in range(depth)]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("residuals", ["auto", "graph", "recompute"])
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
 def test_gradients(place, residuals, jitted):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import traceback
 import warnings
 
@@ -22,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 S = jax.ShapeDtypeStruct
-STEP = 1 if os.environ.get("T2J_ALL") else 5  # each fifth function, or all
 
 
 @pytest.fixture(autouse=True)
@@ -258,7 +256,8 @@ class Findings:
         assert not self.texts, f"{len(self.texts)} fail\n" + "\n".join(self.texts)
 
 
-@pytest.mark.parametrize("name", list(FUNCTIONS)[::STEP])
+@pytest.mark.thinned(7)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_first_derivatives(place, name, record_property):
     (fn, shape), tolerance = FUNCTIONS[name], TOLERANCES.get(name, 1e-4)
     f, xs, v = torch2jax(fn), normal(3, *shape), normal(*shape, seed=1)
@@ -288,7 +287,8 @@ def test_first_derivatives(place, name, record_property):
     found.tell()
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in FIRST_ONLY][::STEP])
+@pytest.mark.thinned(7)
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in FIRST_ONLY])
 def test_second_derivatives(place, name, record_property):
     (fn, shape), tolerance = FUNCTIONS[name], 10 * TOLERANCES.get(name, 1e-4)
     f, x, v = torch2jax(fn), normal(*shape), normal(*shape, seed=1)
@@ -356,6 +356,7 @@ def test_running_statistics_as_arguments_are_not_written(place):
             close(v, np.ones(3), label=f"variance after call {number}")
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("begins", [0, 5])
 @pytest.mark.parametrize("what", ["attribute", "view", "graph"])
 def test_what_is_kept_of_an_argument_keeps_its_values(place, what, begins):
@@ -475,6 +476,7 @@ def branches(module):
     ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", ["cond", "switch", "scan", "while"])
 def test_control_flow_of_functions_in_batches_of_gradients(place, kind):
     def program(fs, i, x):
@@ -558,6 +560,7 @@ INDEXED = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", INDEXED)
 def test_indices_of_32_bits(place, name, record_property):
     fn = INDEXED[name]
@@ -583,6 +586,7 @@ def test_indices_of_32_bits(place, name, record_property):
 # --- modules ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("make", [lstm, gru, encoder, heads, batch_norm])
 def test_gradients_of_parameters(place, make, record_property):
     torch.manual_seed(0)

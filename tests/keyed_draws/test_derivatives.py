@@ -33,6 +33,7 @@ def same(a, b):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("residuals", RESIDUALS)
 @pytest.mark.parametrize("n", [64, 6000])  # run again, and kept
 def test_one_mask_for_everything(drawn, residuals, n):
@@ -135,6 +136,7 @@ def checkpointed(f, x):
     return checkpoint(f, x, use_reentrant=False)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("residuals", ["auto", "recompute"])
 @pytest.mark.parametrize("n", [64, 6000])
 def test_checkpoints_draw_the_same_numbers_again(drawn, residuals, n):

@@ -79,6 +79,7 @@ def numbers(f, key=None, dtype=jnp.float32) -> np.ndarray:
     return np.asarray(torch2jax(f, rng=True)(the_key() if key is None else key, jnp.zeros(N, dtype)))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_continuous_distributions(drawn, name):
     f, expected = CONTINUOUS[name]
@@ -91,6 +92,7 @@ def test_continuous_distributions(drawn, name):
     assert (numbers(f, jax.random.key(12)) != found).mean() > 0.99
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", DISCRETE)
 def test_discrete_distributions(drawn, name):
     f, expected = DISCRETE[name]

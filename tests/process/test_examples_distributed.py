@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ALL = bool(os.environ.get("T2J_ALL"))  # whether all tests are to run, or only the most telling of the slow ones
 
 # Sums rows. At step 3 a row on the last device of the last process is negative.
 FAULTY = """
@@ -112,7 +111,8 @@ ONE_PROCESS = {
 }
 
 
-@pytest.mark.parametrize("example", list(ONE_PROCESS)[: None if ALL else 1])
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("example", ONE_PROCESS)
 def test_one_process_agrees_with_one_device(start: Start, example: str):
     process = start(EXAMPLES / f"{example}.py")
     output = finish(process)
@@ -122,9 +122,9 @@ def test_one_process_agrees_with_one_device(start: Start, example: str):
         assert text in output
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
-    ("example", "processes"),
-    [("fsdp", 2), ("data_parallel", 2), ("data_parallel", 4), ("tensor_parallel", 2)][: None if ALL else 1],
+    ("example", "processes"), [("fsdp", 2), ("data_parallel", 2), ("data_parallel", 4), ("tensor_parallel", 2)]
 )
 def test_several_processes_agree_with_one_device(start: Start, example: str, processes: int):
     process = start(EXAMPLES / f"{example}.py", "--processes", str(processes), "--devices", "4")
@@ -155,7 +155,8 @@ def test_a_process_that_is_killed_ends_the_launch(faulty: Start):
     assert "Process 1 of 2 failed (killed by SIGKILL)" in output
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("processes", [2, 1])
 def test_an_exception_of_a_torch_function_ends_the_launch_and_is_shown(faulty: Start, processes: int):
     process = faulty("raise ValueError('a negative row')", "--processes", str(processes))
     output = finish(process)  # XLA's own abort, after a minute, says no reason

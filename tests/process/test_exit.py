@@ -36,9 +36,10 @@ EIGHT_DEVICES = """
     print("dispatched", flush=True)
 """
 
-ENDINGS = {"end": ("", 0), "sys.exit": ("sys.exit(7)", 7), "exception": ("raise KeyError('mine')", 1)}
+ENDINGS = {"sys.exit": ("sys.exit(7)", 7), "end": ("", 0), "exception": ("raise KeyError('mine')", 1)}
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("ending", "code"), ENDINGS.values(), ids=ENDINGS)
 def test_calls_pending_on_one_device(run, ending, code):
     done = run(ONE_DEVICE + f"\n    {ending}\n")

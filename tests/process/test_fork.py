@@ -46,7 +46,7 @@ def test_fork_after_import_alone(run):
         """
         child = os.fork()
         f = torch2jax(lambda x: x * 2)
-        print(jax.jit(f)(jnp.ones(3)).tolist(), f(jnp.ones(3)).tolist(), flush=True)
+        print(f"{jax.jit(f)(jnp.ones(3)).tolist()} {f(jnp.ones(3)).tolist()}\\n", end="", flush=True)  # one write
         if child == 0:
             os._exit(0)
         _, status = os.waitpid(child, 0)

@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from common import ALL
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ROOT / "scripts" / "first_contact"
@@ -51,7 +52,7 @@ def read(results: Path) -> tuple[dict[str, int], dict[str, dict]]:
     return {part["part"]: part["exit"] for part in parts}, rows
 
 
-@pytest.mark.skipif(not os.environ.get("T2J_ALL"), reason="takes half a minute: T2J_ALL=1 runs it")
+@pytest.mark.skipif(not ALL, reason="takes half a minute: T2J_ALL=1 runs it")
 def test_a_dry_run(tmp_path):
     only = "a_key_decides or keeps_its_bits"
     done = gpu_check(tmp_path, "first tests", first="--patience 4", PYTEST_ADDOPTS=f"-k '{only}' -q")

@@ -51,7 +51,7 @@ USES = {
 }
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("use", USES)
 def test_transformations(use):
     compiled = same(USES[use], layer, X, W)

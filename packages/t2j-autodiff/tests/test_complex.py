@@ -217,21 +217,21 @@ def cases(modes, looped=(), every=1):
     return found
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(("name", "residuals"), cases(["auto", "graph"], every=2))
 def test_first_derivatives(name, residuals):
     got = jax.jit(lambda: first_order(wrapped(name, residuals), FUNCTIONS[name][2]))()
     agree(got, expected_of(first_order, name))
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(("name", "residuals"), cases(("graph", "recompute", "auto")))
 def test_batches(name, residuals):
     got = jax.jit(lambda: batched(wrapped(name, residuals), FUNCTIONS[name][2]))()
     agree(got, expected_of(batched, name))
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize(("name", "residuals"), cases(("auto", "recompute", "graph"), looped=("conj",)))
 def test_second_derivatives(name, residuals):
     got = jax.jit(lambda: second_order(wrapped(name, residuals), FUNCTIONS[name][2]))()
@@ -255,6 +255,7 @@ def test_call_by_call(name):
     agree(jax.jvp(f, x, like(x, 3)), expected["jvp"])
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("mode", ["fwd", "rev"])
 @pytest.mark.parametrize("name", ["inv", "conj", "|z|^2", "re + 3 i im", "complex", "real scale"])
 def test_numerical_derivatives(name, mode):

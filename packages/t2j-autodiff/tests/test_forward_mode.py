@@ -64,6 +64,7 @@ class WithVmapRule(torch.autograd.Function):
 CUT = [Detached, ThroughNumPy, HalfDetached, WithVmapRule]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("function", CUT)
 @pytest.mark.parametrize("jitted", [False, True])
 def test_a_backward_that_autograd_does_not_see(function, jitted):
@@ -121,6 +122,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_has_neither_forward_mode_nor_double_backward(name):
     f = torch2jax(LOSSES[name])

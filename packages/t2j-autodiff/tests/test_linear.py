@@ -145,7 +145,7 @@ def adjoint(f, x, ct):
     return along(1) - 1j * along(1j) if jnp.iscomplexobj(x) else along(1)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_linear_function_has_the_transpose_of_its_matrix(name):
     f, x = LINEAR[name]

@@ -95,7 +95,7 @@ SELECTIONS = [
 ]
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("jit", [lambda g: g, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_gradient_of_a_selection(selection, jit):
@@ -139,6 +139,7 @@ def test_experts_that_are_chosen_by_example():
     assert not kept_graphs
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("pattern", [["some"], ["all"], ["all", "none"], ["some", "all", "some", "none"]])
 @pytest.mark.parametrize("selection", [cond, one_branch, shared_operand, two_functions])
 def test_many_gradients_of_a_selection_leave_few_graphs_behind(selection, pattern):
@@ -270,7 +271,7 @@ MIXES = {
 }
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("jit", [lambda g: g, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_pullback_of_mixed_examples(mix, jit):

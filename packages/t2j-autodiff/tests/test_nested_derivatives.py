@@ -85,7 +85,7 @@ NORMS = {
 }
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("name", NORMS)
 def test_normalisation(name, nesting):
@@ -146,7 +146,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_forward_mode_of_torch_gets_wrong(name, nesting):
@@ -241,6 +241,7 @@ ROUNDABOUT = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("nesting", ["ff", "rf", "fr", "RR", "vmap of fr", "vmap of ff"])
 @pytest.mark.parametrize("name", ROUNDABOUT)
 def test_second_derivatives_by_way_of_reverse_mode(name, nesting):
@@ -251,6 +252,7 @@ LABELS, SEVERAL = torch.tensor([0, 1, 2, 0]), torch.tensor([[0, 1, -1]] * 4)
 ROWS, STARTS = torch.tensor([0, 1, 3, 1]), torch.tensor([0, 2])
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     "fn",
     [

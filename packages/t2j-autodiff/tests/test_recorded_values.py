@@ -181,7 +181,7 @@ def close(found, wanted, tolerance=1e-5):
 
 
 @pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
-@pytest.mark.thinned(7)
+@pytest.mark.thinned(11)
 @pytest.mark.parametrize(("name", "route", "residuals"), [c for c in COMBINATIONS if not is_no_leaf(*c[:2])])
 def test_value_and_gradient_belong_together(name, route, residuals):
     wanted = native(ASKING[name], X)
@@ -257,7 +257,7 @@ XS = np.random.default_rng(2).standard_normal((3, LENGTH, WIDTH)).astype(np.floa
 
 @pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize(("name", "route", "residuals"), ATTENTION_COMBINATIONS)
 def test_values_and_gradients_of_attention(name, route, residuals):
     wanted = native(ATTENDING[name], XS)

@@ -414,7 +414,7 @@ def expected_of(name):
     return jax.jit(lambda: TRANSFORMS[name](jnp_f))()
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("mode", ["auto", "recompute", "graph"])
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_what_jnp_gives_in_one_program(name, mode):

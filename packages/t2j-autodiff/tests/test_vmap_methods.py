@@ -172,6 +172,7 @@ def test_axes(method):
     agree_on(jax.vmap(f, (None, None), axis_size=5), jax.vmap(g, (None, None), axis_size=5), X[0], W)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [0, 1])
 def test_sizes_0_and_1(method, size):

@@ -91,6 +91,7 @@ CONTAINERS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_containers(name):
     make, write, read = CONTAINERS[name]

@@ -137,7 +137,7 @@ def check_kept(box, name):
         np.testing.assert_array_equal(KEPT[name][1](kept).detach().numpy(), want)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("begins", [0, UNCHECKED])
 @pytest.mark.parametrize("name", KEPT)
@@ -239,6 +239,7 @@ def test_a_pointer_that_is_kept_later_is_an_error(name, jitted):
         np.testing.assert_array_equal(np.asarray(kept)[:10], np.ones(10))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", KEPT)
 def test_a_kept_argument_is_an_error_where_that_is_asked_for(name):
     flag, box = [1], []

@@ -32,6 +32,7 @@ def in_int64(f, x, i):
     return f(torch.tensor(x), torch.tensor(i, dtype=torch.int64)).numpy()
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("declared", [False, True], ids=["inferred", "declared"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_expanded_index(name, declared):
@@ -96,6 +97,7 @@ REFUSED = {  # by torch, with an int32 index
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("declared", [False, True], ids=["inferred", "declared"])
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_index_that_torch_refuses_for_its_width(name, declared):

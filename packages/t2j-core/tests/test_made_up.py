@@ -100,6 +100,7 @@ def or_three(n):
         return 3
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", FROM_VALUES)
 def test_a_shape_that_follows_from_a_value_is_an_error_of_the_trace(name):
     function, *args = FROM_VALUES[name]

@@ -113,6 +113,7 @@ MODULES = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_gives_the_same_numbers(name):
     module, shape = MODULES[name]

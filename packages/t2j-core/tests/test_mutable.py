@@ -168,6 +168,7 @@ OVERLAPS = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("donate", [(), (0,)], ids=["kept", "donated"])
 @pytest.mark.parametrize("name", OVERLAPS)
 def test_results_that_overlap_in_memory(name, donate):
@@ -268,6 +269,7 @@ def test_an_unlisted_argument_is_copied_with_a_warning():
     assert np.asarray(x).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.filterwarnings("ignore::t2j_core.PerformanceWarning")
 @pytest.mark.parametrize(
     "function",

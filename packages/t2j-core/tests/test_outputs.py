@@ -129,7 +129,7 @@ def _gradient(a, b):
     return torch.autograd.grad((leaf.sin() * b).sum(), leaf)[0]
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("outputs", ["copy", "auto"])
 @pytest.mark.parametrize("name", OPS)
 def test_every_call_gives_what_torch_gives(name, outputs):
@@ -138,6 +138,7 @@ def test_every_call_gives_what_torch_gives(name, outputs):
         check(OPS[name], f, inputs(call, (SIDE, SIDE), (SIDE, SIDE)))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     "shape", [(), (1,), (3,), (0, 4), (511, 513), (1 << 18,), (1 << 18, 1), (2, 3, 1 << 17)], ids=str
 )

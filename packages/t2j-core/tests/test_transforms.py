@@ -71,6 +71,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_program_gives_what_jnp_gives(program):
     got = program(step, X, Y)
@@ -323,6 +324,7 @@ def test_a_program_for_tpu_goes_over_the_host(monkeypatch):
     np.testing.assert_allclose(out, np.asarray(jnp_step(X, Y)), rtol=1e-6)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     "name", ["bool", "int8", "uint32", "float16", "bfloat16", "float32", "complex64", "float8_e5m2"]
 )

@@ -72,6 +72,7 @@ RIGHT = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("declared", [False, True])
 @pytest.mark.parametrize("name", RIGHT)
 def test_an_unusual_output_has_the_right_values(name, declared):

@@ -46,6 +46,7 @@ WRITES = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("name", WRITES)
 def test_a_function_that_writes_gets_a_copy(name, jitted):
@@ -64,6 +65,7 @@ def test_a_function_that_writes_gets_a_copy(name, jitted):
     assert "args[1]['w']: copied at every call, because the function writes into it" in f.explain()
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", WRITES)
 def test_a_change_that_begins_later_is_told_and_does_not_happen_again(name):
     flag = []
@@ -114,6 +116,7 @@ SILENT = {  # what torch's version counter does not show
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("name", SILENT)
 def test_a_change_that_torch_does_not_count(name, jitted):

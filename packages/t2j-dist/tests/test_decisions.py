@@ -242,7 +242,7 @@ def test_the_mesh_may_change_between_calls():
     assert spy.seen == {(2, 3), (4, 3), (8, 3)}
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize(("kind", "specs"), [("Auto", "both"), ("Explicit", "both"), ("Explicit", "out")])
 def test_every_transformation(kind, name, specs):

@@ -31,7 +31,7 @@ def of_shards(f, name, check_vma, mesh):
     return jax.shard_map(program, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), check_vma=check_vma)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @both
 @pytest.mark.parametrize("specs", [None, P("data")])
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -197,6 +197,7 @@ def test_modules(check_vma):
     agree([gradient[name] for name in leaves], [g.numpy() for g in expected])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.skipif(not hasattr(jax.core.ShapedArray, "mat"), reason="jax before 0.10 has no reduced values")
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("wrap", [torch2jax, t2j_autodiff.torch2jax], ids=["dist", "autodiff"])

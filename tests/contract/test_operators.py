@@ -1,11 +1,7 @@
-"""One sample of each PyTorch operator, called eagerly in float32; `opdb.py` runs more samples, under `jit`.
-
-Two files run them, so that two processes of pytest can.
-"""
+"""One sample of each PyTorch operator, called eagerly in float32; `opdb.py` runs more samples, under `jit`."""
 
 from __future__ import annotations
 
-import os
 from importlib import metadata
 
 import pytest
@@ -13,9 +9,7 @@ from known import differences, load_known
 from runner import Worker
 
 KNOWN = load_known()
-CHUNKS = 16
-STEP = 1 if os.environ.get("T2J_ALL") else 5
-"""Each fifth operator is run, or all of them where all tests are to run."""
+CHUNKS = 48
 SLOW = {
     "cdist",
     "grid_sampler_2d",
@@ -38,15 +32,15 @@ def release(version: str) -> list[str]:
     return version.split(".")[:2]
 
 
-same_torch = pytest.mark.skipif(
+@pytest.mark.skipif(
     release(KNOWN["versions"].get("torch", "")) != release(metadata.version("torch")),
     reason="the list of known failures is that of another torch",
 )
-
-
-def check_chunk(worker: Worker, chunk: int) -> None:
+@pytest.mark.thinned(8)
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_operators(worker: Worker, chunk: int) -> None:
     """Run the operators of a chunk, and compare what fails with the list."""
-    indices = [i for i in range(chunk, len(worker.names), CHUNKS) if worker.names[i] not in SLOW][::STEP]
+    indices = [i for i in range(chunk, len(worker.names), CHUNKS) if worker.names[i] not in SLOW]
     results = [result for index in indices for result in worker.run(index)]
     assert len({r.op for r in results}) == len(indices)
     assert sum(r.outcome == "passed" for r in results) > 3 * len(indices)
