@@ -1,4 +1,4 @@
-"""Build hook: one call of the C++ compiler builds the extension. It needs no CMake, torch, CUDA or jaxlib."""
+"""Build hook: the C++ compiler builds the extension, on all processors. It needs no CMake, torch, CUDA or jaxlib."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ class NativeBuildHook(BuildHookInterface):
         output = root / "src" / "t2j_core" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
         sources = sorted((root / "native").glob("*.cc"))
         include = [sysconfig.get_path("include"), pybind11.get_include()]
-        command = self._command(root, include, list(map(str, sources)), output)
-        self.app.display_info(" ".join(command))
+        compiler, link = self._commands(root, include, output)
+        self.app.display_info(" ".join(compiler))
         try:
-            with tempfile.TemporaryDirectory() as scratch:  # Microsoft's compiler writes its object files there
-                subprocess.run(command, check=True, cwd=scratch)
+            with tempfile.TemporaryDirectory() as scratch:
+                self._build(compiler, link, list(map(str, sources)), scratch)
         except FileNotFoundError:
             raise SystemExit(
-                f"t2j-core needs a C++17 compiler to build from source; `{command[0]}` was not found.\n"
+                f"t2j-core needs a C++17 compiler to build from source; `{compiler[0]}` was not found.\n"
                 "Install one (Debian: `apt-get install g++`; Windows: Visual Studio's Build Tools, whose developer "
                 "prompt finds it), or set CXX, or install a wheel."
             ) from None
@@ -40,23 +41,36 @@ class NativeBuildHook(BuildHookInterface):
         build_data["pure_python"] = False
         build_data["artifacts"].append(f"src/t2j_core/{output.name}")
 
-    def _command(self, root: Path, include: list[str], sources: list[str], output: Path) -> list[str]:
-        """The compiler command for this platform."""
+    def _build(self, compiler: list[str], link: list[str], sources: list[str], scratch: str) -> None:
+        """Compile each source to an object file in a scratch folder, and link them."""
+        if sys.platform == "win32":  # Microsoft's compiler spreads the sources over the processors itself
+            subprocess.run([*compiler, *sources, *link], check=True, cwd=scratch)
+            return
+        objects = [str(Path(scratch, Path(source).stem + ".o")) for source in sources]
+        commands = [[*compiler, "-c", source, "-o", name] for source, name in zip(sources, objects, strict=True)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda command: subprocess.run(command, check=True), commands))
+        subprocess.run([*compiler, *objects, *link], check=True)
+
+    def _commands(self, root: Path, include: list[str], output: Path) -> tuple[list[str], list[str]]:
+        """How this platform compiles, and what it adds to link."""
         extra = shlex.split(os.environ.get("CXXFLAGS", ""))
         headers = [f"-I{path}" for path in include]  # all compilers accept this form
         if sys.platform == "win32":
-            flags = [os.environ.get("CXX", "cl"), "/nologo", "/std:c++17", "/O2", "/DNDEBUG", "/EHsc", "/LD"]
-            link = ["/link", f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}", f"/OUT:{output}"]
-            return [*flags, *headers, *extra, *sources, *link]
-        flags = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-shared"]
+            flags = [os.environ.get("CXX", "cl"), "/nologo", "/std:c++17", "/O2", "/DNDEBUG", "/EHsc", "/MP"]
+            link = ["/LD", "/link", f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}", f"/OUT:{output}"]
+            return [*flags, *headers, *extra], link
+        flags = [*shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O2", "-DNDEBUG", "-fPIC"]
         flags += ["-fvisibility=hidden", "-Wno-invalid-offsetof"]
         # No local path in the binary: the same sources and compiler give the same wheel on every machine.
         flags += [f"-ffile-prefix-map={path}=." for path in (root, *include)]
+        link = ["-shared", "-o", str(output)]
         if sys.platform == "darwin":  # Python defines the undefined symbols; ARCHFLAGS names the target processor
-            flags += ["-undefined", "dynamic_lookup", *shlex.split(os.environ.get("ARCHFLAGS", ""))]
+            flags += shlex.split(os.environ.get("ARCHFLAGS", ""))
+            link += ["-undefined", "dynamic_lookup"]
         else:  # a program may load a different libstdc++, as conda's programs do
-            flags += ["-static-libstdc++", "-static-libgcc"]
-        return [*flags, *headers, *extra, *sources, "-o", str(output)]
+            link += ["-static-libstdc++", "-static-libgcc"]
+        return [*flags, *headers, *extra], link
 
     def clean(self, versions: list[str]) -> None:
         """Remove the compiled extension."""

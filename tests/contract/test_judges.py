@@ -14,7 +14,7 @@ from case import Case, How
 from fair import check_is_fair
 from judge import Mismatch, NotCounted
 from module_samples import Arguments, ModuleCase, RandomModule
-from operators import same_torch
+from same_torch import same_torch
 from second_derivatives import SecondDerivatives
 from t2j_autodiff import torch2jax
 

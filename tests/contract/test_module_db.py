@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from case import How
-from operators import same_torch
+from same_torch import same_torch
 
 pytest.importorskip("expecttest", reason="torch's list of modules imports it")
 

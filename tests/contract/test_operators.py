@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 import pytest
-from known import differences, load_known
+from known import differences
 from runner import Worker
+from same_torch import KNOWN, same_torch
 
-KNOWN = load_known()
 CHUNKS = 48
 SLOW = {
     "cdist",
@@ -27,15 +25,7 @@ SLOW = {
 """What takes a second and more for one sample, and is left out of the ordinary tests."""
 
 
-def release(version: str) -> list[str]:
-    """The first two numbers of a version."""
-    return version.split(".")[:2]
-
-
-@pytest.mark.skipif(
-    release(KNOWN["versions"].get("torch", "")) != release(metadata.version("torch")),
-    reason="the list of known failures is that of another torch",
-)
+@same_torch
 @pytest.mark.thinned(8)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_operators(worker: Worker, chunk: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from common import ALL
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -134,6 +135,7 @@ def test_several_processes_agree_with_one_device(start: Start, example: str, pro
     assert "The losses agree with one device's" in output
 
 
+@pytest.mark.skipif(not ALL, reason="starts the example of another test once more: T2J_ALL=1 runs it")
 def test_an_example_as_a_job_of_slurm(start: Start):
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
     tasks = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 
-WRAPS = int(os.environ.get("T2J_LEAK_WRAPS", "200"))
+WRAPS = int(os.environ.get("T2J_LEAK_WRAPS", "100"))
 
 
 def test_wraps_leave_no_function_behind(run):
@@ -56,7 +56,7 @@ def test_memory_stays_flat_over_calls(run):
 
 # --- by counters ------------------------------------------------------------------------------------------------------
 
-CALLS = int(os.environ.get("T2J_LEAK_CALLS", "500"))
+CALLS = int(os.environ.get("T2J_LEAK_CALLS", "300"))
 
 MEASURE = """
 import sys

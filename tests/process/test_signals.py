@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from common import ALL
+
 
 def test_a_keyboard_interrupt_arrives(run):
     """In an eager call and in a compiled one."""
@@ -42,6 +44,7 @@ CALLS = {
     "hvp": "jax.jit(lambda x: jax.jvp(jax.grad(f), (x,), (x,))[1])",
     "a plain call": "jax.jit(f)",
 }
+SIGNALS = 300 if ALL else 100
 
 
 def test_a_signal_handler_may_call_and_differentiate(run):
@@ -66,12 +69,12 @@ def test_a_signal_handler_may_call_and_differentiate(run):
             def handler(*_):
                 check()
                 handled.append(1)
-                if len(handled) < 300:
+                if len(handled) < {SIGNALS}:
                     signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
 
             signal.signal(signal.SIGALRM, handler)
             signal.setitimer(signal.ITIMER_REAL, 1e-3)
-            while len(handled) < 300:
+            while len(handled) < {SIGNALS}:
                 check()
             return "handled", len(handled), "wrong", len(wrong)
 
@@ -80,7 +83,7 @@ def test_a_signal_handler_may_call_and_differentiate(run):
         """
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines() == [f"{name} handled 300 wrong 0" for name in CALLS]
+    assert done.stdout.splitlines() == [f"{name} handled {SIGNALS} wrong 0" for name in CALLS]
 
 
 def test_handlers_that_interrupt_each_other_without_end_raise(run):

@@ -137,7 +137,7 @@ def test_exceptions_of_many_threads_keep_their_type(run, monkeypatch, kept):
 
         def work(call):
             together.wait(60)
-            for _ in range(25):
+            for _ in range(10):
                 try:
                     call(jnp.ones(3))
                 except Boom as error:
