@@ -47,16 +47,16 @@ def run_round(seed: int, number: int) -> str:
     return name
 
 
-def numbers(rounds: int | None, minutes: float) -> Iterator[int]:
-    """The numbers of the rounds: so many, or as many as there is time for."""
+def numbers(rounds: int, minutes: float) -> Iterator[int]:
+    """The numbers of the rounds: at least so many, and for at least so long."""
     end = time.monotonic() + 60 * minutes
     number = 0
-    while number < rounds if rounds is not None else time.monotonic() < end:
+    while number < rounds or time.monotonic() < end:
         yield number
         number += 1
 
 
-def soak(seed: int, rounds: int | None, minutes: float) -> dict[str, Any]:
+def soak(seed: int, rounds: int, minutes: float) -> dict[str, Any]:
     """Run rounds; raise `AssertionError` for a wrong value, or where the process grows."""
     begin, samples, kinds = time.monotonic(), [], Counter()
     for number in numbers(rounds, minutes):
@@ -83,8 +83,8 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--minutes", type=float, default=2)
-    parser.add_argument("--rounds", type=int, help="instead of --minutes")
+    parser.add_argument("--minutes", type=float, default=2, help="at least so long")
+    parser.add_argument("--rounds", type=int, default=4 * EVERY, help="at least so many, however slow the machine is")
     parser.add_argument("--round", type=int, help="repeat this one")
     parser.add_argument("--output", type=Path, help="write the counts to a file")
     options = parser.parse_args()
