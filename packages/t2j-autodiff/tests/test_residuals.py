@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from _counted import Counted, in_jnp
-from common import ALL
+from common import ALL, check_message
 from t2j_autodiff import PerformanceWarning, T2jWarning, checkpoint_policy, clear_residuals, torch2jax
 from t2j_autodiff._base.decisions import Decisions
 from t2j_autodiff._base.options import DiffOptions
@@ -24,13 +24,15 @@ from t2j_autodiff._residuals import tracing
 from t2j_autodiff._residuals.protocol import DifferentiatedFunction
 from t2j_autodiff._residuals.store import kept_graphs
 from t2j_autodiff._residuals.traced import TracedFunction
-from t2j_core import _compat
+from t2j_core import OutputError, _compat, j2t
 from t2j_core.extend import Leaf
 from t2j_core.testing import assert_nothing_escaped, collect, live_functions
 
 N = 5000  # more elements than a function that is run again may have
 X = jnp.linspace(-1, 1, N)
 CPU = torch.device("cpu")
+
+needs_compiler = pytest.mark.skipif(not _compat.can_compile, reason="torch before 2.9 does not compile functions")
 
 
 @pytest.fixture(autouse=True)
@@ -687,6 +689,48 @@ def test_two_pulls_on_a_traced_graph_run_the_function_once():
     np.testing.assert_allclose(2 * a, b, rtol=1e-6)
     np.testing.assert_allclose(a, 1 - jnp.tanh(x) ** 2, rtol=1e-4, atol=1e-6)
     assert counted.runs == ran
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_norms_of_weights_are_saved_in_single_precision(dtype, compiled):
+    # Regression: those of float16 are in float16 where torch traces, and in float32 where it runs.
+    v, g = jnp.asarray([[1, 2, 3], [4, 5, 7]], dtype), jnp.asarray([[1], [-2]], dtype)
+    take = lambda v, g: (torch._weight_norm(v, g, 0) * torch.arange(6, dtype=v.dtype).reshape(2, 3)).sum()
+    given = [j2t(a).clone().requires_grad_() for a in (v, g)]
+    f = torch2jax(take, residuals="graph", compile=compiled)
+    gradients = jax.jit(jax.grad(f, (0, 1)))(v, g)
+    for mine, other in zip(gradients, torch.autograd.grad(take(*given), given), strict=True):
+        np.testing.assert_allclose(mine.astype(jnp.float32), other.float(), rtol=1e-2, atol=1e-2)
+    assert f"from a {'compiled' if compiled else 'traced'} graph" in f.explain()
+
+
+@torch.library.custom_op("t2j_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x * 2, x.new_full((1,), 2.0)
+
+
+@doubled.register_fake
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), x.new_empty((1,), dtype=torch.float16)
+
+
+doubled.register_autograd(
+    lambda ctx, ct, _: ct * ctx.saved_tensors[0],
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output[1]),
+)
+
+
+def test_an_operator_whose_fake_kernel_is_wrong_is_named():
+    f = torch2jax(lambda x: doubled(x)[0].sum(), residuals="graph")
+    with pytest.raises(OutputError) as caught:
+        jax.grad(f)(X)
+    expected, got = "torch.float16 of shape (1,)", "torch.float32 of shape (1,)"
+    check_message(
+        str(caught.value), what="t2j_tests.doubled.default", expected=expected, got=got, remedy='residuals="auto"'
+    )
+    gradient = jax.grad(torch2jax(lambda x: doubled(x)[0].sum(), residuals="auto"))(X)
+    np.testing.assert_array_equal(gradient, np.full(N, 2.0))
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")  # torch's word on `.item()`

@@ -11,9 +11,19 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from t2j_core import PerformanceWarning, dtype_t2j
-from t2j_core.extend import FlatFunction, Leaf, canonical, placeholders, reason_of, seeded_by, warn, warn_not_compiled
-from torch.fx import GraphModule
+from t2j_core import OutputError, PerformanceWarning, dtype_t2j
+from t2j_core.extend import (
+    FlatFunction,
+    Leaf,
+    canonical,
+    describe,
+    placeholders,
+    reason_of,
+    seeded_by,
+    warn,
+    warn_not_compiled,
+)
+from torch.fx import GraphModule, Node
 
 from .. import _compat
 from .._base.errors import first_line
@@ -32,6 +42,7 @@ class TracedFunction(Residuals):
     """A traced forward and backward of one function."""
 
     is_traced = True
+    _is_as_traced = False  # whether a run has saved what the trace says
 
     def __init__(self, function: DifferentiatedFunction, traced: Traced) -> None:
         super().__init__(function)
@@ -126,11 +137,29 @@ class TracedFunction(Residuals):
         def run(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             with torch.no_grad(), self._drawing(x[0]):
                 y = self._on(x[0].device).forward(*x)
-            own = (_permuted(y[n + k], order) for k, order in zip(self._own, self._orders, strict=True))
-            return (*y[:n], *(t.resolve_conj() for t in own))
+            own = [_permuted(y[n + k], order).resolve_conj() for k, order in zip(self._own, self._orders, strict=True)]
+            if not self._is_as_traced:
+                self._check_saved(own)
+                self._is_as_traced = True
+            return (*y[:n], *own)
 
         leaves = [*self.function.results, *self.leaves]
         return over_axes(run, leaves, axes, self.function.decisions, "derivative")
+
+    def _check_saved(self, own: Sequence[torch.Tensor]) -> None:
+        """Raise where an operation saves something else than it did in the trace, which had no data."""
+        for k, leaf, t in zip(self._own, self.leaves, own, strict=True):
+            if (t.shape, t.dtype) != (leaf.shape, leaf.torch_dtype):
+                node = outputs_of(self._on_device[self._traced_on].forward)[len(self.function.results) + k]
+                raise OutputError(
+                    describe(
+                        f"{self.function.decisions.name} was traced with its derivative, but {_operation(node)} saves "
+                        "something else than its kernel for tensors without data, which torch traces with.",
+                        expected=f"{leaf.torch_dtype} of shape {leaf.shape}",
+                        got=f"{t.dtype} of shape {tuple(t.shape)}",
+                        remedy='Pass residuals="auto", which traces nothing; the fault is that of the operation.',
+                    )
+                )
 
     def _drawing(self, key: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         decisions = self.function.decisions
@@ -176,6 +205,12 @@ class TracedFunction(Residuals):
             else:
                 ct = torch.zeros(leaf.shape, dtype=leaf.torch_dtype, device=device)
             yield _permuted(_permuted(ct, order).contiguous(), _inverse(order))
+
+
+def _operation(node: Node) -> str:
+    """The operation that computes a value of a graph."""
+    call = node.args[0] if getattr(node.target, "__name__", "") == "getitem" else node
+    return str(call.target if isinstance(call, Node) else node.target)
 
 
 def _order(value: torch.Tensor) -> Order:

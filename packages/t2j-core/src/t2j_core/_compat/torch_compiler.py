@@ -29,10 +29,23 @@ def trace_ahead(
     """The operations of `f` on fake tensors, without writes; with those of its backward if `joint`."""
     from torch._functorch.aot_autograd import aot_export_joint_simple
 
-    graph = aot_export_joint_simple(f, tuple(x), trace_joint=joint, decompositions=decompositions)
+    ours = {torch.ops.aten._weight_norm_interface.default: _weight_norm_interface}
+    graph = aot_export_joint_simple(f, tuple(x), trace_joint=joint, decompositions={**(decompositions or {}), **ours})
     if not isinstance(graph, GraphModule):
         raise NotImplementedError(f"a trace is a {type(graph).__name__}")
     return graph
+
+
+def _weight_norm_interface(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch._weight_norm` and the norms that its backward takes, in single precision at least.
+
+    Torch's decomposition, which is also its kernel for tensors without data, has norms of float16 in float16, which
+    the backward of the kernels refuses. Observed with torch 2.13 (`_weight_norm_interface` in
+    torch/_decomp/decompositions.py and aten/src/ATen/native/WeightNorm.cpp).
+    """
+    wide = v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+    norm = wide.norm(2, [axis for axis in range(v.ndim) if axis != dim], keepdim=True)
+    return (wide * (g / norm)).to(v.dtype), norm
 
 
 def is_of_trace(t: object) -> bool:
