@@ -112,9 +112,8 @@ def tests(session: nox.Session) -> None:
     alone = f"{DIST}/tests/test_without_autodiff.py"  # so few tests that a second process would take longer
     session.run("pytest", *session.posargs, alone, env=env)  # and so must dist
     install(session, f"{AUTODIFF}[test]", "expecttest", "scipy", "lineax", MATPLOTLIB)
-    for tested in (AUTODIFF, DIST):
+    for tested in (AUTODIFF, DIST, "tests"):
         session.run(*pytest, tested, env=env)
-    session.run(*pytest, "--no-loadscope-reorder", "tests/random_programs", "tests", env=env)  # the longest first
 
 
 def quick_compilation(session: nox.Session) -> dict[str, str]:
