@@ -26,7 +26,7 @@ SLOW = {
 
 
 @same_torch
-@pytest.mark.thinned(12)
+@pytest.mark.thinned(16)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_operators(worker: Worker, chunk: int) -> None:
     """Run the operators of a chunk, and compare what fails with the list."""

@@ -1,6 +1,7 @@
 """Random programs, wrapped and transformed, equal the same programs in `jnp`.
 
-`T2J_EXAMPLES` says how many are tried. With `nox -s properties` it is many, and faults of the past are planted.
+`T2J_EXAMPLES` says how many are tried: few by default, because the soak runs such programs too. With
+`nox -s properties` it is many, and faults of the past are planted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from operations import OPERATIONS
 from programs import is_array
 from transformations import TRANSFORMATIONS
 
-EXAMPLES = int(os.environ.get("T2J_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("T2J_EXAMPLES", "5"))
 BUDGET = 600  # examples, within which each fault of the past must be found
 
 
