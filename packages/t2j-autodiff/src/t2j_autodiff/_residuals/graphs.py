@@ -1,8 +1,9 @@
-"""What a traced graph returns."""
+"""What a traced graph returns, and what computes it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from t2j_core.extend import output_of
 from torch.fx import GraphModule, Node
@@ -19,3 +20,13 @@ def return_from(module: GraphModule, values: Sequence[Node]) -> None:
     output_of(module).args = (tuple(values),)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def call_of(node: Node) -> tuple[Node, int | None]:
+    """The call that computes a value, and which of its results the value is; None is its only one."""
+    if getattr(node.target, "__name__", "") != "getitem":
+        return node, None
+    call: Any
+    index: Any
+    call, index = node.args
+    return call, index

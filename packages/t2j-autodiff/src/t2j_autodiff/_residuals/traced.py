@@ -23,14 +23,14 @@ from t2j_core.extend import (
     warn,
     warn_not_compiled,
 )
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from .. import _compat
 from .._base.errors import first_line
 from .._batching.batch_axes import BatchAxes
 from .._batching.vmap import over_axes
 from .direct import is_contiguous, is_direct, rearranged
-from .graphs import outputs_of
+from .graphs import call_of, outputs_of
 from .protocol import DifferentiatedFunction, Residuals
 from .tracing import NothingToKeepError, Traced, is_of_no_dropout, trace
 
@@ -151,9 +151,10 @@ class TracedFunction(Residuals):
         for k, leaf, t in zip(self._own, self.leaves, own, strict=True):
             if (t.shape, t.dtype) != (leaf.shape, leaf.torch_dtype):
                 node = outputs_of(self._on_device[self._traced_on].forward)[len(self.function.results) + k]
+                operation = call_of(node)[0].target
                 raise OutputError(
                     describe(
-                        f"{self.function.decisions.name} was traced with its derivative, but {_operation(node)} saves "
+                        f"{self.function.decisions.name} was traced with its derivative, but {operation} saves "
                         "something else than its kernel for tensors without data, which torch traces with.",
                         expected=f"{leaf.torch_dtype} of shape {leaf.shape}",
                         got=f"{t.dtype} of shape {tuple(t.shape)}",
@@ -205,12 +206,6 @@ class TracedFunction(Residuals):
             else:
                 ct = torch.zeros(leaf.shape, dtype=leaf.torch_dtype, device=device)
             yield _permuted(_permuted(ct, order).contiguous(), _inverse(order))
-
-
-def _operation(node: Node) -> str:
-    """The operation that computes a value of a graph."""
-    call = node.args[0] if getattr(node.target, "__name__", "") == "getitem" else node
-    return str(call.target if isinstance(call, Node) else node.target)
 
 
 def _order(value: torch.Tensor) -> Order:

@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 
 from .. import _compat
 from .._workarounds.requires_grad_queries import RequiresGradQueries
+from .graphs import call_of
 from .saved_views import save_what_views_are_of
 
 
@@ -89,17 +90,16 @@ _OF_DROPOUT = {"philox_seed", "philox_offset", "rng_state", "unused"}
 
 def is_of_no_dropout(node: Node) -> bool:
     """Whether a saved value is the state of the random numbers of an attention that has no dropout."""
-    if getattr(node.target, "__name__", "") != "getitem":
+    call, index = call_of(node)
+    target: Any = call.target
+    schema = getattr(target, "_schema", None)
+    if index is None or schema is None or target.namespace != "aten":
         return False
-    call: Any
-    index: Any
-    call, index = node.args
-    schema = getattr(call.target, "_schema", None)
-    if schema is None or call.target.namespace != "aten" or index >= len(schema.returns):  # one list, as of `unbind`
+    if index >= len(schema.returns):  # one list, as of `unbind`
         return False
     if schema.returns[index].name not in _OF_DROPOUT:
         return False
-    dropout = _compat.argument_of(call.target, "dropout_p", call.args, call.kwargs)
+    dropout = _compat.argument_of(target, "dropout_p", call.args, call.kwargs)
     if dropout:
         raise NotImplementedError("an attention with dropout keeps its random numbers on the host")
     return dropout is not None
