@@ -6,21 +6,27 @@ from _results import Results, Row, found_row, in_ms, measured, number
 
 MLP_STEP = "value_and_grad, MLP 4 x 1024, batch 256"
 REAL_STEP = "step, mobile convnet, 4 x 3 x 32 x 32"
+SMALL_STEP, ARRAYS = "step, leaves of [Linear(16, 16), Tanh]", 100
 
 
 def summary(results: Results) -> str:
-    """The table of the first page: a small call, and gradient steps of a large perceptron and of a real model."""
+    """The table of the first page: a small call, and gradient steps of models of large and of many small layers."""
     calls = {row.name: row for row in results["size"] if row.at == 1}
-    mlp = {row.name.removesuffix(" auto"): row for row in results["gradients"] if row.question == MLP_STEP}
-    real = {row.name: row for row in results["models"] if row.question == REAL_STEP}
-    titles = [f"gradient step, {question.partition(', ')[2]}" for question in (MLP_STEP, REAL_STEP)]
-    lines = [f"| | a call on one float | {' | '.join(titles)} |", "|---|---|---|---|"]
+    steps = {
+        "MLP 4 x 1024, batch 256": [row for row in results["gradients"] if row.question == MLP_STEP],
+        "mobile convnet, 4 x 3 x 32 x 32": [row for row in results["models"] if row.question == REAL_STEP],
+        f"{ARRAYS // 2} small layers [Linear(16, 16), Tanh]": [
+            row for row in results["models"] if row.question == SMALL_STEP and row.at == ARRAYS
+        ],
+    }
+    found = [{row.name.removesuffix(" auto"): row for row in rows} for rows in steps.values()]
+    lines = [f"| | a call on one float | {' | '.join(f'step, {model}' for model in steps)} |", "|---|---|---|---|---|"]
     others = ("torch.compile", "wrap_torch2jax", "jax-tvm-ffi", "buffer_callback", "pure_callback")
     for name in ("torch, native", "t2j", "t2j compiled", *others):
         call = f"{number(calls[name].value.median)} µs" if name in calls else ""
-        steps = [_step(name, rows) for rows in (mlp, real)]
-        if call or any(steps):
-            lines.append(f"| {name} | {call} | {' | '.join(steps)} |")
+        cells = [_step(name, rows) for rows in found]
+        if call or any(cells):
+            lines.append(f"| {name} | {call} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", measured(results.environment("size"))]) + "\n"
 
 
