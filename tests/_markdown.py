@@ -12,13 +12,14 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("NPROC", "64")
 
 _FENCE = re.compile(r"^(?P<fence>`{3,})(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=fence)[ ]*$", flags=re.M | re.S)
+_OPTIONS = re.compile(r"\A(:[\w-]+:.*\n)+")
 
 
 class Block(NamedTuple):
     """A fenced block."""
 
     language: str  # the info string: "python", "bash", "{code-cell} python"
-    text: str
+    text: str  # without the options of a directive, such as `:tags: [hide-input]`; their lines are empty
     before: str  # the text between the previous block and this one
     line: int
 
@@ -27,7 +28,10 @@ def all_blocks(page: Path) -> list[Block]:
     content, found, end = page.read_text(), [], 0
     for match in _FENCE.finditer(content):
         line = content[: match.start("text")].count("\n")
-        found.append(Block(match["info"].strip(), match["text"], content[end : match.start()], line))
+        info, text = match["info"].strip(), match["text"]
+        if info.startswith("{"):
+            text = _OPTIONS.sub(lambda options: "\n" * options[0].count("\n"), text)
+        found.append(Block(info, text, content[end : match.start()], line))
         end = match.end()
     return found
 
