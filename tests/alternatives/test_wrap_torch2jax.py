@@ -92,11 +92,15 @@ def test_forward_mode():
 
 @pytest.mark.filterwarnings("error")
 def test_complex_gradients():
-    """silently zero"""
+    """silently zero, or wrong"""
     f = wrap(torch.square, like(z()))
     loss = lambda f: lambda z: jnp.abs(f(z)).sum()
     assert jnp.all(jax.grad(loss(jnp.square))(z()) != 0)
     agree(jax.grad(loss(f))(z()), 0 * z())
+    turn = wrap(lambda t: torch.exp(1j * t), like(x(3)))  # PyTorch's cotangents are the conjugates of JAX's
+    loss = lambda f: lambda x: ((1 + 2j) * f(x)).real.sum()
+    right = jax.grad(loss(lambda x: jnp.exp(1j * x)))(x(3))
+    assert jnp.all(jnp.abs(jax.grad(loss(turn))(x(3)) - right) > 2)
 
 
 def test_vmap():
