@@ -47,6 +47,15 @@ def test_callables_of_odd_kinds():
         assert repr(f)
 
 
+def test_an_operator_of_an_extension():
+    with torch.library._scoped_library("t2j_test_extension", "FRAGMENT") as library:
+        library.define("doubled(Tensor x) -> Tensor")
+        library.impl("doubled", lambda t: torch.from_numpy(t.numpy() * 2), "CPU")  # no kernel for shapes alone
+        f = torch2jax(lambda t: torch.ops.t2j_test_extension.doubled(t) + 1)
+        for call in (f, f, jax.jit(f)):
+            np.testing.assert_array_equal(call(x), 2 * here + 1)
+
+
 def test_a_function_that_wraps_and_drops_wrappers():
     def function(t):
         g = torch2jax(lambda u: u + 1)
