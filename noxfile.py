@@ -37,6 +37,10 @@ BENCHMARKS = (
     *("train", "vmap", "autodiff", "startup", "dist"),
 )
 CONTESTANTS = ("wrap-torch2jax==0.9.0", "jax-tvm-ffi==0.1.3", "apache-tvm-ffi==0.1.15.post2")
+ALTERNATIVES = [  # what the README compares with, and the torch that it works with
+    nox.param("torch==2.13.0", CONTESTANTS, id="callers"),
+    nox.param("torch==2.11.0", ("torchax==0.0.13",), id="torchax"),
+]
 PARALLEL = ("-n", "3", "--dist", "loadfile")  # one more than a small machine has cores: some tests wait
 # 8 virtual devices need more threads than a small machine has cores. The tests start a hundred processes, each of which
 # would compile torch and JAX to bytecode where that may not be written. They compile thousands of small programs, so
@@ -243,6 +247,19 @@ def corpus(session: nox.Session) -> None:
     session.install("--no-deps", "-r", "tests/corpus/requirements.txt")
     output = () if session.posargs else ("--output", "benchmarks/results/corpus.json")
     session.run("python", "tests/corpus/run.py", "--check", *output, *session.posargs)
+
+
+@nox.session(python=PYTHONS[0], venv_backend="uv")
+@nox.parametrize("torch,libraries", ALTERNATIVES)
+def alternatives(session: nox.Session, torch: str, libraries: tuple[str, ...]) -> None:
+    """Try the other libraries of the README's table: do they still do what it says? Takes two minutes.
+
+    One library compiles an extension at first use. `torchax` needs an older torch, which is half a gigabyte where no
+    index with CPU builds is set.
+    """
+    install_torch(session, torch, "jax==0.10.2", "pytest>=8", "setuptools", "ninja")
+    session.install("--no-deps", *libraries)
+    session.run("pytest", "tests/alternatives", *session.posargs, env=QUIET)
 
 
 @nox.session
