@@ -60,6 +60,17 @@ def test_the_wheel_of_the_root_has_only_metadata(tmp_path, monkeypatch):
     assert all("a%20checkout" in folder for folder in folders)
 
 
+@every_package
+def test_uv_builds_again_when_a_source_changes(package):
+    """By default it compares only `pyproject.toml`, so `uv pip install .` would keep the packages after `git pull`."""
+    keys = [key["file"] for key in read(package)["tool"]["uv"]["cache-keys"]]
+    looked_at = {path for key in keys for path in package.glob(key)}
+    built_from = {package / "pyproject.toml", *package.glob("hatch_build.py"), *package.glob("native/*")}
+    built_from.update((package / "src").rglob("*.py"))
+    assert len(built_from) > 10
+    assert built_from <= looked_at
+
+
 def test_the_commands_for_an_installation_name_every_package():
     page = ROOT / "docs" / "installation.md"
     from_git = [block.text for block in all_blocks(page) if "git+$URL" in block.text]
