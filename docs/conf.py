@@ -12,6 +12,8 @@ from pathlib import Path
 
 import zmq
 from jupyter_client.manager import KernelManager
+from sphinx import addnodes
+from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_extensions"))
@@ -69,6 +71,7 @@ intersphinx_mapping = {
 
 html_theme = "furo"
 html_title = "t2j"
+pygments_dark_style = "a11y-dark"  # comes with Furo, as its style for light pages; the default underlines modules
 html_baseurl = os.environ.get("T2J_SITE_URL", "").rstrip("/")
 html_baseurl += "/" if html_baseurl else ""
 html_favicon = "_static/mark.svg"
@@ -83,3 +86,14 @@ copybutton_exclude = ".linenos, .gp, .go"
 # Only `nox -s docs -- --links` and T2J_ONLINE use the network.
 linkcheck_timeout = 15
 linkcheck_retries = 2
+
+
+def setup(app: Sphinx) -> None:
+    """Let the private name that `jax.Array` has for Python lead to its page."""
+    app.connect("doctree-read", lambda app, tree: [*map(name_publicly, tree.findall(addnodes.pending_xref))])
+
+
+def name_publicly(reference: addnodes.pending_xref) -> None:
+    """Change the target of a reference to `jaxlib._jax.Array`."""
+    if reference.get("reftarget", "").endswith("jaxlib._jax.Array"):
+        reference["reftarget"] = "jax.Array"
