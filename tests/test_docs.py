@@ -58,6 +58,19 @@ def test_no_block_of_python_is_left_out(page):
             code_of(page, block)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_code_is_narrow_enough_for_the_page(page):
+    """Wider lines are cut at the right edge of a page, or have to be scrolled."""
+    wide = [
+        f"line {number}: {len(line)} columns"
+        for block in all_blocks(page)
+        if re.search(r"py|code-cell", block.language)
+        for number, line in enumerate(block.text.splitlines(), block.line + 1)
+        if len(line) > 84
+    ]
+    assert not wide
+
+
 def test_the_quickstart_can_be_typed():
     """At the prompt of Python before 3.13 an empty line ends a function, and only an empty line ends a loop."""
     for block in all_blocks(DOCS / "quickstart.md"):
