@@ -43,8 +43,10 @@ from ._base.public import options_of as options_of
 from ._base.public import public as public
 from ._wrap.keywords import Keywords as Keywords
 from ._wrap.keywords import parameters_of as parameters_of
+from ._wrap.options import Arguments as Arguments
 from ._wrap.options import OptionGroup as OptionGroup
 from ._wrap.options import Options as Options
+from ._wrap.options import Results as Results
 from ._wrap.options import are_at as are_at
 from ._wrap.options import argument_numbers as argument_numbers
 from ._wrap.options import check_choice as check_choice
