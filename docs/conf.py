@@ -1,5 +1,6 @@
 """Sphinx configuration of this site: `nox -s docs`."""
 
+import os
 from importlib import metadata
 
 project = "t2j"
@@ -23,6 +24,7 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_output_stderr = "remove-warn"  # a page must not show warnings
+os.environ.setdefault("T2J_PROGRESS_SECONDS", "0")  # nor what is slow where it is built
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

@@ -59,11 +59,11 @@ def test_the_names_for_other_packages():
             ),
             *("checked_bool", "checked_examples", "checked_integer", "refused", "parameters_of", "check_options"),
             *("option_names", "OptionGroup", "taken"),
-            *("DispatchMode", "numbers_in", "storage_uses", "torch_device", "apart"),
+            *("DispatchMode", "numbers_in", "storage_uses", "torch_device", "apart", "progress"),
             *("generator_states", "turns", "modules_in_use", "check_example"),
             *("movable_copy", "raise_escaped", "collect_garbage"),
             *("canonical", "Tracer", "explicit_spec", "hide_frames", "manual_axes", "reshard"),
-            *("transposing_call", "remember", "describe", "warn", "grouped", "heading", "listed"),
+            *("transposing_call", "remember", "describe", "warn", "grouped", "heading", "listed", "size_of"),
         ]
     )
 

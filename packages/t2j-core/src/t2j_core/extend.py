@@ -60,6 +60,7 @@ from ._wrap.options import taken as taken
 
 # isort: split
 # Runs of a torch function outside of a call: for inference, rehearsals and traces; and what is compiled.
+from ._base.progress import progress as progress
 from ._base.turns import turns as turns
 from ._compat import DispatchMode as DispatchMode
 from ._compat import fixed_shapes as fixed_shapes
@@ -103,5 +104,6 @@ from ._base.bounded import remember as remember
 from ._base.errors import describe as describe
 from ._base.errors import warn as warn
 from ._base.text import listed as listed
+from ._base.text import size_of as size_of
 from ._wrap.explain import grouped as grouped
 from ._wrap.explain import heading as heading
