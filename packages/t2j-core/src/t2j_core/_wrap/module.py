@@ -15,7 +15,7 @@ from .._base.public import public
 from .._modules.variables import NUMBERS, Layout
 from .convert import j2t, t2j
 from .function import TorchFunction
-from .module_call import ModuleCall
+from .module_call import ModuleCall, ModuleOptions
 from .options import Arguments, Options, Results, option_names
 from .torch2jax import torch2jax
 
@@ -96,7 +96,7 @@ def functional(
         "params": {name: _array(tensor, copy, name) for name, tensor in module.named_parameters()},
         "buffers": {name: _array(tensor, copy, name) for name, tensor in module.named_buffers()},
     }
-    return ModuleCall(module, train, mutable), variables
+    return ModuleCall(module, ModuleOptions(train, mutable, copy)), variables
 
 
 def _check_module(function: str, module: object) -> None:
