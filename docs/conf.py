@@ -49,6 +49,7 @@ nb_output_stderr = "remove-warn"  # a page must not show warnings
 if hasattr(KernelManager, "transport_encryption") and zmq.has("curve"):
     KernelManager.transport_encryption.default_value = "auto"  # without encryption each kernel prints a warning
 logging.getLogger("traitlets").setLevel(logging.WARNING)  # a style of Furo's switches on all messages
+os.environ.setdefault("T2J_PROGRESS_SECONDS", "0")  # nor what is slow where it is built
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

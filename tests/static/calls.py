@@ -67,9 +67,16 @@ def options_are_known(module: torch.nn.Module) -> None:
     """A checker reports misspelt options and values."""
     t2j_core.torch2jax(softmax, outputs="none")  # type: ignore[call-overload, arg-type, unused-ignore]  # pyright: ignore[reportArgumentType]
     t2j_autodiff.torch2jax(softmax, vmap_method="vmap", residuals="graph", vmap_randomness="same")
+    t2j_dist.torch2jax(softmax, vmap_method="vmap", residuals="graph", arguments="check", lock=True)
+    t2j_dist.torch2jax(softmax, vmap_method="loop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     t2j_autodiff.module2jax(module, outputs="copy", depth=1)
     t2j_autodiff.module2jax(module, deep=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     t2j_core.module2jax(module, output="copy")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    t2j_core.module2jax(module, outputs="none")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    t2j_core.module2jax(module, train="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    t2j_autodiff.module2jax(module, residuals="grpah")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    t2j_dist.module2jax(module, residuals="graph", out_specs=jax.sharding.PartitionSpec())
+    t2j_dist.module2jax(module, deep=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def takes_a_function(fn: Callable[[jax.Array], jax.Array]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("T2J_PROGRESS_SECONDS", "0")  # tests on a busy machine do not log what is slow
 
 import pytest
 

@@ -108,11 +108,12 @@ def test_a_batch_of_gradients_keeps_its_graph_unless_the_function_asks():
 def test_grad_of_vmap_is_one_run_for_a_function_that_does_not_ask():
     f = torch2jax(lambda x: many(x).sum())
     jax.grad(lambda x: jax.vmap(f)(x).sum())(X)
+    assert f"vmap of {len(X)}, differentiated: torch.func.vmap" in f.explain()
     assert "one after another" not in f.explain()
     g = torch2jax(asks_requires_grad)
     with warns(PerformanceWarning, what=("`requires_grad`", "uses requires_grad")):
         jax.grad(lambda x: jax.vmap(g)(x).sum())(X)
-    assert "reverse mode of vmap: one after another" in g.explain()
+    assert f"vmap of {len(X)}, differentiated: examples one after another, because" in g.explain()
 
 
 def test_second_derivatives_of_a_batch_with_hooks():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import fields
 from typing import get_type_hints
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_autodiff import ArgumentError, torch2jax
+from t2j_autodiff import ArgumentError, module2jax, torch2jax
 from t2j_autodiff.extend import DiffKeywords, DiffOptions
 from t2j_core.extend import Options, option_names
 
@@ -62,3 +63,46 @@ def test_the_options_are_the_fields_of_two_dataclasses():
     assert names < set(inspect.signature(torch2jax).parameters)
     documented = re.findall(r"^  (\w+): ", inspect.cleandoc(torch2jax.__doc__), flags=re.M)
     assert names <= set(documented)
+
+
+def keyword_parameters(function) -> dict[str, inspect.Parameter]:
+    """Those of a function as it is written, which is what editors show."""
+    parameters = inspect.signature(inspect.unwrap(function), eval_str=True).parameters.items()
+    return {name: parameter for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def test_module2jax_has_the_options_of_torch2jax():
+    wanted = keyword_parameters(torch2jax)
+    del wanted["example_kw"]
+    found = keyword_parameters(module2jax)
+    assert list(found)[:3] == ["train", "mutable", "copy"]
+    assert [found[name] for name in wanted] == list(wanted.values())
+    assert list(wanted) == list(option_names(DiffOptions, Options)) == list(found)[3:]
+
+
+@pytest.mark.parametrize("field", [*fields(DiffOptions), *fields(Options)], ids=lambda field: field.name)
+def test_the_signature_shows_type_and_default_of_an_option(field):
+    shown = keyword_parameters(torch2jax)[field.name]
+    assert (shown.default, shown.annotation) == (field.default, get_type_hints(DiffKeywords)[field.name])
+    assert shown == inspect.signature(torch2jax).parameters[field.name]
+
+
+OTHER_VALUES = {
+    "depth": 3,
+    "nondiff_argnums": (1,),
+    "nondiff_mask": True,
+    "use_zeros": False,
+    "use_torch_vjp": False,
+    "residuals": "recompute",
+    "vmap_method": "sequential",
+    "vmap_randomness": "same",
+    "vmap_chunk_size": 2,
+    "outputs": "copy",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_module2jax_passes_an_option_on(name):
+    apply, _ = module2jax(torch.nn.Linear(3, 3), **{name: OTHER_VALUES[name]})
+    options = apply.diff_options if name in option_names(DiffOptions) else apply.options
+    assert getattr(options, name) == OTHER_VALUES[name]

@@ -87,7 +87,7 @@ def test_a_batch_that_has_no_backward_is_reported_once():
     with warns(PerformanceWarning, times=1, anywhere=("differentiate a batch", "one after another")):
         for _ in range(2):
             jax.grad(lambda x: jax.vmap(f)(x).sum())(TIES)
-    assert "derivatives of vmap: one after another" in f.explain()
+    assert "its derivatives: examples one after another, because PyTorch cannot differentiate" in f.explain()
 
 
 def test_shared_operands_get_the_sum_of_all_gradients():

@@ -7,8 +7,11 @@ from importlib.metadata import distributions
 
 import pytest
 import t2j_core.__main__
+import torch
 from t2j_core import environment_info
+from t2j_core._diagnose import info
 from t2j_core._diagnose.clashes import clashes, installed
+from t2j_core._diagnose.gpus import gpus
 
 CPU = {"torch": "2.13.0+cpu", "cuda of torch": None, "rocm of torch": None, "jaxlib": "0.10.2"}
 CUDA13 = {**CPU, "torch": "2.13.0+cu130", "cuda of torch": "13.0", "nvidia-cudnn-cu13": "9.13.0.50"}
@@ -98,7 +101,35 @@ def test_what_is_installed_here():
     names = {re.sub(r"[-_.]+", "-", wheel.metadata["Name"] or "").lower() for wheel in distributions()}
     assert {name for name in versions if " " not in name and name not in ("torch", "jaxlib")} <= names
     assert versions["jaxlib"] == environment_info()["jaxlib"]
-    assert environment_info()["clashes"] == clashes(versions, needs)
+    found = environment_info()
+    assert found["clashes"] == (clashes(versions, needs) if found["gpus"] else [])
+
+
+@pytest.mark.parametrize(("found", "told"), [(["NVIDIA"], True), ([], False)])
+def test_a_machine_without_a_gpu_gets_no_advice_on_cuda(monkeypatch, found, told):
+    # Regression: on a machine without a GPU, on which `pip install torch` installs the CUDA build, it said to install
+    # JAX for CUDA.
+    monkeypatch.setattr(info, "installed", lambda: (CUDA13, NEEDS13))
+    monkeypatch.setattr(info, "gpus", lambda: found)
+    assert any("Install JAX for CUDA" in text for text in environment_info()["clashes"]) == told
+    assert environment_info()["gpus"] == found
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [("dev/nvidiactl", "NVIDIA"), ("proc/driver/nvidia/version", "NVIDIA"), ("dev/dxg", "NVIDIA"), ("dev/kfd", "AMD")],
+)
+def test_a_driver_shows_by_its_files(tmp_path, monkeypatch, file, kind):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpus(tmp_path) == []
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    assert gpus(tmp_path) == [kind]
+
+
+def test_a_device_that_torch_uses_is_found_without_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert gpus(tmp_path) == ["AMD" if torch.version.hip else "NVIDIA"]
 
 
 def test_the_command_says_what_clashes(monkeypatch, capsys):

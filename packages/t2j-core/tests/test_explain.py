@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import pickle
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from t2j_core import PerformanceWarning, Size, module2jax, torch2jax
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LARGE = (1 << 10, 1 << 10)
+X = np.ones((3, 2), np.float32)
 
 
 def softmax(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
@@ -50,6 +54,27 @@ def test_arrays_in_options_show_as_avals(example):
 
 def test_the_repr_of_many_outputs_is_short():
     assert len(repr(torch2jax(softmax, output_shapes=[Size(n) for n in range(1000)]))) < 200
+
+
+def test_the_repr_of_a_module_has_the_options_of_module2jax_first():
+    def shown(**options):
+        return repr(module2jax(torch.nn.Linear(3, 2), **options)[0])
+
+    assert shown() == "module2jax(Linear)"
+    assert shown(train=False, outputs="copy") == "module2jax(Linear, train=False, outputs='copy')"
+    assert shown(train=True, mutable=True, copy=True, rng=True) == (
+        "module2jax(Linear, train=True, mutable=True, copy=True, rng=True)"
+    )
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))])
+def test_a_copy_of_a_module_has_the_same_repr_and_the_same_modes(copied):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    for options in ({"train": False}, {"train": False, "mutable": True}):
+        apply, variables = module2jax(model, **options)
+        again = copied(apply)
+        assert repr(again) == repr(apply)
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, again(variables, X), apply(variables, X)))
 
 
 # --- signature -----------------------------------------------------------------------------------------------------
@@ -104,7 +129,9 @@ def test_jax_finds_arguments_by_their_names():
 
 
 def lines(f) -> list[str]:
-    return [line.strip() for line in f.explain().splitlines()]
+    """The text of `explain()`, in which long lines go on in the next one, further to the right."""
+    unwrapped = re.sub(r"\n {4,}", " ", f.explain())
+    return [line.strip() for line in unwrapped.splitlines()]
 
 
 def test_before_the_first_call():
@@ -168,7 +195,7 @@ def test_how_results_are_written():
     assert "output[0], output[1], output[2], output[3]: copied, or written in place" in f.explain()
     f(x)
     assert "output[0]: written in place by aten.relu" in lines(f)
-    assert "output[1]: copied (below 1048576 bytes)" in lines(f)
+    assert "output[1]: copied (below 1.0 MB)" in lines(f)
     assert "output[2]: written in place by aten.eq.Scalar" in lines(f)
     (last,) = [line for line in lines(f) if line.startswith("output[3]")]
     assert last.startswith("output[3]: copied (")
@@ -185,9 +212,43 @@ def test_how_results_are_written():
 def test_a_function_of_many_leaves_is_explained_in_few_lines():
     f = torch2jax(lambda tree: sum(tree))
     f([jnp.ones(3)] * 100)
-    assert lines(f)[0] == "<lambda>(f32[3], f32[3], f32[3], f32[3] and 96 more) -> (f32[3])"
-    assert "args[0][0], args[0][1], args[0][2], args[0][3] and 96 more: lent, not copied" in lines(f)
+    assert lines(f)[0] == "<lambda>(100 arrays) -> (f32[3])"
+    assert "args[0] (100 arrays, 300 values, 1.2 kB): lent, not copied" in lines(f)
     assert len(f.explain()) < 500
+
+
+def test_the_variables_of_a_module_are_summed_up():
+    model = torch.nn.Sequential(*(torch.nn.Linear(10, 10) for _ in range(3)), torch.nn.BatchNorm1d(10))
+    apply, variables = module2jax(model, train=False)
+    apply(variables, input=jnp.ones((2, 10)))
+    size = sum(p.numel() for p in model.parameters())
+    assert lines(apply)[0] == "Sequential(11 arrays, input=f32[2,10]) -> (f32[2,10])"
+    assert f"args[0]['params'] (8 arrays, {size} values, {4 * size / 1000:.1f} kB): lent, not copied" in lines(apply)
+    assert "args[0]['buffers'] (3 arrays, 21 values, 84 bytes): lent, not copied" in lines(apply)
+    assert "kwargs['input']: lent, not copied" in lines(apply)
+
+
+def test_those_of_a_sum_that_differ_are_named():
+    f = torch2jax(lambda tree: (tree["w"][2].add_(1), sum(tree["w"]))[1])
+    with pytest.warns(PerformanceWarning, match="in place"):
+        f({"w": [jnp.ones(2)] * 9, "b": jnp.ones(2)})
+    assert "args[0]['w'][2]: copied at every call, because the function writes into it" in lines(f)
+    assert "args[0]['w'] (8 arrays, 16 values, 64 bytes): lent, not copied" in lines(f)
+    assert "args[0]['b']: lent, not copied" in lines(f)
+
+
+def test_odd_keys_are_no_hindrance():
+    f = torch2jax(lambda tree: sum(tree.values()))
+    f({"a]b": jnp.ones(2), "it's": jnp.ones(2), '"': jnp.ones(2), "c[0]": jnp.ones(2), "": jnp.ones(2)})
+    assert "args[0] (5 arrays, 10 values, 40 bytes): lent, not copied" in lines(f)
+
+
+def test_no_line_is_wider_than_a_terminal():
+    numbers = {f"a_number_with_a_name_{i}": i for i in range(8)}
+    f = torch2jax(lambda x, **numbers: x)
+    f(jnp.ones(3), **numbers)
+    assert max(map(len, f.explain().splitlines())) <= 100
+    assert "constants: " + ", ".join(f"kwargs['{name}']={i}" for name, i in numbers.items()) in lines(f)
 
 
 def test_no_array_is_shown():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -72,6 +73,36 @@ def test_the_command_fails_when_a_call_does(monkeypatch, capsys):
     monkeypatch.setattr(t2j_core.__main__, "self_test", fail)
     assert t2j_core.__main__.main() == 1
     assert "self-test: FAILED: RuntimeError: no torch today" in capsys.readouterr().out
+
+
+def test_the_command_prints_json(capsys):
+    assert t2j_core.__main__.main(["--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    test = printed.pop("self_test")
+    assert test == {"passed": True, "text": test["text"]}
+    assert "torch ran inside XLA" in test["text"]
+    found = environment_info()
+    assert printed.keys() == found.keys()
+    for key in ("t2j_core", "jax", "torch", "jax_devices", "jax_x64", "cuda", "gpus", "gpu_wheels", "clashes"):
+        assert printed[key] == found[key]
+
+
+def test_a_failure_is_in_the_json_and_in_the_exit_status(monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("no torch today")
+
+    monkeypatch.setattr(t2j_core.__main__, "self_test", fail)
+    assert t2j_core.__main__.main(["--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["self_test"] == {"passed": False, "text": "RuntimeError: no torch today"}
+
+
+def test_the_command_has_help_and_refuses_what_it_does_not_know(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        t2j_core.__main__.main(["--help"])
+    assert "python -m t2j_core [-h] [--json]" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        t2j_core.__main__.main(["--jason"])
 
 
 def config():

@@ -56,10 +56,24 @@ def test_an_error_of_made_up_values_advises_to_declare():
 
 
 def test_the_note_names_few_arguments():
-    text = said(lambda: torch2jax(lambda tensors: tensors[0] @ tensors[0])([x] * 100))
-    assert "for args[0][0]: f32[2,3], args[0][1]: f32[2,3]" in text
-    assert "and 96 more." in text
-    assert len(text) < 600
+    few = said(lambda: torch2jax(lambda tensors: tensors[0] @ tensors[1])([x] * 2))
+    assert "for args[0][0]: f32[2,3], args[0][1]: f32[2,3].\n" in few
+    assert "for args[0]: 100 arrays.\n" in said(lambda: torch2jax(lambda tensors: tensors[0] @ tensors[0])([x] * 100))
+    many = said(lambda: torch2jax(lambda *tensors: tensors[0] @ tensors[0])(*[x] * 100))
+    assert "args[3]: f32[2,3] and 96 more." in many
+    assert len(many) < 600
+
+
+def test_the_note_on_a_module_names_what_the_user_passes_and_counts_the_variables():
+    # Regression: it named the first four parameters, and not the argument that was wrong.
+    apply, variables = module2jax(torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4))))
+    assert said(lambda: apply(variables, jnp.ones((2, 5)))).endswith("for args[0]: 8 arrays, args[1]: f32[2,5].\n")
+
+
+def test_floats_as_indices_are_no_matter_of_64_bits():
+    text = said(lambda: torch2jax(torch.nn.functional.embedding)(jnp.ones(2), jnp.ones((3, 3))))
+    assert "Long, Int" in text
+    assert "x64" not in text
 
 
 class Sealed(Exception):

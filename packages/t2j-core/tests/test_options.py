@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pydoc
 import re
 from typing import get_type_hints
 
@@ -12,8 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from t2j_core import ArgumentError, DTypeError, Size, torch2jax
+from t2j_core import ArgumentError, DTypeError, Size, module2jax, torch2jax
 from t2j_core.extend import Keywords, Options, option_names
+
+
+def keyword_parameters(function) -> dict[str, inspect.Parameter]:
+    """Those of a function as it is written, which is what editors show."""
+    parameters = inspect.signature(inspect.unwrap(function), eval_str=True).parameters.items()
+    return {name: parameter for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 class Unprintable:
@@ -78,6 +85,46 @@ def test_the_options_are_the_fields_of_a_dataclass():
     assert names < set(inspect.signature(torch2jax).parameters)
     documented = re.findall(r"^  (\w+): ", inspect.cleandoc(torch2jax.__doc__), flags=re.M)
     assert names <= set(documented)
+
+
+def test_module2jax_has_the_options_of_torch2jax():
+    wanted = keyword_parameters(torch2jax)
+    del wanted["example_kw"]
+    found = keyword_parameters(module2jax)
+    assert list(found)[:3] == ["train", "mutable", "copy"]
+    assert [found[name] for name in wanted] == list(wanted.values())
+    assert list(wanted) == list(option_names(Options)) == list(found)[3:]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Options), ids=lambda field: field.name)
+def test_the_signature_shows_type_and_default_of_an_option(field):
+    shown = keyword_parameters(torch2jax)[field.name]
+    assert (shown.default, shown.annotation) == (field.default, get_type_hints(Keywords)[field.name])
+    assert shown == inspect.signature(torch2jax).parameters[field.name]
+
+
+def test_help_lists_the_values_of_an_option():
+    text = pydoc.plain(pydoc.render_doc(module2jax))
+    assert "outputs: Literal['auto', 'copy', 'out'] = 'auto'" in " ".join(text.split())
+
+
+OTHER_VALUES = {
+    "output_shapes": (3,),
+    "mutable_argnums": (1,),
+    "rng": True,
+    "arguments": "copy",
+    "outputs": "copy",
+    "has_side_effect": True,
+    "name": "a_linear_layer",
+    "compile": True,
+    "command_buffer": True,
+}
+
+
+@pytest.mark.parametrize("name", option_names(Options))
+def test_module2jax_passes_an_option_on(name):
+    apply, _ = module2jax(torch.nn.Linear(3, 3), **{name: OTHER_VALUES[name]})
+    assert getattr(apply.options, name) == OTHER_VALUES[name]
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(Options), ids=lambda field: field.name)

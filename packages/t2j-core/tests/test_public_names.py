@@ -46,14 +46,24 @@ def test_the_names_for_other_packages():
             *("Keys", "around_backward_of"),
             *("is_lazy", "is_view", "placeholders", "output_of", "reason_of", "warn_not_compiled"),
             *("CallBuilder", "TorchFunction", "P", "functional"),
-            *("options_of", "public", "Keywords", "Options", "are_at", "argument_numbers", "check_choice"),
+            *(
+                "options_of",
+                "public",
+                "Keywords",
+                "Options",
+                "Arguments",
+                "Results",
+                "are_at",
+                "argument_numbers",
+                "check_choice",
+            ),
             *("checked_bool", "checked_examples", "checked_integer", "refused", "parameters_of", "check_options"),
             *("option_names", "OptionGroup", "taken"),
-            *("DispatchMode", "numbers_in", "storage_uses", "torch_device", "apart"),
+            *("DispatchMode", "numbers_in", "storage_uses", "torch_device", "apart", "progress"),
             *("generator_states", "turns", "modules_in_use", "check_example"),
             *("movable_copy", "raise_escaped", "collect_garbage"),
             *("canonical", "Tracer", "explicit_spec", "hide_frames", "manual_axes", "reshard"),
-            *("transposing_call", "remember", "describe", "warn", "grouped", "heading", "listed"),
+            *("transposing_call", "remember", "describe", "warn", "grouped", "heading", "listed", "size_of"),
         ]
     )
 

@@ -66,7 +66,7 @@ def test_a_kernel_of_ones_own_is_not_launched_on_nothing():
 
     f = torch2jax(Kernel.apply)
     np.testing.assert_array_equal(f(f32(4)), f32(4))
-    assert "made-up data (NotImplementedError: a tensor without data has no address)" in f.explain()
+    assert "made-up data (NotImplementedError: a tensor without data has no address)" in " ".join(f.explain().split())
     assert 0 not in addresses
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import get_type_hints
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import t2j_autodiff
 import t2j_dist
 import torch
 from jax.sharding import PartitionSpec as P
-from t2j_autodiff.extend import DiffOptions
+from t2j_autodiff.extend import DiffKeywords, DiffOptions
 from t2j_core.extend import Options, option_names
 from t2j_dist import ArgumentError, _autodiff
+from t2j_dist._options import Keywords
 
 HOSTILE = [
     *({"rng": value} for value in ("no", 2, np.array([True, False]))),
@@ -34,6 +41,37 @@ def test_a_bool_of_numpy_does():
 
 def test_options_are_known_without_the_package_that_has_them():
     assert set(_autodiff.OPTIONS_IF_MISSING) == set(option_names(DiffOptions))
+
+
+def keyword_parameters(function) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.items()
+    return {name: parameter for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def test_the_types_of_options_are_those_of_the_packages_below():
+    assert get_type_hints(Keywords) == get_type_hints(DiffKeywords)
+
+
+def test_the_signatures_show_the_options_of_the_packages_below():
+    below = keyword_parameters(t2j_autodiff.torch2jax)
+    del below["example_kw"]
+    for function in (t2j_dist.torch2jax, t2j_dist.module2jax):
+        found = keyword_parameters(function)
+        assert {name: found[name] for name in below} == below
+    of_modules = keyword_parameters(t2j_dist.module2jax)
+    of_functions = keyword_parameters(t2j_dist.torch2jax)
+    del of_functions["example_kw"]
+    assert list(of_modules) == ["train", "mutable", "copy", *of_functions]
+    assert [of_modules[name] for name in of_functions] == list(of_functions.values())
+
+
+def test_module2jax_passes_on_what_is_about_sharding():
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    apply, variables = t2j_dist.module2jax(
+        torch.nn.Linear(3, 2), in_specs=(P(), P("data")), output_sharding_spec=P("data"), mesh=mesh, lock=True
+    )
+    assert f"out_specs={P('data')!r}, in_specs=({P()!r}, {P('data')!r}), mesh=Mesh(" in repr(apply)
+    assert apply(variables, jnp.ones((4, 3))).sharding.spec[0] == "data"
 
 
 OTHER_VALUES = {

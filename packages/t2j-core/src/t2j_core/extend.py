@@ -43,8 +43,10 @@ from ._base.public import options_of as options_of
 from ._base.public import public as public
 from ._wrap.keywords import Keywords as Keywords
 from ._wrap.keywords import parameters_of as parameters_of
+from ._wrap.options import Arguments as Arguments
 from ._wrap.options import OptionGroup as OptionGroup
 from ._wrap.options import Options as Options
+from ._wrap.options import Results as Results
 from ._wrap.options import are_at as are_at
 from ._wrap.options import argument_numbers as argument_numbers
 from ._wrap.options import check_choice as check_choice
@@ -58,6 +60,7 @@ from ._wrap.options import taken as taken
 
 # isort: split
 # Runs of a torch function outside of a call: for inference, rehearsals and traces; and what is compiled.
+from ._base.progress import progress as progress
 from ._base.turns import turns as turns
 from ._compat import DispatchMode as DispatchMode
 from ._compat import fixed_shapes as fixed_shapes
@@ -101,5 +104,6 @@ from ._base.bounded import remember as remember
 from ._base.errors import describe as describe
 from ._base.errors import warn as warn
 from ._base.text import listed as listed
+from ._base.text import size_of as size_of
 from ._wrap.explain import grouped as grouped
 from ._wrap.explain import heading as heading

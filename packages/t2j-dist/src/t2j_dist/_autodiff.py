@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from t2j_core.extend import CallBuilder, Options, P, option_names
+from t2j_core.extend import CallBuilder, OptionGroup, Options, P, option_names
 
 from ._function import ShardedFunction
+from ._options import Keywords
 
 try:
     from t2j_autodiff import DifferentiableFunction
@@ -19,24 +20,16 @@ except ModuleNotFoundError as error:
 else:
     IS_INSTALLED = True
 
-OPTIONS_IF_MISSING = (
-    "depth",
-    "nondiff_argnums",
-    "nondiff_mask",
-    "use_zeros",
-    "use_torch_vjp",
-    "residuals",
-    "vmap_method",
-    "vmap_randomness",
-    "vmap_chunk_size",
-)
+OPTIONS_IF_MISSING = tuple(name for name in Keywords.__annotations__ if name not in option_names(Options))
 """The options of t2j-autodiff, to distinguish them from misspelt ones where it is not installed."""
 
 OPTIONS: tuple[str, ...] = OPTIONS_IF_MISSING
+OPTION_GROUPS: tuple[type[OptionGroup], ...] = (Options,)
 function_class: type[ShardedFunction[Any]] = ShardedFunction
 
 if IS_INSTALLED:
     OPTIONS = option_names(DiffOptions)
+    OPTION_GROUPS = (DiffOptions, Options)
 
     class DifferentiableShardedFunction(ShardedFunction[P], DifferentiableFunction[P]):
         """A `ShardedFunction` that JAX can differentiate and batch; made by `torch2jax`."""

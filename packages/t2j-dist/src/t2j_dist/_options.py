@@ -1,19 +1,33 @@
-"""The options of `torch2jax` that are about sharding, checked."""
+"""The options of `torch2jax` that are about sharding, checked, and the types of the others."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from t2j_core import ArgumentError
+from t2j_core import ArgumentError, extend
 from t2j_core.extend import describe
 
 from ._specs import SpecTree, check_specs
 from ._wanted import AnyMesh, Wanted
+
+
+class Keywords(extend.Keywords, total=False):
+    """What `**options` may hold: the options of t2j-core, and those of t2j-autodiff, which may not be installed."""
+
+    depth: int | None
+    nondiff_argnums: int | Sequence[int] | None
+    nondiff_mask: Any
+    use_zeros: bool
+    use_torch_vjp: bool
+    residuals: Literal["auto", "recompute", "graph"]
+    vmap_method: Literal["auto", "vmap", "sequential", "expand_dims", "broadcast_all"]
+    vmap_randomness: Literal["error", "same", "different"] | None
+    vmap_chunk_size: int | None
 
 
 def wanted_sharding(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from t2j_core import TorchFunction
@@ -17,23 +17,24 @@ from t2j_core.extend import (
     functional,
     hide_frames,
     option_names,
-    options_of,
+    parameters_of,
     public,
     taken,
 )
 
 from . import _autodiff
 from ._builder import ShardedBuilder
-from ._options import wanted_sharding, with_lock
+from ._options import Keywords, wanted_sharding, with_lock
 from ._specs import SpecTree
 from ._wanted import AnyMesh
 
 hide_frames(__file__)
 
 _OPTIONS = (*option_names(Options), *_autodiff.OPTIONS)
+_PARAMETERS = parameters_of(Keywords, *_autodiff.OPTION_GROUPS)
 
 
-@public(_OPTIONS)
+@public(_OPTIONS, parameters=_PARAMETERS)
 def torch2jax(
     fn: Callable[P, Any],
     *example_args: object,
@@ -43,7 +44,7 @@ def torch2jax(
     mesh: AnyMesh | None = None,
     output_sharding_spec: SpecTree = None,
     lock: bool | AbstractContextManager[Any] = False,
-    **options: Any,
+    **options: Unpack[Keywords],
 ) -> TorchFunction[P]:
     """Wrap a PyTorch function so that JAX can call it on sharded arrays: once per shard, each on its own device.
 
@@ -87,7 +88,7 @@ def torch2jax(
     check_options("torch2jax", options, _OPTIONS)
     core = taken(Options, options)
     wanted = wanted_sharding(out_specs, output_sharding_spec, in_specs, mesh, has_key=core.rng)
-    of_autodiff = {name: options[name] for name in _autodiff.OPTIONS if name in options}
+    of_autodiff = {name: value for name, value in options.items() if name in _autodiff.OPTIONS}
     local = _autodiff.builder_of(with_lock(fn, lock), core, of_autodiff)
     builder = ShardedBuilder.over(local, wanted)
     function: TorchFunction[P] = _autodiff.function_class(builder, checked_examples(example_args, example_kw))
@@ -118,9 +119,19 @@ def torch2jax_with_vjp(fn: Callable[P, Any], *example_args: object, **options: A
     return torch2jax(fn, *example_args, **options)
 
 
-@public((*options_of(torch2jax), *_OPTIONS))
+@public(_OPTIONS, parameters=_PARAMETERS)
 def module2jax(
-    module: torch.nn.Module, *, train: bool | None = None, mutable: bool = False, copy: bool = False, **options: Any
+    module: torch.nn.Module,
+    *,
+    train: bool | None = None,
+    mutable: bool = False,
+    copy: bool = False,
+    out_specs: SpecTree = None,
+    in_specs: SpecTree = None,
+    mesh: AnyMesh | None = None,
+    output_sharding_spec: SpecTree = None,
+    lock: bool | AbstractContextManager[Any] = False,
+    **options: Unpack[Keywords],
 ) -> tuple[TorchFunction[...], dict[str, dict[str, Any]]]:
     """An `nn.Module` as a pure JAX function of sharded arrays, and its variables.
 
@@ -132,7 +143,12 @@ def module2jax(
       mutable: also return the new buffers, such as the running statistics of BatchNorm.
       copy: give the variables memory of their own. By default they lie over the module's, so that a torch optimizer
         which steps on the module changes them: see `t2j_core.module2jax`.
-      **options: those of `torch2jax`. The first of `in_specs` is for the variables.
+      out_specs: how the outputs are split, as in `torch2jax`.
+      in_specs: how the arguments are split. The first is for the variables.
+      mesh: the mesh; None for that of `jax.set_mesh`, or of the arguments.
+      output_sharding_spec: another name of `out_specs`.
+      lock: as in `torch2jax`. Modules need none.
+      **options: those of `t2j_autodiff.torch2jax`, as in `torch2jax`.
 
     Returns:
       `(apply, variables)`.
@@ -154,4 +170,13 @@ def module2jax(
     (8, 1)
     """
     call, variables = functional(module, train=train, mutable=mutable, copy=copy)
-    return torch2jax(call, **options), variables
+    function = torch2jax(
+        call,
+        out_specs=out_specs,
+        in_specs=in_specs,
+        mesh=mesh,
+        output_sharding_spec=output_sharding_spec,
+        lock=lock,
+        **options,
+    )
+    return function, variables

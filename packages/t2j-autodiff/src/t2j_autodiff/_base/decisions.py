@@ -46,6 +46,14 @@ class Decisions:
     noted: set[str] = field(default_factory=set)  # what users were warned of (`Lending.noted`)
     is_random: bool = False  # it drew random numbers from torch's generators
     residuals: dict[str, str] = field(default_factory=dict)  # by signature, how derivatives get their residuals
+    batches: dict[tuple[BatchKind, int], str] = field(default_factory=dict)  # by kind and size, how they ran last
+
+    def explain_batch(self, kind: BatchKind, size: int, text: str) -> None:
+        """Set the part of `explain()` that says how batches of this kind and size run."""
+        if (kind, size) in self.batches:
+            self.batches[kind, size] = text
+        else:
+            remember(self.batches, (kind, size), text)
 
     def explain_residuals(self, label: str, text: str) -> None:
         """Set the line of `explain()` for how derivatives get their residuals."""

@@ -10,7 +10,7 @@ from t2j_core import dtype_t2j
 from t2j_core.extend import FlatFunction, Leaf, canonical
 
 from .. import _compat
-from .._base.decisions import Decisions
+from .._base.decisions import BatchKind, Decisions
 from .._workarounds.requires_grad_queries import RequiresGradQueries
 from .._workarounds.vmap_fixes import VmapFixes
 from .._workarounds.wrong_batching_rules import WrongBatchingRules
@@ -35,15 +35,17 @@ class AtOnce:
         size: int,
         dims: Dims,
         decisions: Decisions,
+        kind: BatchKind,
         *,
         shows_gradients: bool,
     ) -> None:
-        self.results, self.size, self.decisions = results, size, decisions
+        self.results, self.size, self.decisions, self.kind = results, size, decisions, kind
         self.shows_gradients = (
             shows_gradients  # `f` runs `torch.func.vjp`, which shows what `vmap` hides, except for hooks
         )
         randomness = decisions.options.vmap_randomness or ("same" if decisions.has_key else "error")
         chunk = decisions.options.vmap_chunk_size
+        self._how = "torch.func.vmap" if chunk is None else f"torch.func.vmap, {chunk} examples at once"
         if chunk is None:
             self.run = _compat.flat_vmap(f, dims, size, randomness)
         else:
@@ -55,6 +57,7 @@ class AtOnce:
         how = is_recorded(x), _compat.in_forward_mode()
         with _compat.silent_loops():
             y = self._run(x, how)
+        self.decisions.explain_batch(kind_of_run(self.kind, x), self.size, self._how)
         return tuple(self._as_declared(t, leaf) for t, leaf in zip(y, self.results, strict=True))
 
     def _run(self, x: Sequence[torch.Tensor], how: tuple[bool, bool]) -> tuple[torch.Tensor, ...]:
@@ -110,6 +113,11 @@ class AtOnce:
 def is_recorded(x: Sequence[torch.Tensor]) -> bool:
     """Whether autograd records what is done with the tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in x)
+
+
+def kind_of_run(kind: BatchKind, x: Sequence[torch.Tensor]) -> BatchKind:
+    """The kind of a batch that runs on some tensors: whether a value is differentiated shows then."""
+    return "recorded value" if kind == "value" and is_recorded(x) else kind
 
 
 def _kind_of(dtype: torch.dtype) -> str:

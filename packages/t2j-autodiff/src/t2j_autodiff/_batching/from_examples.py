@@ -27,7 +27,7 @@ def from_examples(
 ) -> FlatFunction:
     """The pushforward ("jvp") or pullback ("vjp") of a batch; `f` is that of one example."""
     given: Dims = tuple(dims[i] for i in ins) if direction == "jvp" else (0,) * len(outs)
-    of_examples: FlatFunction = InTurn(f, size, (*dims, *given), decisions)
+    of_examples: FlatFunction = InTurn(f, size, (*dims, *given), decisions, "derivative of a batch")
 
     def pullback(*a: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(g.sum(0) if dims[i] is None else g for i, g in zip(ins, of_examples(*a), strict=True))

@@ -8,21 +8,33 @@ import torch
 from t2j_core.extend import FlatFunction, InTurnError, Lending, check_example, is_traced_ahead, storage_uses
 
 from .. import _compat
-from .._base.decisions import Decisions
+from .._base.decisions import BatchKind, Decisions
+from .at_once import kind_of_run
 from .batch_axes import Dims
 
 
 class InTurn:
-    """`f` for `size` examples, one after another; every result has the examples along axis 0."""
+    """`f` for `size` examples, one after another; every result has the examples along axis 0.
 
-    def __init__(self, f: FlatFunction, size: int, dims: Dims, decisions: Decisions) -> None:
+    `why` is for `explain()`.
+    """
+
+    def __init__(
+        self, f: FlatFunction, size: int, dims: Dims, decisions: Decisions, kind: BatchKind, why: str = ""
+    ) -> None:
         self.f, self.size, self.dims, self.decisions = f, size, dims, decisions
+        self.kind, self.why = kind, why
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if is_traced_ahead():  # as many times the operations of one
+            self._explain(x)
             raise InTurnError
         rows = [self._run(x, i) for i in range(self.size)]
+        self._explain(x)
         return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+    def _explain(self, x: Sequence[torch.Tensor]) -> None:
+        self.decisions.explain_batch(kind_of_run(self.kind, x), self.size, f"examples one after another{self.why}")
 
     def _run(self, x: Sequence[torch.Tensor], i: int) -> tuple[torch.Tensor, ...]:
         # A copy, not a view: some operations ignore `storage_offset` and read from the start of the memory.

@@ -9,7 +9,7 @@ from t2j_core.extend import is_traced_ahead, warn
 from .. import _compat
 from .._base.decisions import BatchKind
 from .._base.errors import OUT_OF_MEMORY, first_line
-from .at_once import AtOnce, HiddenGradientError, NotFaithfulError, is_recorded
+from .at_once import AtOnce, HiddenGradientError, NotFaithfulError, kind_of_run
 from .in_turn import InTurn
 
 
@@ -21,8 +21,9 @@ class AtOnceUntilItFails:
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         decisions = self.at_once.decisions
-        kind: BatchKind = "recorded value" if self.kind == "value" and is_recorded(x) else self.kind
-        if decisions.vmap_failure(kind) is not None:
+        kind = kind_of_run(self.kind, x)
+        if (known := decisions.vmap_failure(kind)) is not None:
+            self.in_turn.why = f", because torch.func.vmap cannot batch it ({known})"
             return self.in_turn(*x)
         try:
             return self.at_once(*x)
@@ -31,6 +32,7 @@ class AtOnceUntilItFails:
                 raise
             is_out_of_memory = isinstance(error, OUT_OF_MEMORY)
             reason = str(error) if isinstance(error, NotFaithfulError) else first_line(error)
+        self.in_turn.why = f", because torch.func.vmap cannot batch it ({reason})"
         y = self.in_turn(*x)  # outside of `except`: the traceback holds what the function has allocated
         is_known = reason in decisions.vmap_failures.values()
         if not is_out_of_memory:

@@ -30,17 +30,18 @@ def batched(
         if isinstance(f, LeadingAxes):
             return f.over(size, dims)
         if not is_derivative:
-            return LeadingAxes(f, NO_AXES.within(size, dims), results, expand=method == "broadcast_all")
+            return LeadingAxes(f, NO_AXES.within(size, dims), results, decisions, expand=method == "broadcast_all")
         method = "auto"  # the function would sum a derivative over the examples
     if size == 0:
         return lambda *x: zeros_of(results, (0,), x[0].device)
-    in_turn = InTurn(f, size, dims, decisions)
     if method == "sequential":
-        return in_turn
+        return InTurn(f, size, dims, decisions, kind, ' (`vmap_method="sequential"`)')
     if method == "auto" and key_is_batched and options.vmap_randomness is None:
-        return in_turn  # each example of a batch of keys draws the numbers that it draws alone
-    at_once = AtOnce(f, results, size, dims, decisions, shows_gradients=is_derivative)
-    return at_once if method == "vmap" else AtOnceUntilItFails(at_once, in_turn, kind)
+        return InTurn(f, size, dims, decisions, kind, ", so that each draws with its key what it would draw alone")
+    at_once = AtOnce(f, results, size, dims, decisions, kind, shows_gradients=is_derivative)
+    if method == "vmap":
+        return at_once
+    return AtOnceUntilItFails(at_once, InTurn(f, size, dims, decisions, kind), kind)
 
 
 def over_axes(

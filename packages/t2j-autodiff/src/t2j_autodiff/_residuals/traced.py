@@ -18,8 +18,10 @@ from t2j_core.extend import (
     canonical,
     describe,
     placeholders,
+    progress,
     reason_of,
     seeded_by,
+    size_of,
     warn,
     warn_not_compiled,
 )
@@ -33,6 +35,8 @@ from .direct import is_contiguous, is_direct, rearranged
 from .graphs import call_of, outputs_of
 from .protocol import DifferentiatedFunction, Residuals
 from .tracing import NothingToKeepError, Traced, is_of_no_dropout, trace
+
+_ONCE = "It is done once for each signature; the first one of a process also loads torch's compiler."
 
 Order = list[int]
 """The order of axes in which a tensor is contiguous, or nearest to it. As residuals, tensors are permuted to it."""
@@ -62,9 +66,9 @@ class TracedFunction(Residuals):
         # The backward was traced for cotangents with the strides of the results.
         self._cotangent_orders = [_order(node.meta["val"]) for node in cotangents[len(saved) :]]
         self.leaves = tuple(_leaf(value.permute(order)) for value, order in zip(values, self._orders, strict=True))
-        megabytes = sum(leaf.nbytes for leaf in self.leaves) / 1e6
+        count, nbytes = len(self.leaves), sum(leaf.nbytes for leaf in self.leaves)
         function.explain(
-            f"{len(self.leaves)} arrays ({megabytes:.1f} MB) from a "
+            f"{count} array{'' if count == 1 else 's'} ({size_of(nbytes)}) from a "
             f"{'compiled' if function.decisions.compiles else 'traced'} graph"
         )
 
@@ -73,9 +77,9 @@ class TracedFunction(Residuals):
         """Trace a function; None where that is not possible, with a warning unless there is nothing to keep."""
         try:
             name, compiles = function.decisions.name, function.decisions.compiles
-            return TracedFunction(
-                function, trace(name, function.flat, function.operands, function.ins, compiles=compiles)
-            )
+            with progress("tracing the derivative of", name, _ONCE, function.decisions.noted):
+                traced = trace(name, function.flat, function.operands, function.ins, compiles=compiles)
+            return TracedFunction(function, traced)
         except NothingToKeepError:
             return None
         except Exception as error:

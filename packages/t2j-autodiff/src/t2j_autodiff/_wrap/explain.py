@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from t2j_core.extend import listed
+
 from .._base.decisions import BatchKind, Decisions
 
 _VMAPS: dict[BatchKind, str] = {
-    "recorded value": "reverse mode of vmap",
-    "derivative of a batch": "derivatives of vmap",
-    "value beside derivatives": "vmap of the values beside derivatives",
-    "vjp": "vmap of reverse mode",
-    "jvp": "vmap of forward mode",
-    "derivative": "vmap of derivatives",
+    "value": "",
+    "record": "",
+    "value beside derivatives": "",
+    "recorded value": ", differentiated",
+    "derivative of a batch": ", its derivatives",
+    "vjp": ", reverse mode",
+    "jvp": ", forward mode",
+    "derivative": ", derivatives",
 }
 
 
@@ -20,12 +24,24 @@ def explained(signature: str, decisions: Decisions) -> list[str]:
     if signature not in decisions.forward_modes:
         lines.append("forward mode: torch.func.jvp")
     lines += [f"forward mode{_of(label, signature)}: {what}" for label, what in decisions.forward_modes.items()]
-    reason = decisions.vmap_failures.get("value")
-    lines.append(f"vmap: {decisions.options.vmap_method}{'' if reason is None else f', one after another ({reason})'}")
-    failures = {
-        title: decisions.vmap_failures[kind] for kind, title in _VMAPS.items() if kind in decisions.vmap_failures
-    }
-    return [*lines, *(f"{title}: one after another ({why})" for title, why in failures.items())]
+    return [*lines, *_batches(decisions)]
+
+
+def _batches(decisions: Decisions) -> list[str]:
+    """How batches ran: a line for each kind of them and each way to run."""
+    sizes: dict[tuple[str, str], dict[int, None]] = {}
+    for (kind, size), text in list(decisions.batches.items()):
+        if kind == "derivative of a batch" and (reason := _not_differentiated(decisions)) is not None:
+            text = f"{text}, because PyTorch cannot differentiate the batch ({reason})"
+        sizes.setdefault((_VMAPS[kind], text), {})[size] = None
+    lines = [f"vmap of {listed(sorted(found))}{what}: {text}" for (what, text), found in sorted(sizes.items())]
+    return lines or ["vmap: not used so far"]
+
+
+def _not_differentiated(decisions: Decisions) -> str | None:
+    """Why derivatives of a batch are made of those of its examples."""
+    kinds: tuple[BatchKind, ...] = ("derivative of a batch", "recorded value")
+    return next((reason for kind in kinds if (reason := decisions.vmap_failure(kind)) is not None), None)
 
 
 def _of(label: str, signature: str) -> str:

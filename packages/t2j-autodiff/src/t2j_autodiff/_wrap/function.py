@@ -29,9 +29,9 @@ class DifferentiableFunction(TorchFunction[P]):
         sin(f32[]) -> (f32[])
           outputs: inferred by a run without data
           args[0]: lent, not copied
-          output: copied (below 1048576 bytes)
+          output: copied (below 1.0 MB)
           reverse mode: recompute (few operations on small tensors)
           forward mode: torch.func.jvp
-          vmap: auto
+          vmap: not used so far
         """
         return super().explain()

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from t2j_core.extend import functional, options_of, public
+from t2j_core.extend import Arguments, Options, Results, functional, option_names, public
 
-from .._base.keywords import DiffKeywords
+from .._base.options import DiffOptions, Randomness, ResidualsOption, VmapMethod
 from .function import DifferentiableFunction
 from .torch2jax import torch2jax
 
 
-@public(options_of(torch2jax))
+@public()
 def module2jax(
     module: torch.nn.Module,
     *,
     train: bool | None = None,
     mutable: bool = False,
     copy: bool = False,
-    **options: Unpack[DiffKeywords],
+    depth: int | None = 2,
+    nondiff_argnums: int | Sequence[int] | None = (),
+    nondiff_mask: Any = None,
+    use_zeros: bool = True,
+    use_torch_vjp: bool = True,
+    residuals: ResidualsOption = "auto",
+    vmap_method: VmapMethod = "auto",
+    vmap_randomness: Randomness | None = None,
+    vmap_chunk_size: int | None = None,
+    output_shapes: Any = None,
+    mutable_argnums: int | Sequence[int] = (),
+    rng: bool = False,
+    arguments: Arguments = "auto",
+    outputs: Results = "auto",
+    has_side_effect: bool = False,
+    name: str | None = None,
+    compile: bool = False,
+    command_buffer: bool = False,
 ) -> tuple[DifferentiableFunction[...], dict[str, dict[str, Any]]]:
     """An `nn.Module` as a pure, differentiable JAX function and its variables.
 
@@ -31,7 +49,24 @@ def module2jax(
       mutable: also return the new buffers, such as the running statistics of BatchNorm.
       copy: give the variables memory of their own. By default they lie over the module's, so that a torch optimizer
         which steps on the module changes them: see `t2j_core.module2jax`.
-      **options: those of `torch2jax`.
+      depth: how many times the module may be differentiated. Like all that follow, an option of `torch2jax`.
+      nondiff_argnums: positions of arguments that are constants to differentiation. The variables are an argument.
+      nondiff_mask: the same leaf by leaf.
+      use_zeros: accepted for `wrap_torch2jax`.
+      use_torch_vjp: accepted for `wrap_torch2jax`.
+      residuals: what the backward gets from the forward: `"auto"`, `"recompute"` or `"graph"`.
+      vmap_method: how `jax.vmap` runs: `"auto"`, `"vmap"`, `"sequential"`, `"expand_dims"` or `"broadcast_all"`.
+      vmap_randomness: random numbers of the examples of a `torch.func.vmap`: `"same"`, `"different"` or `"error"`.
+      vmap_chunk_size: how many examples `torch.func.vmap` runs at once.
+      output_shapes: declares the outputs instead of inferring them.
+      mutable_argnums: positions of arguments that the module may write into.
+      rng: the first argument of `apply` is a JAX key: `apply(key, variables, x)`.
+      arguments: `"auto"` lends arguments, `"copy"` copies them, `"check"` checks every call.
+      outputs: `"auto"`, `"copy"` or `"out"`: who writes results into XLA's memory.
+      has_side_effect: run every call the program contains.
+      name: a name that is the same in every process, needed for `jax.export` and serialised programs.
+      compile: compile the module by torch's compiler, with its derivatives and batches.
+      command_buffer: experimental. On CUDA, lets XLA capture calls in a CUDA graph.
 
     Returns:
       `(apply, variables)`.
@@ -47,5 +82,6 @@ def module2jax(
     >>> jax.grad(loss)(variables["params"])["weight"].tolist()
     [[2.0, 2.0, 2.0]]
     """
+    options = {option: value for option, value in locals().items() if option in option_names(DiffOptions, Options)}
     call, variables = functional(module, train=train, mutable=mutable, copy=copy)
     return torch2jax(call, **options), variables

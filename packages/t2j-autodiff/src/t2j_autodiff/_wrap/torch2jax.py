@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from t2j_core.extend import (
+    Arguments,
     Options,
     P,
-    check_options,
+    Results,
     checked_examples,
-    option_names,
-    parameters_of,
     public,
     taken,
 )
 
 from .._base.keywords import DiffKeywords
-from .._base.options import DiffOptions
+from .._base.options import DiffOptions, Randomness, ResidualsOption, VmapMethod
 from .builder import DifferentiableBuilder
 from .function import DifferentiableFunction
 
 
-@public(parameters=parameters_of(DiffKeywords, DiffOptions, Options))
+@public()
 def torch2jax(
     fn: Callable[P, Any],
     *example_args: object,
     example_kw: Mapping[str, Any] | None = None,
-    **options: Unpack[DiffKeywords],
+    depth: int | None = 2,
+    nondiff_argnums: int | Sequence[int] | None = (),
+    nondiff_mask: Any = None,
+    use_zeros: bool = True,
+    use_torch_vjp: bool = True,
+    residuals: ResidualsOption = "auto",
+    vmap_method: VmapMethod = "auto",
+    vmap_randomness: Randomness | None = None,
+    vmap_chunk_size: int | None = None,
+    output_shapes: Any = None,
+    mutable_argnums: int | Sequence[int] = (),
+    rng: bool = False,
+    arguments: Arguments = "auto",
+    outputs: Results = "auto",
+    has_side_effect: bool = False,
+    name: str | None = None,
+    compile: bool = False,
+    command_buffer: bool = False,
 ) -> DifferentiableFunction[P]:
     """Wrap a PyTorch function so that JAX can call, differentiate and batch it.
 
@@ -86,8 +102,8 @@ def torch2jax(
     >>> jax.vmap(jax.hessian(f))(jnp.ones((2, 1))).tolist()
     [[[6.0]], [[6.0]]]
     """
-    check_options("torch2jax", options, option_names(Options, DiffOptions))
-    builder = DifferentiableBuilder(fn, taken(Options, options), taken(DiffOptions, options))
+    options, diff_options = taken(Options, locals()), taken(DiffOptions, locals())
+    builder = DifferentiableBuilder(fn, options, diff_options)
     return DifferentiableFunction(builder, checked_examples(example_args, example_kw))
 
 

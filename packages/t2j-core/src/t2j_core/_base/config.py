@@ -35,5 +35,9 @@ class Config:
     kept_errors: int = _integer("T2J_KEPT_ERRORS", 16)
     """T2J_KEPT_ERRORS: how many exceptions of calls under a user's own `jit` are kept at most."""
 
+    progress_seconds: int = _integer("T2J_PROGRESS_SECONDS", 2)
+    """T2J_PROGRESS_SECONDS: after how many seconds the log says that a function is still being inferred, traced or
+    compiled; 0 for never."""
+
 
 config = Config()

@@ -18,6 +18,7 @@ def public(options: Sequence[str] = (), *, parameters: Sequence[inspect.Paramete
     """Decorate a public function whose options are keyword-only.
 
     `options` names those that its `**options` takes. `parameters` are such options too, which its signature shows.
+    Annotations in the signature are types, not their texts: `help` shows the values of a `Literal`.
     """
     options = [*options, *(parameter.name for parameter in parameters)]
 
@@ -31,8 +32,7 @@ def public(options: Sequence[str] = (), *, parameters: Sequence[inspect.Paramete
                 caught = Caught(misused or error)
             raise caught.taken_for_user()
 
-        if parameters:
-            run.__signature__ = _with_parameters(function, parameters)  # type: ignore[attr-defined]
+        run.__signature__ = _with_parameters(function, parameters)  # type: ignore[attr-defined]
         return cast("_F", run)
 
     return decorate
@@ -42,7 +42,7 @@ def _misused(
     function: Callable[..., Any], more: Sequence[str], args: Sequence[object], kwargs: Mapping[str, object]
 ) -> ArgumentError | None:
     """The error for an option that does not exist, or for a missing first argument."""
-    options = [*options_of(function), *more]
+    options = list(dict.fromkeys((*options_of(function), *more)))
     first = next(iter(inspect.signature(function).parameters))
     name = function.__name__
     for given in kwargs:
@@ -68,8 +68,8 @@ def _misused(
 
 
 def _with_parameters(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> inspect.Signature:
-    signature = inspect.signature(function)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if not parameters or p.kind is not p.VAR_KEYWORD]
     return signature.replace(parameters=[*own, *parameters])
 
 

@@ -1,4 +1,4 @@
-"""Parts of texts: lists of names, and text that C++ accepts."""
+"""Parts of texts: lists of names, numbers with units, and text that C++ accepts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,30 @@ def listed(names: Iterable[object], most: int = 4) -> str:
     texts = list(map(str, names))
     more = f" and {len(texts) - most} more" if len(texts) > most + 1 else ""
     return ", ".join(texts[: most if more else None]) + more
+
+
+def rounded(number: int) -> str:
+    """A large number in short.
+
+    >>> rounded(1234), rounded(22_712_832), rounded(7_000_000_000)
+    ('1,234', '22.7M', '7.0B')
+    """
+    for size, letter in ((10**9, "B"), (10**6, "M")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:,}"
+
+
+def size_of(nbytes: int) -> str:
+    """A number of bytes in short.
+
+    >>> size_of(244), size_of(90_851_328)
+    ('244 bytes', '90.9 MB')
+    """
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes} bytes"
 
 
 def utf8(text: str) -> str:

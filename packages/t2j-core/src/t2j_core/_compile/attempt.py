@@ -49,7 +49,7 @@ class Attempt:
         try:
             if source.runs_in_turn:
                 raise InTurnError
-            return Compiled(source, device)
+            return Compiled(source, device, self._noted)
         except InTurnError:
             if source.example is None:
                 raise

@@ -9,12 +9,14 @@ import torch
 
 from .. import _compat
 from .._base.dtypes import row_of_jax
+from .._base.progress import progress
 from .._base.turns import turns
 from .code import Code
-from .progress import told
 from .refusals import NotCompiledError
 from .source import Source
 from .tracing import fake_tensors, trace
+
+_ONCE = "It is done once for each signature, and later processes find the code on disk."
 
 
 class CompiledFunction(abc.ABC):
@@ -35,10 +37,10 @@ class Compiled(CompiledFunction):
     It is traced and compiled when it is made, which raises any exception where that fails.
     """
 
-    def __init__(self, source: Source, device: torch.device) -> None:
+    def __init__(self, source: Source, device: torch.device, noted: set[str]) -> None:
         if not source.operands:
             raise NotCompiledError("it takes no arrays")
-        self._source = source
+        self._source, self._noted = source, noted
         code = self._code(device)
         self._on_device = {device: code}
         self.used, self.draws_without_key = code.used, code.draws_without_key
@@ -66,7 +68,7 @@ class Compiled(CompiledFunction):
 
     def _code(self, device: torch.device) -> Code:
         source = self._source
-        with told(source.name):
+        with progress("compiling", source.name, _ONCE, self._noted):
             graph = None if source.graph is None else source.graph(device)
             if graph is None:
                 graph = trace(source.name, self._as_declared, fake_tensors(source.operands, device))

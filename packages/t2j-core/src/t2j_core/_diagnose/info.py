@@ -17,6 +17,7 @@ import torch
 from .._lowering import native
 from .._wrap.torch2jax import torch2jax
 from .clashes import clashes, installed
+from .gpus import gpus
 
 
 def environment_info() -> dict[str, Any]:
@@ -24,10 +25,11 @@ def environment_info() -> dict[str, Any]:
 
     Returns:
       A dict with the keys `t2j_core`, `python`, `platform`, `jax`, `jaxlib`, `numpy`, `torch` and `xla_ffi` (versions);
-      `jax_devices`, `jax_x64` and `torch_threads` (settings); `cuda` and `gpu_wheels` (dicts of versions of GPU
-      libraries) and `clashes` (a list of sentences, empty if the libraries fit together); `exchange_api` (whether
-      tensors cross through DLPack's C functions), `live_sites` (compiled programs that call torch) and `escaped_calls`
-      (finished calls whose tensors over XLA's memory are still alive).
+      `jax_devices`, `jax_x64` and `torch_threads` (settings); `gpus` (a list of the kinds of GPU that the machine has
+      drivers for), `cuda` and `gpu_wheels` (dicts of versions of GPU libraries) and `clashes` (a list of sentences,
+      empty if the libraries fit together, or on a machine without a GPU); `exchange_api` (whether tensors cross through
+      DLPack's C functions), `live_sites` (compiled programs that call torch) and `escaped_calls` (finished calls whose
+      tensors over XLA's memory are still alive).
 
     >>> sorted(environment_info())[:3]
     ['clashes', 'cuda', 'escaped_calls']
@@ -35,7 +37,7 @@ def environment_info() -> dict[str, Any]:
     from .. import __version__
 
     versions, needs = installed()
-
+    found = gpus()
     return {
         "t2j_core": __version__,
         "python": sys.version.split()[0],
@@ -48,9 +50,10 @@ def environment_info() -> dict[str, Any]:
         "jax_devices": [str(device) for device in jax.devices()],
         "jax_x64": bool(jax.config.read("jax_enable_x64")),
         "torch_threads": torch.get_num_threads(),
+        "gpus": found,
         "cuda": _cuda(),
         "gpu_wheels": {name: v for name, v in sorted(versions.items()) if name != "jaxlib" and "torch" not in name},
-        "clashes": clashes(versions, needs),
+        "clashes": clashes(versions, needs) if found else [],
         "exchange_api": native.uses_exchange_api(),
         "live_sites": native.counters()["live_sites"],
         "escaped_calls": native.counters()["escaped_calls"],

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._signature.array_names import named_avals
 from .._signature.call_tree import CallTree
-from .._signature.signature import Leaf, named_avals
+from .._signature.signature import Leaf
 
 
 @dataclasses.dataclass(frozen=True)

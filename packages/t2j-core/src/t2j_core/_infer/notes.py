@@ -15,8 +15,9 @@ import torch
 from .._base.dtypes import canonical
 from .._base.errors import T2jWarning, warn
 from .._base.text import listed
+from .._signature.array_names import named_avals
 from .._signature.call_tree import CallTree
-from .._signature.signature import Leaf, Outputs, named_avals
+from .._signature.signature import Leaf, Outputs
 
 _OF_A_NUMBER = re.compile(r"\b(int|float|complex|list|tuple)\b")  # "must be Tensor, not float", "'int' object has no"
 
@@ -72,13 +73,15 @@ def note_mixed_dtypes(error: BaseException, call_tree: CallTree, operands: Seque
 
 _WIDE = re.compile(r"\b(Long(Tensor)?|long tensor|int64|float64|Double(?! backward)|double (?=!=)|(?<=!= )double)\b")
 
+_NARROW_TOO = re.compile(r"\bLong, Int\b")  # "one of the following scalar types: Long, Int; but got torch.FloatTensor"
+
 
 def note_missing_width(error: BaseException) -> None:
     """Note that JAX's arrays have at most 32 bits if torch asks for 64, as losses on integer labels do."""
     if canonical(np.int64) == np.int64 or type(error) not in (RuntimeError, IndexError, TypeError):  # what torch raises
         return
     with contextlib.suppress(Exception):  # `__str__` of a user's exception may raise
-        if _WIDE.search(str(error)):
+        if _WIDE.search(str(error)) and not _NARROW_TOO.search(str(error)):
             add_note(
                 error,
                 "While JAX's x64 mode is off, arrays arrive with at most 32 bits. Convert inside the function "

@@ -10,8 +10,9 @@ from .. import _compat
 from .._base.dtypes import aval_text, canonical, dtype_t2j
 from .._base.errors import DataDependentShapeError, DTypeError, OutputError, describe
 from .._infer.fixed_shapes import fixed_shapes
+from .._signature.array_names import named_avals
 from .._signature.reordered import remedy_for_tree
-from .._signature.signature import Leaf, Signature, named_avals
+from .._signature.signature import Leaf, Signature
 
 _DEVICE_TYPES = {1: "cpu", 2: "cuda", 10: "cuda"}  # DLPack's numbers; torch calls ROCm "cuda"
 

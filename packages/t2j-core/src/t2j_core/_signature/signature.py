@@ -117,13 +117,8 @@ def has_empty(results: Sequence[Leaf], operands: Sequence[Leaf]) -> bool:
     return any(0 in leaf.shape for leaf in results) and not all(0 in leaf.shape for leaf in operands)
 
 
-def named_avals(call_tree: CallTree, operands: Sequence[Leaf]) -> str:
-    """The first operands by their names: `args[0]: f32[8,3], args[1]: i32[] and 3 more`."""
-    return named_values(call_tree.paths(), operands)
-
-
 def named_values(paths: Sequence[str], leaves: Sequence[Leaf]) -> str:
-    """The same for some operands."""
+    """Some operands by their names: `args[0]: f32[8,3], args[1]: i32[] and 3 more`."""
     return listed(f"{path}: {leaf}" for path, leaf in zip(paths, leaves, strict=True))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from .._base.bounded import remember
 from .._base.dtypes import canonical
 from .._base.errors import T2jWarning, warn
+from .._base.progress import progress
 from .._base.text import utf8
 from .._base.turns import turns
 from .._infer.indices import are_narrow, with_long_indices
@@ -36,6 +37,8 @@ from .examples import Dtypes, ExampleValues, GivenExamples, read_examples
 from .explain import explained, heading
 from .in_place import handed_over
 from .options import OptionGroup, Options
+
+_DECLARED = "It is done once for each signature. Declare the outputs with `output_shapes=` to do without."
 
 
 @dataclass(eq=False, repr=False)
@@ -144,7 +147,9 @@ class CallBuilder:
         else:
             silent = self.options.rng or self.options.has_side_effect or self.is_random
             examples = (values or self.examples.values).matching(operands)
-            outputs = infer_outputs(self._inferred(), self.name, call_tree, operands, examples, notes_random=not silent)
+            with progress("inferring the outputs of", self.name, _DECLARED, self.noted):
+                fn = self._inferred()
+                outputs = infer_outputs(fn, self.name, call_tree, operands, examples, notes_random=not silent)
             if outputs.is_random:
                 warn(draws_without_key(self.name), T2jWarning)
                 self.noted.add("random")

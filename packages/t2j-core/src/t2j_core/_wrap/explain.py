@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,15 +17,17 @@ import torch
 
 from .._base.config import config
 from .._base.dtypes import aval_text, dtype_t2j, row_of_jax
-from .._base.text import listed
+from .._base.text import listed, size_of
 from .._compile.compiled import CompiledFunction
 from .._run.lending import Handover
 from .._run.redirect import Redirected
 from .._run.torch_fn import TorchFn
+from .._signature.array_names import arguments_in_short, of_arrays
 from .._signature.call_tree import is_data
 from .options import OptionGroup
 
 _LONG = 120
+_WIDTH = 100
 
 
 def shown_options(*groups: OptionGroup) -> str:
@@ -69,10 +72,23 @@ def _shown_leaf(leaf: Any) -> object:
 _SHOWN_UNCHANGED = (bool, int, float, complex, type(Ellipsis), slice, torch.dtype, torch.device, torch.Size, np.dtype)
 
 
+def wrapped(text: str) -> str:
+    """The text with lines that fit a terminal."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        wrap = textwrap.TextWrapper(
+            _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+        )
+        lines += wrap.wrap(line) or [line]
+    return "\n".join(lines)
+
+
 def heading(fn: TorchFn) -> str:
-    """A signature on one line, however many leaves it has."""
+    """A signature in short, however many leaves it has."""
     signature = fn.signature
-    return f"{signature.name}({listed(signature.operands)}) -> ({listed(signature.outputs.leaves)})"
+    arguments = arguments_in_short(signature.operand_paths(), signature.operands)
+    return f"{signature.name}({arguments}) -> ({listed(signature.outputs.leaves)})"
 
 
 def explained(fn: TorchFn) -> list[str]:
@@ -87,8 +103,8 @@ def explained(fn: TorchFn) -> list[str]:
         reason = fn.not_captured
         lines.append("in a command buffer on CUDA" if reason is None else f"in no command buffer, because {reason}")
     paths, results = signature.operand_paths(), signature.outputs.paths()
-    lines += grouped((path, _handed_over(fn, i, results)) for i, path in enumerate(paths))
-    lines += grouped((path, _written(fn, i, paths)) for i, path in enumerate(results))
+    lines += of_arrays(paths, signature.operands, lambda i: _handed_over(fn, i, results))
+    lines += of_arrays(results, signature.outputs.leaves, lambda i: _written(fn, i, paths))
     return lines
 
 
@@ -140,4 +156,4 @@ def _written(fn: TorchFn, index: int, paths: Sequence[str]) -> str:
         return fn.target.explain(index)
     if fn.options.outputs == "copy":
         return 'copied (`outputs="copy"`)'
-    return "copied (beside `mutable_argnums`)" if fn.aliases else f"copied (below {config.auto_output_bytes} bytes)"
+    return "copied (beside `mutable_argnums`)" if fn.aliases else f"copied (below {size_of(config.auto_output_bytes)})"

@@ -16,7 +16,7 @@ from .._run.escapes import hold
 from .._run.originals import raises_originals
 from .argument_errors import as_argument_error
 from .builder import CallBuilder
-from .explain import shown_options
+from .explain import shown_options, wrapped
 from .options import Options
 from .python_signature import signature_of
 from .routes import Routes, error_for_user, is_of_inference
@@ -71,8 +71,9 @@ class TorchFunction(Generic[P]):
         return types.MethodType(self, instance) if getattr(bound, "__func__", None) is self.fn else self
 
     def __repr__(self) -> str:
-        maker = getattr(self.fn, "t2j_made_by", "torch2jax")
-        return f"{maker}({', '.join(filter(None, (self.__name__, shown_options(*self.builder.option_groups()))))})"
+        maker, *of_maker = getattr(self.fn, "t2j_made_by", ("torch2jax",))
+        options = shown_options(*of_maker, *self.builder.option_groups())
+        return f"{maker}({', '.join(filter(None, (self.__name__, options)))})"
 
     def explain(self) -> str:
         """What was decided for each signature that was used, and why: a text to print.
@@ -88,9 +89,9 @@ class TorchFunction(Generic[P]):
         sin(f32[3]) -> (f32[3])
           outputs: inferred by a run without data
           args[0]: lent, not copied
-          output: copied (below 1048576 bytes)
+          output: copied (below 1.0 MB)
         """
-        return "\n".join(self.builder.explained_calls()) or f"{self.__name__} was not called yet."
+        return "\n".join(map(wrapped, self.builder.explained_calls())) or f"{self.__name__} was not called yet."
 
     # The first form is what editors show: the parameters of `fn`. Its annotations say `torch.Tensor` where callers
     # pass arrays, which no type can translate, so the second form accepts every call: no false error, and none found.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,25 +11,33 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from .._base.errors import ArgumentError, DTypeError, describe
-from .._base.public import options_of, public
+from .._base.public import public
 from .._modules.variables import NUMBERS, Layout
 from .convert import j2t, t2j
 from .function import TorchFunction
-from .keywords import Keywords
-from .module_call import ModuleCall
+from .module_call import ModuleCall, ModuleOptions
+from .options import Arguments, Options, Results, option_names
 from .torch2jax import torch2jax
 
 Variables = dict[str, dict[str, Any]]
 
 
-@public(options_of(torch2jax))
+@public()
 def module2jax(
     module: torch.nn.Module,
     *,
     train: bool | None = None,
     mutable: bool = False,
     copy: bool = False,
-    **options: Unpack[Keywords],
+    output_shapes: Any = None,
+    mutable_argnums: int | Sequence[int] = (),
+    rng: bool = False,
+    arguments: Arguments = "auto",
+    outputs: Results = "auto",
+    has_side_effect: bool = False,
+    name: str | None = None,
+    compile: bool = False,
+    command_buffer: bool = False,
 ) -> tuple[TorchFunction[...], Variables]:
     """An `nn.Module` as a pure JAX function and its variables.
 
@@ -39,7 +47,15 @@ def module2jax(
       mutable: also return the new buffers, such as the running statistics of BatchNorm. Without it changes of
         buffers are dropped. Derivatives do not flow through the buffers of a call to those of the call before.
       copy: give the variables memory of their own. By default they share the module's: see below.
-      **options: those of `torch2jax`. With `rng=True` a JAX key comes first: `apply(key, variables, x)`.
+      output_shapes: declares the outputs instead of inferring them. Like all that follow, an option of `torch2jax`.
+      mutable_argnums: positions of arguments that the module may write into.
+      rng: the first argument of `apply` is a JAX key: `apply(key, variables, x)`.
+      arguments: `"auto"` lends arguments, `"copy"` copies them, `"check"` checks every call.
+      outputs: `"auto"`, `"copy"` or `"out"`: who writes results into XLA's memory.
+      has_side_effect: run every call the program contains.
+      name: a name that is the same in every process, needed for `jax.export` and serialised programs.
+      compile: compile the module by torch's compiler.
+      command_buffer: experimental. On CUDA, lets XLA capture calls in a CUDA graph.
 
     Returns:
       `(apply, variables)`: `variables` is `{"params": {name: array}, "buffers": {name: array}}`;
@@ -63,6 +79,7 @@ def module2jax(
     >>> jax.jit(apply)(variables, jnp.ones((4, 3))).shape
     (4, 2)
     """
+    options = {option: value for option, value in locals().items() if option in option_names(Options)}
     call, variables = functional(module, train=train, mutable=mutable, copy=copy)
     return torch2jax(call, **options), variables
 
@@ -79,7 +96,7 @@ def functional(
         "params": {name: _array(tensor, copy, name) for name, tensor in module.named_parameters()},
         "buffers": {name: _array(tensor, copy, name) for name, tensor in module.named_buffers()},
     }
-    return ModuleCall(module, train, mutable), variables
+    return ModuleCall(module, ModuleOptions(train, mutable, copy)), variables
 
 
 def _check_module(function: str, module: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +15,29 @@ from .._modules.variables import Layout
 from .python_signature import signature_of
 
 
+@dataclass(frozen=True)
+class ModuleOptions:
+    """The options that `module2jax` has beside those of `torch2jax`."""
+
+    train: bool | None = None
+    mutable: bool = False
+    copy: bool = False
+
+
 class ModuleCall:
     """A module as a function of its variables and arguments. It is immutable, so that a copy of it is itself.
 
     It can be pickled where the module can, and without the data of the variables, of which it has none.
     """
 
-    def __init__(self, module: torch.nn.Module, train: bool | None, mutable: bool) -> None:
-        self._skeletons = Skeletons(module, train)
-        self._mutable = mutable
+    def __init__(self, module: torch.nn.Module, options: ModuleOptions, is_in_its_mode: bool = False) -> None:
+        self._skeletons = Skeletons(module, None if is_in_its_mode else options.train)
+        self._mutable = options.mutable
         self.__name__: str = type(module).__name__
         self.__doc__: str | None = f"The module {self.__name__} as a function of its variables and arguments."
         self.__signature__: inspect.Signature = signature_of(module, "variables")
         # Attributes, not methods: `functools.wraps` passes them on.
-        self.t2j_made_by = "module2jax"  # for `repr`
+        self.t2j_made_by = "module2jax", options  # for `repr`
         self.t2j_check_arguments = functools.partial(_check, Layout(module))
 
     def __call__(self, variables: Mapping[str, Mapping[str, Any]], /, *args: Any, **kwargs: Any) -> Any:
@@ -35,7 +45,7 @@ class ModuleCall:
         return (output, buffers) if self._mutable else output
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ModuleCall, (self._skeletons.pristine, None, self._mutable)
+        return ModuleCall, (self._skeletons.pristine, self.t2j_made_by[1], True)
 
     def __copy__(self) -> ModuleCall:
         return self

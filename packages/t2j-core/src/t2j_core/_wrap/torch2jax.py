@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from .._base.public import public
 from .builder import CallBuilder
 from .function import P, TorchFunction
-from .keywords import Keywords, parameters_of
-from .options import Options, check_options, checked_examples, option_names, taken
+from .options import Arguments, Options, Results, checked_examples, taken
 
 
-@public(parameters=parameters_of(Keywords, Options))
+@public()
 def torch2jax(
     fn: Callable[P, Any],
     *example_args: object,
     example_kw: Mapping[str, Any] | None = None,
-    **options: Unpack[Keywords],
+    output_shapes: Any = None,
+    mutable_argnums: int | Sequence[int] = (),
+    rng: bool = False,
+    arguments: Arguments = "auto",
+    outputs: Results = "auto",
+    has_side_effect: bool = False,
+    name: str | None = None,
+    compile: bool = False,
+    command_buffer: bool = False,
 ) -> TorchFunction[P]:
     """Wrap a PyTorch function so that JAX can call it, eagerly and under `jax.jit`, without copying its arguments.
 
@@ -62,8 +69,8 @@ def torch2jax(
     >>> jax.jit(f)(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
     (2, 4)
     """
-    check_options("torch2jax", options, option_names(Options))
-    return TorchFunction(CallBuilder(fn, taken(Options, options)), checked_examples(example_args, example_kw))
+    options = taken(Options, locals())
+    return TorchFunction(CallBuilder(fn, options), checked_examples(example_args, example_kw))
 
 
 torch2jax_without_vjp = torch2jax

@@ -1,0 +1,48 @@
+"""Progress: a line of log while a function is inferred, traced or compiled for longer than users expect."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+from .config import config
+
+logger = logging.getLogger("t2j_core")
+
+PATIENCE: float | None = config.progress_seconds or None  # seconds; None: nothing is told
+
+
+@contextlib.contextmanager
+def progress(phase: str, name: str, hint: str, noted: set[str]) -> Iterator[None]:
+    """Within, `phase` goes on for the function `name`. If it takes long, a warning in the log says so while it runs.
+
+    It is told once for each function and phase, which `noted` remembers. How long it took is logged too, as
+    information. Nothing of this can fail, and no thread is left behind.
+    """
+    key = f"progress: {phase} {name}"
+    if PATIENCE is None or key in noted:
+        yield
+        return
+    start, timer = time.monotonic(), threading.Timer(PATIENCE, _tell, (phase, name, PATIENCE, hint, key, noted))
+    timer.daemon = True
+    try:
+        timer.start()
+    except RuntimeError:  # no more threads, or Python ends
+        yield
+        return
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join(1.0)  # not for ever: a handler of the log is the user's
+        if key in noted:
+            logger.info("%s %s took %.1f s", phase, name, time.monotonic() - start)
+
+
+def _tell(phase: str, name: str, seconds: float, hint: str, key: str, noted: set[str]) -> None:
+    noted.add(key)
+    with contextlib.suppress(Exception):  # handlers and filters are the user's
+        logger.warning("t2j: %s %s has taken %g s so far. %s", phase, name, seconds, hint)
