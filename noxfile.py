@@ -81,12 +81,17 @@ def install(session: nox.Session, *packages: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check formatting and lint, and the workflows against their schema."""
+    """Check formatting and lint, and workflows, issue forms and citation against their schemas."""
     session.install("ruff==0.17.6", "check-jsonschema")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
-    workflows = map(str, Path(".github/workflows").glob("*.yml"))
-    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    schemas = {
+        "vendor.github-workflows": Path(".github/workflows").glob("*.yml"),
+        "vendor.github-issue-forms": Path(".github/ISSUE_TEMPLATE").glob("*.yml"),
+        "vendor.citation-file-format": [Path("CITATION.cff")],
+    }
+    for schema, files in schemas.items():
+        session.run("check-jsonschema", "--builtin-schema", schema, *map(str, files))
 
 
 @nox.session
@@ -115,7 +120,7 @@ def tests(session: nox.Session) -> None:
     install(session, f"{DIST}[test]")
     alone = f"{DIST}/tests/test_without_autodiff.py"  # so few tests that a second process would take longer
     session.run("pytest", *session.posargs, alone, env=env)  # and so must dist
-    install(session, f"{AUTODIFF}[test]", "expecttest", "scipy", "lineax", MATPLOTLIB)
+    install(session, f"{AUTODIFF}[test]", "expecttest", "scipy", "lineax", "hatchling", MATPLOTLIB)
     for tested in (AUTODIFF, DIST, "tests"):
         session.run(*pytest, tested, env=env)
 
@@ -262,6 +267,18 @@ def alternatives(session: nox.Session, torch: str, libraries: tuple[str, ...]) -
     session.run("pytest", "tests/alternatives", *session.posargs, env=QUIET)
 
 
+@nox.session(python=PYTHONS[0])
+def predecessor(session: nox.Session) -> None:
+    """Run the notebooks of `wrap_torch2jax` with only the import changed; T2J_PREDECESSOR names a checkout of them."""
+    source = os.environ.get("T2J_PREDECESSOR")
+    if not source:
+        session.skip("T2J_PREDECESSOR names no checkout of github.com/rdyro/torch2jax")
+    install(session, CORE, AUTODIFF, *MINILM, MATPLOTLIB, "optax")
+    session.install("--no-deps", "torchvision==0.28.0")  # its dependencies would replace torch
+    output = () if session.posargs else ("--output", "tests/predecessor/results.json")
+    session.run("python", "tests/predecessor/predecessor.py", "--source", source, *output, *session.posargs, env=QUIET)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure against torch, JAX and the alternatives, and draw plots; `nox -s bench -- --quick` takes two minutes."""
@@ -402,7 +419,10 @@ def declared_by(package: str) -> list[str]:
 
 @nox.session(venv_backend="uv")
 def release_check(session: nox.Session) -> None:
-    """Build source distributions and wheels, install the wheels without a compiler and test them, core alone first."""
+    """Build source distributions and wheels, install the wheels without a compiler and test them, core alone first.
+
+    Also installs all packages from the checkout itself.
+    """
     folder = Path("build/release").absolute()
     build(session, folder)  # builds the wheels from the source distributions
     session.install("check-wheel-contents")
@@ -415,6 +435,10 @@ def release_check(session: nox.Session) -> None:
         session.run("uv", "pip", "install", "--quiet", "--no-build", "--python", str(python), TORCH, JAX, *ours)
         bare = {"PATH": str(python.parent), "CC": "false", "CXX": "false", "JAX_PLATFORMS": "cpu"}
         session.run(str(python), "scripts/smoke.py", *names, env=bare, include_outer_env=False, external=True)
+    python = folder / "checkout" / "bin" / "python"
+    session.run("uv", "venv", "--quiet", "--python", str(session.bin_paths[0] + "/python"), str(python.parents[1]))
+    session.run("uv", "pip", "install", "--quiet", "--python", str(python), TORCH, JAX, ".")
+    session.run(str(python), "-m", "t2j_core", env={"JAX_PLATFORMS": "cpu"}, external=True)
 
 
 @nox.session
