@@ -42,7 +42,7 @@ exclude_patterns = ["_build"]
 
 # Pages with code cells run at every build, each in its own process. An exception fails the build.
 nb_execution_mode = "force"
-nb_execution_timeout = 300
+nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_output_stderr = "remove-warn"  # a page must not show warnings
