@@ -28,18 +28,17 @@ def progress(phase: str, name: str, hint: str, noted: set[str]) -> Iterator[None
         return
     start, timer = time.monotonic(), threading.Timer(PATIENCE, _tell, (phase, name, PATIENCE, hint, key, noted))
     timer.daemon = True
-    try:
+    with contextlib.suppress(RuntimeError):  # no more threads, or Python ends
         timer.start()
-    except RuntimeError:  # no more threads, or Python ends
-        yield
-        return
     try:
         yield
     finally:
         timer.cancel()
-        timer.join(1.0)  # not for ever: a handler of the log is the user's
+        if timer.ident is not None:
+            timer.join(1.0)  # not for ever: a handler of the log is the user's
         if key in noted:
-            logger.info("%s %s took %.1f s", phase, name, time.monotonic() - start)
+            with contextlib.suppress(Exception):
+                logger.info("%s %s took %.1f s", phase, name, time.monotonic() - start)
 
 
 def _tell(phase: str, name: str, seconds: float, hint: str, key: str, noted: set[str]) -> None:
