@@ -1,4 +1,4 @@
-"""Every Python block in the docs runs: blocks of executed pages when the site is built, all others here."""
+"""Every Python block in READMEs and docs runs: blocks of executed pages when the site is built, all others here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 EXECUTED = [page for page in PAGES if re.match(r"---\n.*?^kernelspec:", page.read_text(), flags=re.M | re.S)]
-STATIC = [page for page in PAGES if page not in EXECUTED and any(b.language == "python" for b in all_blocks(page))]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
+STATIC = [
+    page for page in (*READMES, *PAGES) if page not in EXECUTED and any(b.language == "python" for b in all_blocks(page))
+]
 MARKDOWN = [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("packages/*/*.md"), *ROOT.glob("benchmarks/*.md")]
 
 COMPILED_ONLY = "Before:"  # code for another library, followed by its replacement
@@ -71,6 +74,14 @@ def test_code_is_narrow_enough_for_the_page(page):
     assert not wide
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.glob("gallery/[!i]*.md")), ids=name_of)
+def test_a_page_of_the_gallery_is_short_and_has_a_picture(page):
+    assert page in EXECUTED
+    code = [line for block in all_blocks(page) if "code-cell" in block.language for line in block.text.splitlines()]
+    assert len([line for line in code if line.strip()]) < 80
+    assert any(re.search(r"\bplt\.|\.imshow\(|\.plot\(", line) for line in code)
+
+
 def test_the_quickstart_can_be_typed():
     """At the prompt of Python before 3.13 an empty line ends a function, and only an empty line ends a loop."""
     for block in all_blocks(DOCS / "quickstart.md"):
@@ -84,8 +95,9 @@ def test_the_quickstart_can_be_typed():
 
 
 def test_there_are_pages_of_both_kinds():
-    assert len(EXECUTED) >= 8
-    assert len(STATIC) >= 5
+    assert len(EXECUTED) >= 30
+    assert len(STATIC) >= 15
+    assert set(READMES) <= set(STATIC)
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=name_of)

@@ -1,24 +1,12 @@
-"""The code blocks of every README run, and CI runs the set-up commands."""
+"""CI runs the commands with which the README begins. Its Python blocks run in `test_docs.py`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from _markdown import blocks
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = blocks(page, "python")
-    assert found
-    namespace: dict[str, object] = {}
-    for block in found:  # one after another, like a reader
-        exec(compile(block, str(page), "exec"), namespace)
 
 
 def test_the_first_two_shell_lines_set_up_everything() -> None:
