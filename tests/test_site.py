@@ -166,7 +166,7 @@ def build(folder: Path, **pages: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_list_shows_what_its_pages_say(tmp_path):
     plain = HEAD.format(more="") + "# Plain\n\nIt uses `jnp` 0.6 and [more](described.md). Not this.\n\n"
-    plain += "```bash\npip install 'numpyro>=0.15' -q flax\n```\n" + PICTURE
+    plain += "```bash\npip install 'numpyro>=0.15' -q flax  # and a compiler\n```\n" + PICTURE
     more = "myst:\n  html_meta:\n    description: In its own words.\n"
     described = HEAD.format(more=more) + "# Described\n\nNot this. See [Plain](plain.md#plain).\n" + PICTURE
     result = build(tmp_path, plain=plain, described=described)

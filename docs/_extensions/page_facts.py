@@ -61,10 +61,10 @@ def one_line(text: str) -> str:
 
 
 def packages_of(block: str) -> list[str]:
-    """The names in the lines of `pip install` of a block, without versions, options and folders.
+    """The names in the lines of `pip install` of a block, without versions, options, folders and comments.
 
-    >>> packages_of("pip install 'numpyro>=0.15' -q ./packages/t2j-core flax")
+    >>> packages_of("pip install 'numpyro>=0.15' -q ./packages/t2j-core flax  # on CPUs")
     ['numpyro', 'flax']
     """
-    words = [word.strip("'\"") for line in re.findall(r"pip install (.*)", block) for word in line.split()]
+    words = [word.strip("'\"") for line in re.findall(r"pip install ([^#\n]*)", block) for word in line.split()]
     return [re.split(r"[\[=<>~!;@]", word)[0] for word in words if re.match(r"\w[^/]*$", word)]
