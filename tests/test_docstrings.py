@@ -10,6 +10,7 @@ import pkgutil
 import warnings
 
 import pytest
+from t2j_core._base.public import ADDED_BY, WRAPPERS
 
 PACKAGES = [importlib.import_module(name) for name in ("t2j_core", "t2j_autodiff", "t2j_dist")]
 WITHOUT_TRITON = () if importlib.util.find_spec("triton") else ("philox",)
@@ -70,3 +71,10 @@ def test_a_module_and_its_definitions_are_documented(name):
             continue
         if inspect.isfunction(value) or inspect.isclass(value):
             assert value.__doc__, attribute
+
+
+@pytest.mark.parametrize("function", WRAPPERS)
+def test_errors_know_the_options_that_each_package_adds(function):
+    core, autodiff, dist = (set(inspect.signature(getattr(package, function)).parameters) for package in PACKAGES)
+    added = {package: set(names) for package, names in ADDED_BY.items()}
+    assert added == {"t2j-autodiff": autodiff - core, "t2j-dist": dist - autodiff}

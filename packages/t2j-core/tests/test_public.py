@@ -27,6 +27,15 @@ def test_a_misspelt_option(name):
         MISSPELT[name]()
 
 
+@pytest.mark.parametrize("function", [torch2jax, module2jax])
+@pytest.mark.parametrize(
+    ("option", "module"), [("depth", "t2j_autodiff"), ("vmap_method", "t2j_autodiff"), ("out_specs", "t2j_dist")]
+)
+def test_an_option_of_a_sister_package(function, option, module):
+    with raises(ArgumentError, what="keyword argument", got=option, remedy=f"from {module} import {function.__name__}"):
+        function(nn.Linear(1, 1), **{option: None})
+
+
 def test_a_misspelt_word():
     with raises(ArgumentError, what="`outputs`", got="'cpoy'", remedy='"copy"'):
         torch2jax(torch.sin, outputs="cpoy")

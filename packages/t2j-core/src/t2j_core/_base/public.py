@@ -13,6 +13,15 @@ from .errors import ArgumentError, describe
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+WRAPPERS = ("torch2jax", "module2jax")  # of all packages; each adds options
+ADDED_BY = {
+    "t2j-autodiff": (
+        *("depth", "nondiff_argnums", "nondiff_mask", "use_zeros", "use_torch_vjp"),
+        *("residuals", "vmap_method", "vmap_randomness", "vmap_chunk_size"),
+    ),
+    "t2j-dist": ("out_specs", "in_specs", "mesh", "output_sharding_spec", "lock"),
+}
+
 
 def public(options: Sequence[str] = (), *, parameters: Sequence[inspect.Parameter] = ()) -> Callable[[_F], _F]:
     """Decorate a public function whose options are keyword-only.
@@ -52,7 +61,7 @@ def _misused(
                     f"{name}() got an unexpected keyword argument '{given}'.",
                     expected=", ".join(options),
                     got=given,
-                    remedy=_similar(given, options),
+                    remedy=_remedy(name, given, options),
                 )
             )
     if not args and first not in kwargs:
@@ -79,7 +88,11 @@ def options_of(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
-def _similar(given: str, options: Sequence[str]) -> str:
+def _remedy(function: str, given: str, options: Sequence[str]) -> str:
+    for package, added in ADDED_BY.items():
+        if function in WRAPPERS and given in added:
+            module = package.replace("-", "_")
+            return f"Install {package} and change one import: `from {module} import {function}`."
     close = closest(given, options)
     return "Leave it out." if close is None else f"Did you mean `{close}`?"
 
