@@ -32,7 +32,7 @@ def summary(results: Results) -> str:
 
 def _step(name: str, rows: dict[str, Row]) -> str:
     if name in ("jax-tvm-ffi", "buffer_callback", "pure_callback"):
-        return "no gradients"
+        return "gradients by hand"
     return in_ms(rows[name]) if name in rows else ""
 
 

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_first_two_shell_lines_set_up_everything() -> None:
     lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
-    demo, tests = (line.split("#")[0].strip() for line in lines[:2])
+    explained, demo, also_explained, tests = lines[:4]
+    assert explained.startswith("# ")
+    assert also_explained.startswith("# ")
     assert demo == f"{tests} -s demo"
     assert tests in (ROOT / ".ci" / "run").read_text().splitlines()
