@@ -34,7 +34,7 @@ GALLERY = (  # what the pages of the gallery and the how-to pages use; newer ver
     *("blackjax==1.7.1", "deepwave==0.1.0", "diffrax==0.7.2", "diffusers==0.42.1", "equinox==0.13.8", "flax==0.12.8"),
     *("gpytorch==1.15.2", "gymnax==1.0.1", "kornia==0.9.0", "mace-torch==0.3.16", "numpyro==0.22.0", "optax==0.2.8"),
     *("optimistix==0.1.0", "orbax-checkpoint==0.12.8", "safetensors==0.8.0", "scikit-learn==1.9.1", "zuko==1.6.0"),
-    *("ninja", "setuptools", "flatbuffers"),
+    *("ninja", "setuptools", "six", "flatbuffers"),
 )
 PACKAGES = CORE, AUTODIFF, DIST = "packages/t2j-core", "packages/t2j-autodiff", "packages/t2j-dist"
 MATPLOTLIB = "matplotlib==3.11.2"  # a different version may write different bytes
