@@ -8,4 +8,4 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 
-pytest.register_assert_rewrite("judge")
+pytest.register_assert_rewrite("judged_programs")
