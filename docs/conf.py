@@ -48,8 +48,8 @@ nb_merge_streams = True
 nb_output_stderr = "remove-warn"  # a page must not show warnings
 if hasattr(KernelManager, "transport_encryption") and zmq.has("curve"):
     KernelManager.transport_encryption.default_value = "auto"  # without encryption each kernel prints a warning
-logging.getLogger("traitlets").setLevel(logging.WARNING)  # a style of Furo's switches on all messages
-os.environ.setdefault("T2J_PROGRESS_SECONDS", "0")  # nor what is slow where it is built
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # importing a style of Furo turns on all messages
+os.environ.setdefault("T2J_PROGRESS_SECONDS", "0")  # a page must not show what was slow on the machine that built it
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -90,7 +90,7 @@ linkcheck_retries = 2
 
 
 def setup(app: Sphinx) -> None:
-    """Let the private name that `jax.Array` has for Python lead to its page."""
+    """Link annotations with the private name of `jax.Array` to its page."""
     app.connect("doctree-read", lambda app, tree: [*map(name_publicly, tree.findall(addnodes.pending_xref))])
 
 

@@ -140,7 +140,7 @@ def gradient_difference(speed: np.ndarray) -> float:
 
 
 def gradient_of_callback(speed: np.ndarray) -> str:
-    """What `jax.grad` says of the same simulator behind `jax.pure_callback`."""
+    """The error that `jax.grad` raises for the same simulator behind `jax.pure_callback`."""
     records = jax.ShapeDtypeStruct((len(TRANSMITTERS), STEPS, len(RECEIVERS)), jnp.float32)
 
     def total(speed: jax.Array) -> jax.Array:

@@ -24,6 +24,11 @@ class Block(NamedTuple):
     line: int
 
 
+def is_executed(page: Path) -> bool:
+    """Whether the page runs when the site is built."""
+    return re.match(r"---\n.*?^kernelspec:", page.read_text(), flags=re.M | re.S) is not None
+
+
 def all_blocks(page: Path) -> list[Block]:
     content, found, end = page.read_text(), [], 0
     for match in _FENCE.finditer(content):

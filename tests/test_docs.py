@@ -11,12 +11,13 @@ import warnings
 from pathlib import Path
 
 import pytest
-from _markdown import Block, all_blocks
+from _markdown import Block, all_blocks, is_executed
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-EXECUTED = [page for page in PAGES if re.match(r"---\n.*?^kernelspec:", page.read_text(), flags=re.M | re.S)]
+EXECUTED = [page for page in PAGES if is_executed(page)]
+GALLERY, HOWTO = (sorted(DOCS.glob(f"{folder}/[!i]*.md")) for folder in ("gallery", "howto"))
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
 STATIC = [
     page
@@ -76,12 +77,20 @@ def test_code_is_narrow_enough_for_the_page(page):
     assert not wide
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("gallery/[!i]*.md")), ids=name_of)
+@pytest.mark.parametrize("page", GALLERY, ids=name_of)
 def test_a_page_of_the_gallery_is_short_and_has_a_picture(page):
     assert page in EXECUTED
     code = [line for block in all_blocks(page) if "code-cell" in block.language for line in block.text.splitlines()]
     assert len([line for line in code if line.strip()]) < 80
     assert any(re.search(r"\bplt\.|\.imshow\(|\.plot\(", line) for line in code)
+
+
+@pytest.mark.parametrize("page", [*GALLERY, *HOWTO], ids=name_of)
+def test_pages_of_one_kind_have_one_form(page):
+    text = page.read_text()
+    assert re.search(r"^    description: ", text.split("\n---\n")[0], flags=re.M)
+    assert "## See also" not in text
+    assert re.match(r"See also: \[", text.rstrip().rpartition("\n\n")[2])
 
 
 def test_the_quickstart_can_be_typed():

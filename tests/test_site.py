@@ -18,14 +18,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from _markdown import all_blocks
+from _markdown import all_blocks, is_executed
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SITE = Path(os.environ.get("T2J_SITE", "/nonexistent"))
-EXECUTED = [
-    page for page in sorted(DOCS.rglob("*.md")) if re.match(r"---\n.*?^kernelspec:", page.read_text(), re.M | re.S)
-]
+EXECUTED = [page for page in sorted(DOCS.rglob("*.md")) if is_executed(page)]
 
 sys.path.insert(0, str(DOCS / "_extensions"))
 import addresses  # noqa: E402

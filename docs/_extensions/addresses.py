@@ -1,4 +1,4 @@
-"""Where the repository and this site are published, and what readers are told of the version."""
+"""Where the repository is published, and the version as the site shows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from packaging.version import Version
 
 BRANCH = "main"
-EDITABLE = ("github.com", "gitlab.com", "bitbucket.org")  # where Furo knows the addresses of "edit" and "view source"
+EDITABLE = ("github.com", "gitlab.com", "bitbucket.org")  # hosts whose "edit" and "view source" addresses Furo knows
 
 
 def repository_url(environ: Mapping[str, str], remote: str) -> str | None:
@@ -41,7 +41,7 @@ def repository_url(environ: Mapping[str, str], remote: str) -> str | None:
 
 
 def origin(root: Path) -> str:
-    """What git calls the remote `origin`; empty without git or without a remote."""
+    """The address of the git remote `origin`; empty without git or without that remote."""
     command = ("git", "-C", str(root), "remote", "get-url", "origin")
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -57,7 +57,7 @@ def theme_options(repository: str | None) -> dict[str, str]:
 
 
 def version_for_readers(release: str) -> str:
-    """The version without what only builds need.
+    """The version without the parts that only builds need.
 
     >>> version_for_readers("0.2.0"), version_for_readers("0.2.1.dev12+g1234567")
     ('0.2.0', '0.2.1 (in development)')

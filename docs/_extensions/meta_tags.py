@@ -1,6 +1,6 @@
-"""What search engines and chats show of a page: its title, a description, a picture.
+"""The tags from which search engines and chats make a preview of a page: title, description, picture.
 
-The Open Graph protocol wants absolute addresses, so pictures are named only where the site has one (`html_baseurl`).
+The Open Graph protocol wants absolute addresses, so there is a picture only if the site has one (`html_baseurl`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")  # a link
 
 
 def add_link(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put the link below the title of an executed page."""
+    """Put a link to the notebook below the title of an executed page."""
     if not executed(app, docname) or app.builder.format != "html":
         return
     title = next(iter(doctree.findall(nodes.title)))
@@ -33,7 +33,7 @@ def executed(app: Sphinx, docname: str) -> bool:
 
 
 def write_notebooks(app: Sphinx, exception: Exception | None) -> None:
-    """Copy the notebooks that MyST-NB has written to the site."""
+    """Copy the notebooks that MyST-NB has written into the site."""
     if exception is not None or app.builder.format != "html":
         return
     written = Path(app.env.mystnb_config.output_folder)  # by MyST-NB
@@ -46,7 +46,7 @@ def write_notebooks(app: Sphinx, exception: Exception | None) -> None:
 
 
 def cleaned(notebook: nbformat.NotebookNode, docname: str, base: str) -> nbformat.NotebookNode:
-    """Without what only this site needs, and with links that lead to the site, wherever the notebook lies."""
+    """Remove metadata that only this site needs, and make links absolute, for a notebook that is downloaded."""
     for name in ("source_map", "jupytext", "myst", "mystnb"):
         notebook.metadata.pop(name, None)
     for cell in notebook.cells:
@@ -56,7 +56,7 @@ def cleaned(notebook: nbformat.NotebookNode, docname: str, base: str) -> nbforma
 
 
 def link_to_site(link: re.Match[str], docname: str, base: str) -> str:
-    """The same link to the published site; only its text, where the site or the target has no address."""
+    """The link with the address of the published site, or only its text if the site or the target has no address."""
     text, target, anchor = link.groups()
     path = posixpath.normpath(posixpath.join(posixpath.dirname(docname), target))
     if not base or path.startswith("..") or not path.endswith(".md"):

@@ -28,7 +28,7 @@ from sphinx.errors import ExtensionError
 
 
 class PageList(nodes.General, nodes.Element):
-    """Stands for the list until all pages are read."""
+    """A placeholder for the list until all pages are read."""
 
 
 class Pages(TocTree):
@@ -37,7 +37,7 @@ class Pages(TocTree):
     option_spec: ClassVar[dict[str, Any]] = {**TocTree.option_spec, "pictures": directives.flag}
 
     def run(self) -> list[nodes.Node]:
-        """Leave a `PageList`, and the `toctree` of the same pages."""
+        """Return a `PageList`, and the hidden `toctree` of the same pages."""
         sentences: dict[str, list[nodes.Node]] = {}
         entries = []
         for entry in self.content:
@@ -90,7 +90,7 @@ def card(
 
 
 def stale_lists(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Pages with lists, which are written again at each build, because other pages may have changed."""
+    """The pages with lists. They are written again at each build, because the listed pages may have changed."""
     return [page for page in env.found_docs if page.rpartition("/")[2] == "index"]
 
 

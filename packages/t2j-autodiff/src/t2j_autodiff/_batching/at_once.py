@@ -40,9 +40,8 @@ class AtOnce:
         shows_gradients: bool,
     ) -> None:
         self.results, self.size, self.decisions, self.kind = results, size, decisions, kind
-        self.shows_gradients = (
-            shows_gradients  # `f` runs `torch.func.vjp`, which shows what `vmap` hides, except for hooks
-        )
+        # `f` runs `torch.func.vjp`, which shows what `vmap` hides, except for hooks.
+        self.shows_gradients = shows_gradients
         randomness = decisions.options.vmap_randomness or ("same" if decisions.has_key else "error")
         chunk = decisions.options.vmap_chunk_size
         self._how = "torch.func.vmap" if chunk is None else f"torch.func.vmap, {chunk} examples at once"

@@ -7,7 +7,6 @@ from t2j_core import PerformanceWarning
 from t2j_core.extend import is_traced_ahead, warn
 
 from .. import _compat
-from .._base.decisions import BatchKind
 from .._base.errors import OUT_OF_MEMORY, first_line
 from .at_once import AtOnce, HiddenGradientError, NotFaithfulError, kind_of_run
 from .in_turn import InTurn
@@ -16,15 +15,14 @@ from .in_turn import InTurn
 class AtOnceUntilItFails:
     """`torch.func.vmap` until it fails. `Decisions.vmap_failures` keeps what has failed."""
 
-    def __init__(self, at_once: AtOnce, in_turn: InTurn, kind: BatchKind) -> None:
-        self.at_once, self.in_turn, self.kind = at_once, in_turn, kind
+    def __init__(self, at_once: AtOnce, in_turn: InTurn) -> None:
+        self.at_once, self.in_turn, self.kind = at_once, in_turn, at_once.kind
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         decisions = self.at_once.decisions
         kind = kind_of_run(self.kind, x)
         if (known := decisions.vmap_failure(kind)) is not None:
-            self.in_turn.why = f", because torch.func.vmap cannot batch it ({known})"
-            return self.in_turn(*x)
+            return self._run_in_turn(x, known)
         try:
             return self.at_once(*x)
         except Exception as error:
@@ -32,8 +30,7 @@ class AtOnceUntilItFails:
                 raise
             is_out_of_memory = isinstance(error, OUT_OF_MEMORY)
             reason = str(error) if isinstance(error, NotFaithfulError) else first_line(error)
-        self.in_turn.why = f", because torch.func.vmap cannot batch it ({reason})"
-        y = self.in_turn(*x)  # outside of `except`: the traceback holds what the function has allocated
+        y = self._run_in_turn(x, reason)  # outside of `except`: the traceback holds what the function has allocated
         is_known = reason in decisions.vmap_failures.values()
         if not is_out_of_memory:
             decisions.vmap_failures["value" if kind == "record" else kind] = reason
@@ -42,6 +39,10 @@ class AtOnceUntilItFails:
                 _slow(decisions.name, self.at_once.size, reason, is_out_of_memory=is_out_of_memory), PerformanceWarning
             )
         return y
+
+    def _run_in_turn(self, x: tuple[torch.Tensor, ...], reason: str) -> tuple[torch.Tensor, ...]:
+        self.in_turn.why = f", because torch.func.vmap cannot batch it ({reason})"
+        return self.in_turn(*x)
 
     def _is_for_the_caller(self, error: Exception) -> bool:
         """Whether to raise an exception rather than run one example after another."""

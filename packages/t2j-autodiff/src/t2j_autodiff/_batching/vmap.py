@@ -41,7 +41,7 @@ def batched(
     at_once = AtOnce(f, results, size, dims, decisions, kind, shows_gradients=is_derivative)
     if method == "vmap":
         return at_once
-    return AtOnceUntilItFails(at_once, InTurn(f, size, dims, decisions, kind), kind)
+    return AtOnceUntilItFails(at_once, InTurn(f, size, dims, decisions, kind))
 
 
 def over_axes(

@@ -1,4 +1,4 @@
-"""Progress: a line of log while a function is inferred, traced or compiled for longer than users expect."""
+"""Progress: a warning in the log while a function is inferred, traced or compiled for longer than users expect."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from .config import config
 
 logger = logging.getLogger("t2j_core")
 
-PATIENCE: float | None = config.progress_seconds or None  # seconds; None: nothing is told
+PATIENCE: float | None = config.progress_seconds or None  # seconds before the warning; None: no warning
 
 
 @contextlib.contextmanager
 def progress(phase: str, name: str, hint: str, noted: set[str]) -> Iterator[None]:
-    """Within, `phase` goes on for the function `name`. If it takes long, a warning in the log says so while it runs.
+    """Log a warning while the body runs, if it takes long.
 
-    It is told once for each function and phase, which `noted` remembers. How long it took is logged too, as
-    information. Nothing of this can fail, and no thread is left behind.
+    The body is a `phase`, such as "compiling", of the function `name`. `noted` keeps what was logged, so each phase of
+    a function is logged once. At the end the duration is logged at the level INFO. Logging raises no exception, and the
+    thread of the timer ends with the body.
     """
     key = f"progress: {phase} {name}"
     if PATIENCE is None or key in noted:
@@ -28,7 +29,7 @@ def progress(phase: str, name: str, hint: str, noted: set[str]) -> Iterator[None
         return
     start, timer = time.monotonic(), threading.Timer(PATIENCE, _tell, (phase, name, PATIENCE, hint, key, noted))
     timer.daemon = True
-    with contextlib.suppress(RuntimeError):  # no more threads, or Python ends
+    with contextlib.suppress(RuntimeError):  # the process can start no more threads, or Python shuts down
         timer.start()
     try:
         yield

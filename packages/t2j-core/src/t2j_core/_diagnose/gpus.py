@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 _FILES = {
-    "NVIDIA": ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg"),  # the last is that of WSL
+    "NVIDIA": ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg"),  # /dev/dxg: in WSL
     "AMD": ("/dev/kfd",),
 }
 
 
 def gpus(root: Path = Path("/")) -> list[str]:
-    """`NVIDIA` or `AMD`, if there is a driver or a device of that kind. The files are below `root`."""
+    """The kinds of GPU, `NVIDIA` or `AMD`, that have a driver or a device. The files of drivers are below `root`."""
     found = [kind for kind, files in _FILES.items() if any((root / file.lstrip("/")).exists() for file in files)]
     if torch.cuda.is_available():  # on Windows there are no such files
         found.append("AMD" if torch.version.hip else "NVIDIA")

@@ -1,4 +1,4 @@
-"""How texts name the arrays of a call: one by one, or where they are many, such as parameters, in sum."""
+"""How texts name the arrays of a call: a few one by one; many, such as parameters, by their number and size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def named_avals(call_tree: CallTree, operands: Sequence[Leaf]) -> str:
 
 
 def of_arrays(paths: Sequence[str], leaves: Sequence[Leaf], text_of: Callable[[int], str]) -> list[str]:
-    """What is said of arrays, such as operands: many with the same text are summed up."""
+    """One line for each text about arrays, with the names of the arrays that share it."""
     by_text: dict[str, dict[str, Leaf]] = {}
     for i, path in enumerate(paths):
         by_text.setdefault(text_of(i), {})[path] = leaves[i]
@@ -41,7 +41,7 @@ def of_arrays(paths: Sequence[str], leaves: Sequence[Leaf], text_of: Callable[[i
 
 
 def _names(named: Mapping[str, Leaf]) -> list[str]:
-    """The names of arrays; where an argument has many, how many, and their size."""
+    """The names of arrays. An argument with many is named once, with their number and size."""
     if len(named) <= _FEW:
         return [", ".join(named)]
     sums: list[str] = []

@@ -17,7 +17,7 @@ from .python_signature import signature_of
 
 @dataclass(frozen=True)
 class ModuleOptions:
-    """The options that `module2jax` has beside those of `torch2jax`."""
+    """The options of `module2jax` that `torch2jax` lacks."""
 
     train: bool | None = None
     mutable: bool = False
