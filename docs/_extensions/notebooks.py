@@ -52,7 +52,17 @@ def cleaned(notebook: nbformat.NotebookNode, docname: str, base: str) -> nbforma
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _LINK.sub(lambda link: link_to_site(link, docname, base), cell.source)
+        else:
+            cell.outputs = shown(cell)
     return notebook
+
+
+def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The outputs that the page shows: tags of a cell may hide them."""
+    tags = cell.metadata.get("tags", ())
+    if "remove-output" in tags:
+        return []
+    return [output for output in cell.outputs if "remove-stderr" not in tags or output.get("name") != "stderr"]
 
 
 def link_to_site(link: re.Match[str], docname: str, base: str) -> str:

@@ -49,7 +49,7 @@ def test_what_core_says_comes_before_the_derivatives():
         "scores(f32[16384]) -> (f32[])",
         "  outputs: inferred by a run without data",
         "  args[0]: lent, not copied",
-        "  output: copied (below 1.0 MB)",
+        "  output: copied (below 1,048,576 bytes)",
         "  reverse mode: kept autograd graph",
         "  forward mode: torch.func.jvp",
         "  vmap: not used so far",

@@ -195,7 +195,7 @@ def test_how_results_are_written():
     assert "output[0], output[1], output[2], output[3]: copied, or written in place" in f.explain()
     f(x)
     assert "output[0]: written in place by aten.relu" in lines(f)
-    assert "output[1]: copied (below 1.0 MB)" in lines(f)
+    assert "output[1]: copied (below 1,048,576 bytes)" in lines(f)
     assert "output[2]: written in place by aten.eq.Scalar" in lines(f)
     (last,) = [line for line in lines(f) if line.startswith("output[3]")]
     assert last.startswith("output[3]: copied (")

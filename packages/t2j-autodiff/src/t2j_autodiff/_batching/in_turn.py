@@ -26,15 +26,17 @@ class InTurn:
         self.kind, self.why = kind, why
 
     def __call__(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.run(x, self.why)
+
+    def run(self, x: Sequence[torch.Tensor], why: str) -> tuple[torch.Tensor, ...]:
+        """Run the examples, for the reason `why`."""
+        explanation = kind_of_run(self.kind, x), self.size, f"examples one after another{why}"
         if is_traced_ahead():  # as many times the operations of one
-            self._explain(x)
+            self.decisions.explain_batch(*explanation)
             raise InTurnError
         rows = [self._run(x, i) for i in range(self.size)]
-        self._explain(x)
+        self.decisions.explain_batch(*explanation)
         return tuple(torch.stack(column) for column in zip(*rows, strict=True))
-
-    def _explain(self, x: Sequence[torch.Tensor]) -> None:
-        self.decisions.explain_batch(kind_of_run(self.kind, x), self.size, f"examples one after another{self.why}")
 
     def _run(self, x: Sequence[torch.Tensor], i: int) -> tuple[torch.Tensor, ...]:
         # A copy, not a view: some operations ignore `storage_offset` and read from the start of the memory.

@@ -41,8 +41,7 @@ class AtOnceUntilItFails:
         return y
 
     def _run_in_turn(self, x: tuple[torch.Tensor, ...], reason: str) -> tuple[torch.Tensor, ...]:
-        self.in_turn.why = f", because torch.func.vmap cannot batch it ({reason})"
-        return self.in_turn(*x)
+        return self.in_turn.run(x, f", because torch.func.vmap cannot batch it ({reason})")
 
     def _is_for_the_caller(self, error: Exception) -> bool:
         """Whether to raise an exception rather than run one example after another."""

@@ -29,7 +29,7 @@ class DifferentiableFunction(TorchFunction[P]):
         sin(f32[]) -> (f32[])
           outputs: inferred by a run without data
           args[0]: lent, not copied
-          output: copied (below 1.0 MB)
+          output: copied (below 1,048,576 bytes)
           reverse mode: recompute (few operations on small tensors)
           forward mode: torch.func.jvp
           vmap: not used so far

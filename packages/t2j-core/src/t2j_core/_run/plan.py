@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch._ops import OpOverload
 
-from .._base.text import size_of
 from .._signature.signature import Leaf
 from .backward_nodes import Way, ways_to
 from .producers import Recorder
@@ -59,7 +58,7 @@ def plan_of(
 ) -> Plan:
     """Replace what produced the results of a recorded call, if that costs less than copies."""
     large = [i for i, leaf in enumerate(outputs[: len(results)]) if leaf.nbytes >= minimum]
-    obstacles = {i: f"below {size_of(minimum)}" for i in range(len(outputs)) if i not in large}
+    obstacles = {i: f"below {minimum:,} bytes" for i in range(len(outputs)) if i not in large}
     groups: dict[Way | None, _Group] = {}
     for i, (way, swap) in _swaps(recorder, results, outputs, large).items():
         if isinstance(swap, str):

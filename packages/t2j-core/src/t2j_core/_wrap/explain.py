@@ -17,7 +17,7 @@ import torch
 
 from .._base.config import config
 from .._base.dtypes import aval_text, dtype_t2j, row_of_jax
-from .._base.text import listed, size_of
+from .._base.text import listed
 from .._compile.compiled import CompiledFunction
 from .._run.lending import Handover
 from .._run.redirect import Redirected
@@ -156,4 +156,4 @@ def _written(fn: TorchFn, index: int, paths: Sequence[str]) -> str:
         return fn.target.explain(index)
     if fn.options.outputs == "copy":
         return 'copied (`outputs="copy"`)'
-    return "copied (beside `mutable_argnums`)" if fn.aliases else f"copied (below {size_of(config.auto_output_bytes)})"
+    return "copied (beside `mutable_argnums`)" if fn.aliases else f"copied (below {config.auto_output_bytes:,} bytes)"

@@ -89,7 +89,7 @@ class TorchFunction(Generic[P]):
         sin(f32[3]) -> (f32[3])
           outputs: inferred by a run without data
           args[0]: lent, not copied
-          output: copied (below 1.0 MB)
+          output: copied (below 1,048,576 bytes)
         """
         return "\n".join(map(wrapped, self.builder.explained_calls())) or f"{self.__name__} was not called yet."
 
