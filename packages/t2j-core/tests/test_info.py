@@ -23,6 +23,8 @@ from t2j_core.testing import collect
 def test_the_information():
     info = environment_info()
     assert info["t2j_core"] == version("t2j-core")
+    assert set(info["sisters"]) == {"t2j-autodiff", "t2j-dist"}
+    assert all(found == version(name) for name, found in info["sisters"].items() if found is not None)
     assert info["jax"] == jax.__version__
     assert info["jaxlib"] == version("jaxlib")
     assert info["torch"] == torch.__version__

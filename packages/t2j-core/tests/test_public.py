@@ -36,6 +36,17 @@ def test_an_option_of_a_sister_package(function, option, module):
         function(nn.Linear(1, 1), **{option: None})
 
 
+@pytest.mark.parametrize("option", ["train", "mutable", "copy"])
+def test_an_option_of_modules(option):
+    with raises(ArgumentError, what="keyword argument", got=option, remedy="`module2jax`"):
+        torch2jax(nn.Linear(1, 1), **{option: True})
+
+
+def test_arguments_beside_the_module():
+    with raises(ArgumentError, what="the module alone", got="2 arguments", remedy="`apply(variables, x)`"):
+        module2jax(nn.Linear(1, 1), jnp.ones(1))
+
+
 def test_a_misspelt_word():
     with raises(ArgumentError, what="`outputs`", got="'cpoy'", remedy='"copy"'):
         torch2jax(torch.sin, outputs="cpoy")

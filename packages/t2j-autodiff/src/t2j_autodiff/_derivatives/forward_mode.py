@@ -122,5 +122,6 @@ def _neither(forward: str, reverse: str) -> NonDifferentiableError:
         "PyTorch cannot compute the forward-mode derivative of this function.\n"
         f"  Forward mode failed:     {forward}\n"
         f"  Double backward failed:  {reverse}\n"
-        "Use reverse mode (`jax.grad`, `jax.vjp`, `jax.jacrev`), or give the `autograd.Function` a `jvp`."
+        "Use reverse mode (`jax.grad`, `jax.vjp`, `jax.jacrev`) or other operations, or give an `autograd.Function` "
+        "a `jvp`."
     )

@@ -21,6 +21,7 @@ ADDED_BY = {
     ),
     "t2j-dist": ("out_specs", "in_specs", "mesh", "output_sharding_spec", "lock"),
 }
+OF_MODULES = ("train", "mutable", "copy")  # options of `module2jax` alone
 
 
 def public(options: Sequence[str] = (), *, parameters: Sequence[inspect.Parameter] = ()) -> Callable[[_F], _F]:
@@ -73,6 +74,15 @@ def _misused(
                 remedy=f"As a decorator with options write `@functools.partial({name}, ...)`.",
             )
         )
+    if name == "module2jax" and len(args) > 1:
+        return ArgumentError(
+            describe(
+                "`module2jax` takes the module alone, and options by name.",
+                expected="`module2jax(module, ...)`",
+                got=f"{len(args)} arguments",
+                remedy="Pass arguments of the module to the function that it returns: `apply(variables, x)`.",
+            )
+        )
     return None
 
 
@@ -93,6 +103,8 @@ def _remedy(function: str, given: str, options: Sequence[str]) -> str:
         if function in WRAPPERS and given in added:
             module = package.replace("-", "_")
             return f"Install {package} and change one import: `from {module} import {function}`."
+    if function == "torch2jax" and given in OF_MODULES:
+        return "It is an option of `module2jax`: wrap the module with that."
     close = closest(given, options)
     return "Leave it out." if close is None else f"Did you mean `{close}`?"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def environment_info() -> dict[str, Any]:
 
     Returns:
       A dict with the keys `t2j_core`, `python`, `platform`, `jax`, `jaxlib`, `numpy`, `torch` and `xla_ffi` (versions);
+      `sisters` (versions of t2j-autodiff and t2j-dist, None where one is not installed);
       `jax_devices`, `jax_x64` and `torch_threads` (settings); `gpus` (a list of the kinds of GPU that the machine has
       drivers for), `cuda` and `gpu_wheels` (dicts of versions of GPU libraries) and `clashes` (a list of sentences,
       empty if the libraries fit together, or on a machine without a GPU); `exchange_api` (whether tensors cross through
@@ -40,6 +41,7 @@ def environment_info() -> dict[str, Any]:
     found = gpus()
     return {
         "t2j_core": __version__,
+        "sisters": {name: _version_of(name) for name in ("t2j-autodiff", "t2j-dist")},
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "jax": jax.__version__,
@@ -58,6 +60,13 @@ def environment_info() -> dict[str, Any]:
         "live_sites": native.counters()["live_sites"],
         "escaped_calls": native.counters()["escaped_calls"],
     }
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _ffi_version() -> str:

@@ -117,7 +117,7 @@ class Layout:
             if full.startswith(f"{name}."):
                 return f"Names are flat, as in torch: {full!r}."
         close = difflib.get_close_matches(str(name if part in self.tensors else part), names, 1)
-        return f"Use the name {close[0]!r}, or leave it out." if close else "Leave it out."
+        return f"Use the name {close[0]!r}." if close else "Leave it out."
 
 
 def _without_data(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -87,7 +87,7 @@ def check_key_is_first(name: str, call_tree: CallTree) -> None:
                 f"With `rng=True` the first argument must be a JAX key; {name} got none.",
                 expected="a key, as made by `jax.random.key(seed)`, then the other arguments",
                 got=", ".join(paths) or "no arrays",
-                remedy="Pass a key first: `f(key, x)`.",
+                remedy="Pass a key first: `f(key, x)`, or `apply(key, variables, x)` for a module.",
             )
         )
 
@@ -102,7 +102,8 @@ def key_data(key: jax.Array) -> Any:
                 "With `rng=True` the first argument must be a JAX key.",
                 expected="one key, as made by `jax.random.key(seed)`",
                 got=f"{key.dtype}{list(key.shape)}",
-                remedy="Pass a key first: `f(key, x)`.",
+                remedy="Pass a key first: `f(key, x)`, or `apply(key, variables, x)` for a module. "
+                "A batch of keys goes through `jax.vmap`.",
             )
         )
     return key
