@@ -10,7 +10,7 @@ import pkgutil
 import warnings
 
 import pytest
-from t2j_core._base.public import ADDED_BY, WRAPPERS
+from t2j_core._base.public import ADDED_BY, OF_MODULES, WRAPPERS
 
 PACKAGES = [importlib.import_module(name) for name in ("t2j_core", "t2j_autodiff", "t2j_dist")]
 WITHOUT_TRITON = () if importlib.util.find_spec("triton") else ("philox",)
@@ -78,3 +78,8 @@ def test_errors_know_the_options_that_each_package_adds(function):
     core, autodiff, dist = (set(inspect.signature(getattr(package, function)).parameters) for package in PACKAGES)
     added = {package: set(names) for package, names in ADDED_BY.items()}
     assert added == {"t2j-autodiff": autodiff - core, "t2j-dist": dist - autodiff}
+
+
+def test_errors_know_the_options_of_modules():
+    of_wrappers = [inspect.signature(getattr(PACKAGES[0], name)).parameters for name in ("module2jax", "torch2jax")]
+    assert set(OF_MODULES) == set(of_wrappers[0]) - set(of_wrappers[1]) - {"module"}

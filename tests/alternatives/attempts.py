@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -114,3 +115,15 @@ def shapes_on_4_devices(call: Call, kind: AxisType, *, in_shard_map: bool = Fals
     with jax.set_mesh(mesh):
         agree(jax.block_until_ready(jax.jit(f)(put(x(8, 3), mesh))), jnp.sin(x(8, 3)))
     return seen
+
+
+def vmap_as_its_method_says(call: Call) -> None:
+    """Without `vmap_method` an error; "sequential" runs one example at a time, "broadcast_all" the batch at once."""
+    runs: list[tuple[int, ...]] = []
+    f = lambda x, **options: call(lambda t: runs.append(tuple(t.shape)) or torch.sin(t), x, **options)
+    with pytest.raises(NotImplementedError, match="vmap_method"):
+        jax.vmap(f)(x(4, 3))
+    for method, seen in (("sequential", [(3,)] * 4), ("broadcast_all", [(4, 3)])):
+        runs.clear()
+        agree(jax.vmap(lambda x, method=method: f(x, vmap_method=method))(x(4, 3)), jnp.sin(x(4, 3)))
+        assert runs == seen

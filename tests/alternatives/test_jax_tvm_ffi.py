@@ -93,14 +93,7 @@ def test_complex_gradients():
 
 def test_vmap():
     """as `vmap_method` says"""
-    runs = []
-    f = lambda x, **options: call(lambda t: runs.append(tuple(t.shape)) or torch.sin(t), x, **options)
-    with pytest.raises(NotImplementedError, match="vmap_method"):
-        jax.vmap(f)(x(4, 3))
-    for method, seen in (("sequential", [(3,)] * 4), ("broadcast_all", [(4, 3)])):
-        runs.clear()
-        agree(jax.vmap(lambda x, method=method: f(x, vmap_method=method))(x(4, 3)), jnp.sin(x(4, 3)))
-        assert runs == seen
+    attempts.vmap_as_its_method_says(call)
 
 
 def test_parameters_of_modules():
